@@ -1,0 +1,244 @@
+"""The decode loop: prefill, one step, and `lax.while_loop` over it. Plain decoding is the same step with a bare root.
+
+The text of a row is `token_BT`: prompt, then what was emitted. The newest token is the root: its keys and values are not
+in the cache yet, so the cache's length is the root's position. The first call after the prefill has the last prompt
+token for its root and drafts nothing; its bonus is the first new token. Reports do not count it: it belongs to the
+prefill.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jax_probe_mtp import cache as kv
+from jax_probe_mtp import draft, model, probe, sampling, verify
+from jax_probe_mtp.config import DecodeConfig, ModelConfig, ProbeConfig
+from jax_probe_mtp.masks import block_can_attend, block_positions
+from jax_probe_mtp.params import Params
+from jax_probe_mtp.request import Request
+from jax_probe_mtp.tree import Tree, ancestors_or_self
+
+
+@flax.struct.dataclass(kw_only=True)
+class DecodeState:
+    """What a step reads and replaces.
+
+    Attributes:
+      token_BT: int32 [B, S + 1], prompt and emitted tokens.
+      length_B: int32 [B], committed slots of the cache; `token_BT[b, length]` is the root.
+      is_done_B: bool [B], True for a row that has emitted its last token.
+      cache: keys and values.
+      masks_BMD: float32 [B, M, D], the mask tokens.
+      candidates: what the last accepted node's masks propose.
+      calls_B: int32 [B], decode calls the row was active in, the prefill's not counted.
+      accepted_by_depth_BM: int32 [B, M], drafts accepted at depth 1..M, before the cut at the end of the text.
+    """
+
+    token_BT: jax.Array
+    length_B: jax.Array
+    is_done_B: jax.Array
+    cache: kv.KVCache
+    masks_BMD: jax.Array
+    candidates: draft.Candidates
+    calls_B: jax.Array
+    accepted_by_depth_BM: jax.Array
+
+
+@flax.struct.dataclass(kw_only=True)
+class DecodeResult:
+    """Tokens and counts, the rows' own.
+
+    Attributes:
+      token_BT: int32 [B, S + 1], prompt and emitted tokens; what is behind a row's last one means nothing.
+      num_emitted_B: int32 [B], tokens emitted, an end-of-text token included.
+      calls_B: int32 [B], decode calls, without the prefill; `num_emitted - 1` tokens came from them.
+      accepted_by_depth_BM: int32 [B, M], accepted drafts by depth, before the cut at the end of the text.
+    """
+
+    token_BT: jax.Array
+    num_emitted_B: jax.Array
+    calls_B: jax.Array
+    accepted_by_depth_BM: jax.Array
+
+
+def decode(
+    params: Params, request: Request, cfg: ModelConfig, probe_cfg: ProbeConfig, decode_cfg: DecodeConfig
+) -> DecodeResult:
+    """Decodes a batch of prompts to their ends: one pure function, to be called inside `jax.jit`.
+
+    Args:
+      params: the tree of `abstract_params(cfg)`.
+      request: prompts, limits and sampling; arrays.
+      cfg: the model; static.
+      probe_cfg: masks and tree; static. `ProbeConfig()` is plain decoding.
+      decode_cfg: capacity; static. A row that fills it stops there, so check first that
+        prompt + new tokens - 1 <= capacity (`make_request` does).
+
+    Returns:
+      The same tokens for every `probe_cfg`; only the number of calls differs.
+
+    Raises:
+      ValueError: if the padded prompts are longer than the capacity.
+    """
+    state = prefill(params, request, cfg, probe_cfg, decode_cfg)
+    state = jax.lax.while_loop(
+        lambda state: ~jnp.all(state.is_done_B),
+        lambda state: step(params, request, state, cfg, probe_cfg, decode_cfg),
+        state,
+    )
+    return DecodeResult(
+        token_BT=state.token_BT,
+        num_emitted_B=state.length_B + 1 - request.prompt_length_B,
+        calls_B=state.calls_B,
+        accepted_by_depth_BM=state.accepted_by_depth_BM,
+    )
+
+
+def prefill(
+    params: Params, request: Request, cfg: ModelConfig, probe_cfg: ProbeConfig, decode_cfg: DecodeConfig
+) -> DecodeState:
+    """Fills the cache with all prompt tokens but the last, which becomes the root; sets the first masks.
+
+    The prompt enters in chunks of equal size, as many as the longest row needs. All rows start at slot 0, so a chunk
+    has the same slots in each; what padding writes lies behind a row's length and is never read.
+    """
+    B, T = request.prompt_BT.shape
+    S = decode_cfg.capacity
+    if T > S + 1:
+        raise ValueError(f"prompts padded to {T} tokens need a capacity of {T - 1}, got {S}; raise it or pad less.")
+    cache = kv.allocate(
+        cfg, batch_size=B, capacity=S, scratch=probe_cfg.num_rows, dtype=params["embed"].dtype
+    )
+    num_slots = cache.k[0].shape[2]
+    chunk = min(T, decode_cfg.prefill_chunk)
+
+    def fill(i: jax.Array, cache: kv.KVCache) -> kv.KVCache:
+        start = jnp.minimum(i * chunk, T - chunk)  # the last chunk overlaps the one before: it writes the same again
+        ids = jax.lax.dynamic_slice_in_dim(request.prompt_BT, start, chunk, axis=1)
+        position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
+        can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
+        return model.forward(params, cfg, model.embed(params, ids), position_BC, cache, start, can_attend_BCS)[1]
+
+    num_chunks = (jnp.max(request.prompt_length_B) - 1 + chunk - 1) // chunk
+    cache = jax.lax.fori_loop(0, num_chunks, fill, cache)
+    masks = probe.init_masks(
+        params["embed"],
+        model.embed(params, request.prompt_BT),
+        request.prompt_length_B,
+        request.sampling.seed_B,
+        probe_cfg,
+    )
+    return DecodeState(
+        token_BT=jnp.pad(request.prompt_BT, ((0, 0), (0, S + 1 - T))),
+        length_B=request.prompt_length_B - 1,
+        is_done_B=request.max_new_tokens_B < 1,
+        cache=cache,
+        masks_BMD=masks,
+        candidates=draft.no_candidates(B, probe_cfg),
+        calls_B=jnp.zeros(B, jnp.int32),
+        accepted_by_depth_BM=jnp.zeros((B, probe_cfg.depth), jnp.int32),
+    )
+
+
+def step(
+    params: Params,
+    request: Request,
+    state: DecodeState,
+    cfg: ModelConfig,
+    probe_cfg: ProbeConfig,
+    decode_cfg: DecodeConfig,
+) -> DecodeState:
+    """One call of the model: draft, forward, verify, commit, probe. Rows that are done stay as they are."""
+    root_B = jnp.take_along_axis(state.token_BT, state.length_B[:, None], axis=1)[:, 0]
+    tree = draft.build_tree(root_B, state.candidates, probe_cfg)
+    logits_BRV, cache = _run_block(params, cfg, tree, state, decode_cfg.capacity)
+    accepted = verify.walk(
+        tree, _chooser(logits_BRV, tree, state.length_B, request, decode_cfg), max_depth=probe_cfg.depth
+    )
+    cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
+    state = _commit(params, request, state.replace(cache=cache), accepted)
+    return state.replace(candidates=_probe(logits_BRV, accepted, state, request, probe_cfg, decode_cfg))
+
+
+def _run_block(
+    params: Params, cfg: ModelConfig, tree: Tree, state: DecodeState, capacity: int
+) -> tuple[jax.Array, kv.KVCache]:
+    """Logits [B, R, V] of the tree's nodes and of every node's masks, their keys and values in the cache's scratch."""
+    B, N = tree.token_BN.shape
+    M, D = state.masks_BMD.shape[1:]
+    nodes_BND = model.embed(params, tree.token_BN)
+    masks_BLD = jnp.tile(state.masks_BMD.astype(nodes_BND.dtype), (1, N, 1))  # L = N M rows, owner by owner
+    position_BR = block_positions(tree.depth_BN, state.length_B, M)
+    is_ancestor_BNN = ancestors_or_self(tree.parent_BN, max_depth=M)
+    can_attend_BRS = block_can_attend(is_ancestor_BNN, state.length_B, M, capacity)
+    x_BRD = jnp.concatenate([nodes_BND, masks_BLD], axis=1)
+    hidden_BRD, cache = model.forward(params, cfg, x_BRD, position_BR, state.cache, capacity, can_attend_BRS)
+    return model.logits(params, cfg, hidden_BRD), cache
+
+
+def _chooser(logits_BRV, tree, length_B, request, decode_cfg):  # type: ignore[no-untyped-def]
+    """The model's own next token after a node of the tree, as `verify.walk` asks for it."""
+    if not decode_cfg.is_sampled:  # all nodes at once: an argmax is cheap, and it is one kernel
+        greedy_BN = jnp.argmax(logits_BRV[:, : tree.token_BN.shape[1]], axis=-1).astype(jnp.int32)
+        return lambda node_B, depth: jnp.take_along_axis(greedy_BN, node_B[:, None], axis=1)[:, 0]
+
+    def draw(node_B: jax.Array, depth: int) -> jax.Array:  # of visited nodes alone: noise and cuts are not cheap
+        logits_BV = jnp.take_along_axis(logits_BRV, node_B[:, None, None], axis=1)[:, 0]
+        return sampling.next_token(logits_BV, length_B + depth + 1, request.sampling)
+
+    return draw
+
+
+def _commit(params: Params, request: Request, state: DecodeState, accepted: verify.Accepted) -> DecodeState:
+    """Emits the accepted drafts and the bonus, cut at the end of the text; folds them into the masks; counts."""
+    B, P = accepted.token_BP.shape
+    place_P = jnp.arange(P)
+    num_emitted_B = state.length_B + 1 - request.prompt_length_B
+    room_B = jnp.minimum(request.max_new_tokens_B - num_emitted_B, state.cache.capacity - state.length_B)
+    num_new_B = jnp.minimum(accepted.num_accepted_B + 1, room_B)
+    is_eos_BP = jnp.any(accepted.token_BP[..., None] == request.eos_E, axis=-1) & (place_P < num_new_B[:, None])
+    has_eos_B = jnp.any(is_eos_BP, axis=1)
+    num_new_B = jnp.where(has_eos_B, jnp.argmax(is_eos_BP, axis=1) + 1, num_new_B)
+    num_new_B = jnp.where(state.is_done_B, 0, num_new_B)
+
+    target_BP = state.length_B[:, None] + 1 + place_P
+    target_BP = jnp.where(place_P < num_new_B[:, None], target_BP, state.token_BT.shape[1])  # outside: dropped
+    is_counted_B = ~state.is_done_B & (num_emitted_B > 0)
+    reached_BM = accepted.num_accepted_B[:, None] > jnp.arange(P - 1)
+    return state.replace(
+        token_BT=state.token_BT.at[jnp.arange(B)[:, None], target_BP].set(accepted.token_BP, mode="drop"),
+        length_B=state.length_B + num_new_B,
+        is_done_B=state.is_done_B | has_eos_B | (num_new_B >= room_B),
+        masks_BMD=probe.update_masks(
+            state.masks_BMD, model.embed(params, accepted.token_BP), num_new_B, request.mask_ema
+        ),
+        calls_B=state.calls_B + is_counted_B,
+        accepted_by_depth_BM=state.accepted_by_depth_BM + (reached_BM & is_counted_B[:, None]),
+    )
+
+
+def _probe(
+    logits_BRV: jax.Array,
+    accepted: verify.Accepted,
+    state: DecodeState,
+    request: Request,
+    probe_cfg: ProbeConfig,
+    decode_cfg: DecodeConfig,
+) -> draft.Candidates:
+    """Reads the masks of the last accepted node: mask i proposes the token i places after the new root."""
+    M = probe_cfg.depth
+    if M == 0:
+        return state.candidates
+    row_BM = probe_cfg.num_nodes + accepted.node_BP[:, -1:] * M + jnp.arange(M)
+    score_BMV = jnp.take_along_axis(logits_BRV, row_BM[..., None], axis=1)
+    if decode_cfg.is_sampled:
+        by_depth = []
+        for i in range(M):
+            score_BV = sampling.scale(score_BMV[:, i], request.sampling.temperature_B)
+            if probe_cfg.rank_with_noise:
+                position_B = state.length_B + 1 + i
+                noise_BV = sampling.gumbel_noise(request.sampling.seed_B, position_B, score_BV.shape[1])
+                score_BV += jnp.where(request.sampling.temperature_B > 0, 1, 0)[:, None] * noise_BV
+            by_depth.append(score_BV)
+        score_BMV = jnp.stack(by_depth, axis=1)
+    return draft.top_candidates(score_BMV, probe_cfg)

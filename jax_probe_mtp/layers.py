@@ -1,0 +1,78 @@
+"""The pieces of a transformer layer: arrays in, arrays out; masks and positions are arguments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_probe_mtp.config import ModelConfig
+
+
+def product(subscripts: str, x: jax.Array, y: jax.Array, *, out_dtype: jnp.dtype | None = None) -> jax.Array:
+    """`jnp.einsum` with its precision said: float32 inputs are multiplied in full float32 whatever the global flags.
+
+    Args:
+      subscripts: einsum subscripts of two operands.
+      x: first operand.
+      y: second operand, of the same dtype.
+      out_dtype: dtype of the result and of the sums; the inputs' when left out.
+    """
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jnp.einsum(subscripts, x, y, precision=precision, preferred_element_type=out_dtype or x.dtype)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis; statistics in float32, the result in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return weight * normed.astype(x.dtype)
+
+
+def rope_table(cfg: ModelConfig, position_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary embedding, float32 [B, T, h/2] each.
+
+    The angles are float32 whatever the model's dtype: bfloat16 cannot tell position 1000 from 1001.
+    """
+    exponents = np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim
+    frequencies = cfg.rope_theta**-exponents / np.asarray(cfg.rope_divisors or 1.0)
+    angles = position_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos_BTc: jax.Array, sin_BTc: jax.Array) -> jax.Array:
+    """Turns each pair (i, i + h/2) of x [B, T, ..., h] by its angle, in float32; the result has x's dtype."""
+    extra = (1,) * (x.ndim - 3)
+    cos = cos_BTc.reshape(*cos_BTc.shape[:2], *extra, -1)
+    sin = sin_BTc.reshape(*sin_BTc.shape[:2], *extra, -1)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def attention(q_BTKGh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, can_attend_BTS: jax.Array) -> jax.Array:
+    """Grouped-query attention over all slots of the cache.
+
+    Group and query rows are folded into one matrix product per kv head: the keys and values are then read once for all
+    G heads and T rows that share them.
+
+    Args:
+      q_BTKGh: queries of T rows, G for each of K kv heads.
+      k_BKSh: keys in the cache's slots.
+      v_BKSh: values in the cache's slots.
+      can_attend_BTS: bool [B, T, S], True where a row may read a slot; each row has at least one.
+
+    Returns:
+      [B, T, K, G, h] in the queries' dtype.
+    """
+    B, T, K, G, h = q_BTKGh.shape
+    q_BKRh = q_BTKGh.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, h)
+    scores = product("bkrh,bksh->bkrs", q_BKRh, k_BKSh, out_dtype=jnp.float32) * h**-0.5
+    scores = scores.reshape(B, K, G, T, -1)
+    scores = jnp.where(can_attend_BTS[:, None, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BKSh.dtype).reshape(B, K, G * T, -1)
+    out_BKRh = product("bkrs,bksh->bkrh", weights, v_BKSh)
+    return out_BKRh.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4)
+
+
+def gated_mlp(x_BTD: jax.Array, gate_up_D2F: jax.Array, down_FD: jax.Array) -> jax.Array:
+    """down(silu(gate(x)) * up(x)), gate and up read as one matrix."""
+    gate_up = product("btd,dcf->btcf", x_BTD, gate_up_D2F)
+    return product("btf,fd->btd", jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1], down_FD)

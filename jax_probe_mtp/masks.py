@@ -1,0 +1,66 @@
+"""The layout of a block, the rows of one call: their order, their positions, and what each may attend to.
+
+N tree nodes with M masks each make R = N (M + 1) rows: first the nodes, then the masks of node 0, of node 1, ... For a
+root with one child and M = 2, what a row may read of the block (all rows also read the committed prefix):
+
+               root child | r.1  r.2  c.1  c.2
+      root       x        |
+      child      x    x   |
+      r.1        x        |  x
+      r.2        x        |  x    x
+      c.1        x    x   |            x
+      c.2        x    x   |            x    x
+
+No node reads a mask: masks cannot change a verification logit.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def block_layout(num_nodes: int, num_masks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which node owns each row of a block, and which mask of it the row is.
+
+    Returns:
+      int32 [R] owner (a node owns itself) and int32 [R] index: 0 for a node, i for its mask i.
+    """
+    nodes = np.arange(num_nodes, dtype=np.int32)
+    owner_R = np.concatenate([nodes, np.repeat(nodes, num_masks)])
+    masks = np.tile(np.arange(1, num_masks + 1, dtype=np.int32), num_nodes)
+    return owner_R, np.concatenate([np.zeros_like(nodes), masks])
+
+
+def block_positions(depth_BN: jax.Array, length_B: jax.Array, num_masks: int) -> jax.Array:
+    """Rotary positions, int32 [B, R]: a node sits its depth after the root, mask i another i after its owner.
+
+    Args:
+      depth_BN: int32 [B, N], edges from the root.
+      length_B: int32 [B], committed tokens in the cache, the root's position.
+      num_masks: M; static.
+    """
+    owner_R, index_R = block_layout(depth_BN.shape[1], num_masks)
+    return length_B[:, None] + depth_BN[:, owner_R] + index_R
+
+
+def block_can_attend(is_ancestor_BNN: jax.Array, length_B: jax.Array, num_masks: int, capacity: int) -> jax.Array:
+    """What each row of a block may read: the committed prefix, its owner's path, and its owner's masks up to itself.
+
+    Args:
+      is_ancestor_BNN: bool [B, N, N], `tree.ancestors_or_self`.
+      length_B: int32 [B], committed slots of each row.
+      num_masks: M; static.
+      capacity: S, slots before the block's; static.
+
+    Returns:
+      bool [B, R, S + R]: S slots of the cache, then the block's own rows.
+
+    Source: ESP (arXiv:2603.17942), Section 3.3.
+    """
+    B, N, _ = is_ancestor_BNN.shape
+    owner_R, index_R = block_layout(N, num_masks)
+    is_prefix_BS = jnp.arange(capacity) < length_B[:, None]
+    is_own_mask_RR = (owner_R[:, None] == owner_R) & (index_R <= index_R[:, None])
+    own_masks = np.broadcast_to(is_own_mask_RR[:, N:], (B, owner_R.size, N * num_masks))
+    prefix = jnp.broadcast_to(is_prefix_BS[:, None], (B, owner_R.size, capacity))
+    return jnp.concatenate([prefix, is_ancestor_BNN[:, owner_R], own_masks], axis=2)

@@ -1,0 +1,89 @@
+"""The forward pass of Llama, Qwen2 and Qwen3 (dense); it knows nothing of trees, probes or sampling."""
+
+import jax
+import jax.numpy as jnp
+
+from jax_probe_mtp import layers
+from jax_probe_mtp.cache import KVCache, allocate, write_rows
+from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.params import Params
+
+
+def embed(params: Params, ids: jax.Array) -> jax.Array:
+    """Input embeddings [..., D] of token ids [...]; ids outside the vocabulary give its nearest end."""
+    return jnp.take(params["embed"], ids, axis=0, mode="clip")
+
+
+def forward(
+    params: Params,
+    cfg: ModelConfig,
+    x_BTD: jax.Array,
+    position_BT: jax.Array,
+    cache: KVCache,
+    start: jax.Array | int,
+    can_attend_BTS: jax.Array,
+) -> tuple[jax.Array, KVCache]:
+    """Runs T rows through the model, writing their keys and values into the cache before they are attended to.
+
+    The layers are a Python loop over separate arrays: a scan over stacked weights would copy each layer's weights at
+    every call (3 times slower at batch 1 on a GPU).
+
+    Args:
+      params: the tree of `abstract_params(cfg)`.
+      cfg: the model; static.
+      x_BTD: input embeddings, in the model's dtype.
+      position_BT: int32 [B, T], rotary positions.
+      cache: where the rows before these are.
+      start: slot of the first of the T rows; the same for all batch rows.
+      can_attend_BTS: bool [B, T, S], over all slots of the cache, scratch and the T fresh rows included.
+
+    Returns:
+      The hidden states [B, T, D] before the final norm, and the cache with the rows written.
+    """
+    G = cfg.queries_per_kv
+    cos, sin = layers.rope_table(cfg, position_BT)
+    all_k, all_v = [], []
+    for layer, k_BKSh, v_BKSh in zip(params["layers"], cache.k, cache.v, strict=True):
+        normed = layers.rms_norm(x_BTD, layer["attn_norm"], cfg.norm_eps)
+        qkv_BTKnh = layers.product("btd,dknh->btknh", normed, layer["qkv"])
+        if cfg.has_qkv_bias:
+            qkv_BTKnh += layer["qkv_bias"]
+        q_BTKGh, k_BTKh, v_BTKh = qkv_BTKnh[:, :, :, :G], qkv_BTKnh[:, :, :, G], qkv_BTKnh[:, :, :, G + 1]
+        if cfg.has_qk_norm:
+            q_BTKGh = layers.rms_norm(q_BTKGh, layer["q_norm"], cfg.norm_eps)
+            k_BTKh = layers.rms_norm(k_BTKh, layer["k_norm"], cfg.norm_eps)
+        k_BKSh = write_rows(k_BKSh, layers.rotate(k_BTKh, cos, sin), start)
+        v_BKSh = write_rows(v_BKSh, v_BTKh, start)
+        mixed_BTKGh = layers.attention(layers.rotate(q_BTKGh, cos, sin), k_BKSh, v_BKSh, can_attend_BTS)
+        x_BTD = x_BTD + layers.product("btkgh,kghd->btd", mixed_BTKGh, layer["out"])
+        normed = layers.rms_norm(x_BTD, layer["mlp_norm"], cfg.norm_eps)
+        x_BTD = x_BTD + layers.gated_mlp(normed, layer["gate_up"], layer["down"])
+        all_k.append(k_BKSh)
+        all_v.append(v_BKSh)
+    return x_BTD, cache.replace(k=tuple(all_k), v=tuple(all_v))
+
+
+def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
+    """Next-token logits, float32 [B, T, V], of hidden states; never rounded to a shorter dtype on the way."""
+    normed = layers.rms_norm(hidden_BTD, params["final_norm"], cfg.norm_eps)
+    head_VD = params["embed"] if cfg.is_tied else params["head"]
+    return layers.product("btd,vd->btv", normed, head_VD, out_dtype=jnp.float32)
+
+
+def full_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
+    """Logits after every token of a text, all positions in one call and nothing kept: the plain definition.
+
+    Args:
+      params: the tree of `abstract_params(cfg)`.
+      cfg: the model; static.
+      tokens_BT: int32 [B, T], each row a text from its start.
+
+    Returns:
+      float32 [B, T, V].
+    """
+    B, T = tokens_BT.shape
+    cache = allocate(cfg, batch_size=B, capacity=0, scratch=T, dtype=params["embed"].dtype)
+    position_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    is_causal_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), jnp.bool_)), (B, T, T))
+    hidden, _ = forward(params, cfg, embed(params, tokens_BT), position_BT, cache, 0, is_causal_BTT)
+    return logits(params, cfg, hidden)

@@ -1,0 +1,144 @@
+"""What to decode: prompts, limits and sampling as arrays, checked before anything runs."""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_probe_mtp.config import DecodeConfig, ModelConfig, ProbeConfig
+from jax_probe_mtp.sampling import Sampling
+
+SMALLEST_BUCKET = 64
+
+
+@flax.struct.dataclass(kw_only=True)
+class Request:
+    """What to decode, all arrays: other values do not recompile. `make_request` checks and builds one.
+
+    Attributes:
+      prompt_BT: int32 [B, T], token ids padded on the right with anything.
+      prompt_length_B: int32 [B], at least 1.
+      max_new_tokens_B: int32 [B], tokens to emit at most, the prefill's included.
+      eos_E: int32 [E], ids that end a text.
+      sampling: temperature, top-k, top-p and seed of each row.
+      mask_ema: float32 scalar, lambda of Eq. (5).
+    """
+
+    prompt_BT: jax.Array
+    prompt_length_B: jax.Array
+    max_new_tokens_B: jax.Array
+    eos_E: jax.Array
+    sampling: Sampling
+    mask_ema: jax.Array
+
+
+def bucket(size: int) -> int:
+    """The power of two, at least 64, that holds `size`: so that a new length is seldom a new program."""
+    return max(SMALLEST_BUCKET, 1 << (size - 1).bit_length())
+
+
+def make_request(
+    cfg: ModelConfig,
+    probe: ProbeConfig,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int],
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seeds: Sequence[int] | None = None,
+    mask_ema: float = 0.1,
+    capacity: int | None = None,
+) -> tuple[Request, DecodeConfig]:
+    """Checks everything that can be wrong with a batch, and lays it out as arrays and their static configuration.
+
+    Args:
+      cfg: the model.
+      probe: masks and tree.
+      prompts: B lists of token ids, of any lengths.
+      max_new_tokens: tokens to emit at most, for each row.
+      eos_token_ids: ids that end a text; none means that only the limit does.
+      temperature: 0 is greedy.
+      top_k: the most likely tokens that stay, 0 for all.
+      top_p: mass of the most likely tokens that stay, in (0, 1].
+      seeds: one for each row, 0 to 2**32 - 1; zeros when left out.
+      mask_ema: lambda of Eq. (5), 0 to 1.
+      capacity: cache slots of a row; the smallest bucket that fits when left out.
+
+    Returns:
+      The request, and the `DecodeConfig` it needs.
+
+    Raises:
+      ValueError: one line with the values and a way out.
+    """
+    if not prompts:
+        raise ValueError("no prompts: give at least one.")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    if not temperature >= 0 or temperature == float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}; 1 keeps all tokens.")
+    if top_k < 0:
+        raise ValueError(f"top_k must be 0 (all tokens) or more, got {top_k}.")
+    if not 0 <= mask_ema <= 1:
+        raise ValueError(f"mask_ema must be between 0 (frozen masks) and 1, got {mask_ema}.")
+    if probe.depth and probe.num_candidates > cfg.vocab_size:
+        raise ValueError(
+            f"the tree looks at {probe.num_candidates} candidates of a mask, but the vocabulary has {cfg.vocab_size} "
+            f"tokens; use fewer."
+        )
+    seeds = [0] * len(prompts) if seeds is None else seeds
+    if len(seeds) != len(prompts) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise ValueError(f"seeds must be {len(prompts)} numbers from 0 to 2**32 - 1, one a prompt, got {list(seeds)}.")
+    for row, prompt in enumerate(prompts):
+        _check_prompt(cfg, probe, prompt, row, max_new_tokens)
+
+    longest = max(len(prompt) for prompt in prompts)
+    needed = longest + max_new_tokens - 1
+    if capacity is None:
+        capacity = bucket(needed)
+    elif needed > capacity:
+        raise ValueError(
+            f"cache holds {capacity} tokens, but prompt {longest} + new {max_new_tokens} need {needed}; raise capacity, "
+            f"shorten the prompt or ask for fewer tokens."
+        )
+    padded = np.zeros((len(prompts), min(bucket(longest), capacity + 1)), np.int32)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = prompt
+    full = lambda value, dtype: jnp.full(len(prompts), value, dtype)  # noqa: E731
+    request = Request(
+        prompt_BT=jnp.asarray(padded),
+        prompt_length_B=jnp.asarray([len(prompt) for prompt in prompts], jnp.int32),
+        max_new_tokens_B=full(max_new_tokens, jnp.int32),
+        eos_E=jnp.asarray(list(eos_token_ids), jnp.int32),
+        sampling=Sampling(
+            temperature_B=full(temperature, jnp.float32),
+            top_k_B=full(min(top_k, cfg.vocab_size), jnp.int32),
+            top_p_B=full(top_p, jnp.float32),
+            seed_B=jnp.asarray(list(seeds), jnp.uint32),
+        ),
+        mask_ema=jnp.float32(mask_ema),
+    )
+    return request, DecodeConfig(capacity=capacity, is_sampled=temperature > 0)
+
+
+def _check_prompt(cfg: ModelConfig, probe: ProbeConfig, prompt: Sequence[int], row: int, max_new_tokens: int) -> None:
+    if len(prompt) == 0:
+        raise ValueError(f"prompt {row} is empty: it needs at least one token.")
+    for token in prompt:
+        if not 0 <= token < cfg.vocab_size:
+            raise ValueError(f"prompt {row} holds token id {token}, but the vocabulary ends at {cfg.vocab_size - 1}.")
+    if len(prompt) + max_new_tokens > cfg.context_length:
+        raise ValueError(
+            f"prompt {row} has {len(prompt)} tokens, with {max_new_tokens} new ones more than the model's context of "
+            f"{cfg.context_length}; shorten the prompt or ask for at most {max(cfg.context_length - len(prompt), 0)} new."
+        )
+    if probe.mask_init == "last_k" and len(prompt) < probe.depth:
+        raise ValueError(
+            f"prompt {row} has {len(prompt)} tokens, but mask_init last_k with {probe.depth} masks needs as many; "
+            f"use mask_init mean."
+        )

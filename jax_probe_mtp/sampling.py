@@ -1,0 +1,108 @@
+"""The one definition of the next token: greedy, or a draw from the distribution that temperature, top-k and top-p cut out.
+
+A draw is argmax(logits / T + Gumbel noise) over the tokens that the cuts leave. The noise depends on the row's own seed
+and the position of the drawn token alone, so plain decoding and this method draw the same token at the same place,
+whatever the tree, the batch or the neighbours.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Sampling:
+    """What a draw depends on besides the logits, one value a row.
+
+    Attributes:
+      temperature_B: float32 [B]; 0 is greedy.
+      top_k_B: int32 [B]; the most likely k stay, 0 keeps all.
+      top_p_B: float32 [B]; then the most likely tokens up to this mass stay, 1 keeps all.
+      seed_B: uint32 [B].
+    """
+
+    temperature_B: jax.Array
+    top_k_B: jax.Array
+    top_p_B: jax.Array
+    seed_B: jax.Array
+
+
+def prng_key(seed: jax.Array) -> jax.Array:
+    """A key of a named generator: the default one can be changed from outside, and with it the tokens."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def gumbel_noise(seed_B: jax.Array, position_B: jax.Array, vocab_size: int) -> jax.Array:
+    """The noise that draws the token at `position_B`: float32 [B, V], keyed by (seed, position) and nothing else."""
+
+    def draw(seed: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(prng_key(seed), position)
+        return jax.random.gumbel(key, (vocab_size,), jnp.float32)
+
+    with jax.threefry_partitionable(True):  # a flag that also changes the bits
+        return jax.vmap(draw)(seed_B, position_B)
+
+
+def scale(logits_BV: jax.Array, temperature_B: jax.Array) -> jax.Array:
+    """logits / T, and the plain logits where T is 0."""
+    return logits_BV / jnp.where(temperature_B > 0, temperature_B, 1)[:, None]
+
+
+def next_token(logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling | None) -> jax.Array:
+    """The token that the model puts at `position_B`: what plain decoding emits, and what a draft must equal.
+
+    Args:
+      logits_BV: float32 [B, V], at the position before.
+      position_B: int32 [B], absolute position of the token to choose.
+      sampling: None in a greedy program, which then holds no noise.
+
+    Returns:
+      int32 [B]. Ties go to the lowest id.
+    """
+    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    if sampling is None:
+        return greedy_B
+    scaled_BV = scale(logits_BV, sampling.temperature_B)
+    is_kept_BV = keep_likely(scaled_BV, sampling.top_k_B, sampling.top_p_B)
+    noisy_BV = scaled_BV + gumbel_noise(sampling.seed_B, position_B, logits_BV.shape[1])
+    drawn_B = jnp.argmax(jnp.where(is_kept_BV, noisy_BV, -jnp.inf), axis=-1).astype(jnp.int32)
+    return jnp.where(sampling.temperature_B > 0, drawn_B, greedy_B)
+
+
+def keep_likely(scaled_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+    """The tokens that top-k, then top-p leave: bool [B, V].
+
+    Top-p works on what top-k left, renormalised, and keeps the fewest most likely tokens whose mass reaches p. Tokens
+    tied at a cut all stay, so the result does not depend on an order among equals.
+    """
+
+    def cut_k(kept_BV: jax.Array) -> jax.Array:
+        target_B = jnp.where(top_k_B > 0, top_k_B, scaled_BV.shape[1]).astype(jnp.float32)
+        return kept_BV & _top_of_weight(scaled_BV, jnp.ones_like(scaled_BV), target_B)
+
+    def cut_p(kept_BV: jax.Array) -> jax.Array:
+        weight_BV = jnp.where(kept_BV, jnp.exp(scaled_BV - jnp.max(scaled_BV, axis=-1, keepdims=True)), 0.0)
+        reached_BV = _top_of_weight(scaled_BV, weight_BV, top_p_B * jnp.sum(weight_BV, axis=-1))
+        return kept_BV & (reached_BV | (top_p_B >= 1)[:, None])
+
+    kept_BV = jnp.ones(scaled_BV.shape, jnp.bool_)
+    kept_BV = jax.lax.cond(jnp.any(top_k_B > 0), cut_k, lambda kept: kept, kept_BV)
+    return jax.lax.cond(jnp.any(top_p_B < 1), cut_p, lambda kept: kept, kept_BV)
+
+
+def _top_of_weight(value_BV: jax.Array, weight_BV: jax.Array, target_B: jax.Array) -> jax.Array:
+    """Marks the largest values, as many as it takes for their weights to sum to the target; ties stay together.
+
+    Finds the threshold bit by bit in an integer that orders as the float does: 32 sums, no sort of the vocabulary.
+    """
+    bits = jax.lax.bitcast_convert_type(value_BV, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    ordered_BV = jnp.where(bits & sign, ~bits, bits | sign)
+
+    def add_bit(i: jax.Array, threshold_B: jax.Array) -> jax.Array:
+        higher_B = threshold_B | (sign >> i.astype(jnp.uint32))
+        mass_B = jnp.sum(weight_BV, axis=-1, where=ordered_BV >= higher_B[:, None])
+        return jnp.where(mass_B >= target_B, higher_B, threshold_B)
+
+    threshold_B = jax.lax.fori_loop(0, 32, add_bit, jnp.zeros(value_BV.shape[0], jnp.uint32))
+    return ordered_BV >= threshold_B[:, None]
