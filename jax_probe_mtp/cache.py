@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from jax_probe_mtp.config import ModelConfig
 
 
-@flax.struct.dataclass
-class KVCache:
+class KVCache(flax.struct.PyTreeNode, kw_only=True):
     """Keys (after rope) and values of every layer.
 
     Attributes:
@@ -64,5 +63,6 @@ def keep_path(cache: KVCache, path_BP: jax.Array, length_B: jax.Array) -> KVCach
 
     keep_all = jax.vmap(keep)
     return cache.replace(
-        k=tuple(keep_all(k, path_BP, length_B) for k in cache.k), v=tuple(keep_all(v, path_BP, length_B) for v in cache.v)
+        k=tuple(keep_all(k, path_BP, length_B) for k in cache.k),
+        v=tuple(keep_all(v, path_BP, length_B) for v in cache.v),
     )

@@ -45,7 +45,16 @@ class ModelConfig:
     is_tied: bool = False
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_width", "context_length")
+        sizes = (
+            "vocab_size",
+            "width",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "mlp_width",
+            "context_length",
+        )
         for name in sizes:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

@@ -11,8 +11,7 @@ from jax_probe_mtp.tree import NO_PARENT, Tree
 NO_TOKEN = -1  # equals no token of the model: a node that holds it is never accepted
 
 
-@flax.struct.dataclass
-class Candidates:
+class Candidates(flax.struct.PyTreeNode, kw_only=True):
     """The best next tokens for each depth under the next root, best first.
 
     Attributes:

@@ -13,12 +13,10 @@ from jax_probe_mtp.sampling import Sampling
 SMALLEST_BUCKET = 64
 
 
-@flax.struct.dataclass(kw_only=True)
-class Request:
-    """What to decode, all arrays: other values do not recompile. `make_request` checks and builds one.
+class Request(flax.struct.PyTreeNode, kw_only=True):
+    """How to decode a batch of prompts, all arrays: other values do not recompile. `make_request` checks and builds one.
 
     Attributes:
-      prompt_BT: int32 [B, T], token ids padded on the right with anything.
       prompt_length_B: int32 [B], at least 1.
       max_new_tokens_B: int32 [B], tokens to emit at most, the prefill's included.
       eos_E: int32 [E], ids that end a text.
@@ -26,7 +24,6 @@ class Request:
       mask_ema: float32 scalar, lambda of Eq. (5).
     """
 
-    prompt_BT: jax.Array
     prompt_length_B: jax.Array
     max_new_tokens_B: jax.Array
     eos_E: jax.Array
@@ -46,21 +43,25 @@ def make_request(
     *,
     max_new_tokens: int,
     eos_token_ids: Sequence[int],
+    names: Sequence[str] | None = None,
+    rows: int | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     mask_ema: float = 0.1,
     capacity: int | None = None,
-) -> tuple[Request, DecodeConfig]:
+) -> tuple[jax.Array, Request, DecodeConfig]:
     """Checks everything that can be wrong with a batch, and lays it out as arrays and their static configuration.
 
     Args:
       cfg: the model.
       probe: masks and tree.
-      prompts: B lists of token ids, of any lengths.
+      prompts: lists of token ids, of any lengths.
       max_new_tokens: tokens to emit at most, for each row.
       eos_token_ids: ids that end a text; none means that only the limit does.
+      names: what messages call the prompts; their numbers when left out.
+      rows: B, when it is more than the prompts: the rows behind them are idle.
       temperature: 0 is greedy.
       top_k: the most likely tokens that stay, 0 for all.
       top_p: mass of the most likely tokens that stay, in (0, 1].
@@ -69,7 +70,7 @@ def make_request(
       capacity: cache slots of a row; the smallest bucket that fits when left out.
 
     Returns:
-      The request, and the `DecodeConfig` it needs.
+      The prompts as int32 [B, T], padded on the right; the request; and the `DecodeConfig` it needs.
 
     Raises:
       ValueError: one line with the values and a way out.
@@ -94,8 +95,9 @@ def make_request(
     seeds = [0] * len(prompts) if seeds is None else seeds
     if len(seeds) != len(prompts) or not all(0 <= seed < 2**32 for seed in seeds):
         raise ValueError(f"seeds must be {len(prompts)} numbers from 0 to 2**32 - 1, one a prompt, got {list(seeds)}.")
-    for row, prompt in enumerate(prompts):
-        _check_prompt(cfg, probe, prompt, row, max_new_tokens)
+    names = [str(i) for i in range(len(prompts))] if names is None else names
+    for prompt, name in zip(prompts, names, strict=True):
+        _check_prompt(cfg, probe, prompt, name, max_new_tokens)
 
     longest = max(len(prompt) for prompt in prompts)
     needed = longest + max_new_tokens - 1
@@ -106,39 +108,40 @@ def make_request(
             f"cache holds {capacity} tokens, but prompt {longest} + new {max_new_tokens} need {needed}; raise capacity, "
             f"shorten the prompt or ask for fewer tokens."
         )
-    padded = np.zeros((len(prompts), min(bucket(longest), capacity + 1)), np.int32)
+    B, num_idle = rows or len(prompts), (rows or len(prompts)) - len(prompts)
+    prompt_BT = np.zeros((B, min(bucket(longest), capacity + 1)), np.int32)
     for row, prompt in enumerate(prompts):
-        padded[row, : len(prompt)] = prompt
-    full = lambda value, dtype: jnp.full(len(prompts), value, dtype)  # noqa: E731
+        prompt_BT[row, : len(prompt)] = prompt
+    lengths = [len(prompt) for prompt in prompts] + [1] * num_idle
+    limits = [max_new_tokens] * len(prompts) + [0] * num_idle
     request = Request(
-        prompt_BT=jnp.asarray(padded),
-        prompt_length_B=jnp.asarray([len(prompt) for prompt in prompts], jnp.int32),
-        max_new_tokens_B=full(max_new_tokens, jnp.int32),
+        prompt_length_B=jnp.asarray(lengths, jnp.int32),
+        max_new_tokens_B=jnp.asarray(limits, jnp.int32),
         eos_E=jnp.asarray(list(eos_token_ids), jnp.int32),
         sampling=Sampling(
-            temperature_B=full(temperature, jnp.float32),
-            top_k_B=full(min(top_k, cfg.vocab_size), jnp.int32),
-            top_p_B=full(top_p, jnp.float32),
-            seed_B=jnp.asarray(list(seeds), jnp.uint32),
+            temperature_B=jnp.full(B, temperature, jnp.float32),
+            top_k_B=jnp.full(B, min(top_k, cfg.vocab_size), jnp.int32),
+            top_p_B=jnp.full(B, top_p, jnp.float32),
+            seed_B=jnp.asarray([*seeds, *[0] * num_idle], jnp.uint32),
         ),
         mask_ema=jnp.float32(mask_ema),
     )
-    return request, DecodeConfig(capacity=capacity, is_sampled=temperature > 0)
+    return jnp.asarray(prompt_BT), request, DecodeConfig(capacity=capacity, is_sampled=temperature > 0)
 
 
-def _check_prompt(cfg: ModelConfig, probe: ProbeConfig, prompt: Sequence[int], row: int, max_new_tokens: int) -> None:
+def _check_prompt(cfg: ModelConfig, probe: ProbeConfig, prompt: Sequence[int], name: str, max_new_tokens: int) -> None:
     if len(prompt) == 0:
-        raise ValueError(f"prompt {row} is empty: it needs at least one token.")
+        raise ValueError(f"prompt {name} is empty: it needs at least one token.")
     for token in prompt:
         if not 0 <= token < cfg.vocab_size:
-            raise ValueError(f"prompt {row} holds token id {token}, but the vocabulary ends at {cfg.vocab_size - 1}.")
+            raise ValueError(f"prompt {name} holds token id {token}, but the vocabulary ends at {cfg.vocab_size - 1}.")
     if len(prompt) + max_new_tokens > cfg.context_length:
         raise ValueError(
-            f"prompt {row} has {len(prompt)} tokens, with {max_new_tokens} new ones more than the model's context of "
+            f"prompt {name} has {len(prompt)} tokens, with {max_new_tokens} new ones more than the model's context of "
             f"{cfg.context_length}; shorten the prompt or ask for at most {max(cfg.context_length - len(prompt), 0)} new."
         )
     if probe.mask_init == "last_k" and len(prompt) < probe.depth:
         raise ValueError(
-            f"prompt {row} has {len(prompt)} tokens, but mask_init last_k with {probe.depth} masks needs as many; "
+            f"prompt {name} has {len(prompt)} tokens, but mask_init last_k with {probe.depth} masks needs as many; "
             f"use mask_init mean."
         )

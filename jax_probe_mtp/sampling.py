@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
-class Sampling:
+class Sampling(flax.struct.PyTreeNode, kw_only=True):
     """What a draw depends on besides the logits, one value a row.
 
     Attributes:
@@ -48,8 +47,8 @@ def scale(logits_BV: jax.Array, temperature_B: jax.Array) -> jax.Array:
     return logits_BV / jnp.where(temperature_B > 0, temperature_B, 1)[:, None]
 
 
-def next_token(logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling | None) -> jax.Array:
-    """The token that the model puts at `position_B`: what plain decoding emits, and what a draft must equal.
+def scores(logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling | None) -> jax.Array:
+    """What the next token maximises: the logits, or logits / T plus noise where top-k and top-p leave a token.
 
     Args:
       logits_BV: float32 [B, V], at the position before.
@@ -57,16 +56,23 @@ def next_token(logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling |
       sampling: None in a greedy program, which then holds no noise.
 
     Returns:
-      int32 [B]. Ties go to the lowest id.
+      float32 [B, V].
     """
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if sampling is None:
-        return greedy_B
+        return logits_BV
     scaled_BV = scale(logits_BV, sampling.temperature_B)
     is_kept_BV = keep_likely(scaled_BV, sampling.top_k_B, sampling.top_p_B)
     noisy_BV = scaled_BV + gumbel_noise(sampling.seed_B, position_B, logits_BV.shape[1])
-    drawn_B = jnp.argmax(jnp.where(is_kept_BV, noisy_BV, -jnp.inf), axis=-1).astype(jnp.int32)
-    return jnp.where(sampling.temperature_B > 0, drawn_B, greedy_B)
+    is_drawn_B1 = (sampling.temperature_B > 0)[:, None]
+    return jnp.where(is_drawn_B1, jnp.where(is_kept_BV, noisy_BV, -jnp.inf), logits_BV)
+
+
+def next_token(logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling | None) -> jax.Array:
+    """The token that the model puts at `position_B`, int32 [B]: plain decoding emits it, and a draft must equal it.
+
+    Takes what `scores` takes. Ties go to the lowest id.
+    """
+    return jnp.argmax(scores(logits_BV, position_B, sampling), axis=-1).astype(jnp.int32)
 
 
 def keep_likely(scaled_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 NO_PARENT = -1
 
 
-@flax.struct.dataclass
-class Tree:
+class Tree(flax.struct.PyTreeNode, kw_only=True):
     """A tree of N nodes a row; node 0 is the root, parents come before their children.
 
     Attributes:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax_probe_mtp.tree import Tree
 
 
-@flax.struct.dataclass
-class Accepted:
+class Accepted(flax.struct.PyTreeNode, kw_only=True):
     """What one call gives, P = depth + 1 places a row.
 
     Attributes:
@@ -49,6 +48,4 @@ def walk(tree: Tree, next_token: Callable[[jax.Array, int], jax.Array], *, max_d
         num_accepted_B += is_match_B
         nodes.append(node_B)
         tokens.append(token_B)
-    return Accepted(
-        node_BP=jnp.stack(nodes, axis=1), token_BP=jnp.stack(tokens, axis=1), num_accepted_B=num_accepted_B
-    )
+    return Accepted(node_BP=jnp.stack(nodes, axis=1), token_BP=jnp.stack(tokens, axis=1), num_accepted_B=num_accepted_B)

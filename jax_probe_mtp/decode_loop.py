@@ -6,6 +6,8 @@ token for its root and drafts nothing; its bonus is the first new token. Reports
 prefill.
 """
 
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,7 @@ from jax_probe_mtp.request import Request
 from jax_probe_mtp.tree import Tree, ancestors_or_self
 
 
-@flax.struct.dataclass(kw_only=True)
-class DecodeState:
+class DecodeState(flax.struct.PyTreeNode, kw_only=True):
     """What a step reads and replaces.
 
     Attributes:
@@ -44,8 +45,7 @@ class DecodeState:
     accepted_by_depth_BM: jax.Array
 
 
-@flax.struct.dataclass(kw_only=True)
-class DecodeResult:
+class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
     """Tokens and counts, the rows' own.
 
     Attributes:
@@ -62,13 +62,19 @@ class DecodeResult:
 
 
 def decode(
-    params: Params, request: Request, cfg: ModelConfig, probe_cfg: ProbeConfig, decode_cfg: DecodeConfig
+    params: Params,
+    prompt_BT: jax.Array,
+    request: Request,
+    cfg: ModelConfig,
+    probe_cfg: ProbeConfig,
+    decode_cfg: DecodeConfig,
 ) -> DecodeResult:
     """Decodes a batch of prompts to their ends: one pure function, to be called inside `jax.jit`.
 
     Args:
       params: the tree of `abstract_params(cfg)`.
-      request: prompts, limits and sampling; arrays.
+      prompt_BT: int32 [B, T], token ids, padded on the right with anything.
+      request: lengths, limits and sampling; arrays.
       cfg: the model; static.
       probe_cfg: masks and tree; static. `ProbeConfig()` is plain decoding.
       decode_cfg: capacity; static. A row that fills it stops there, so check first that
@@ -80,41 +86,61 @@ def decode(
     Raises:
       ValueError: if the padded prompts are longer than the capacity.
     """
-    state = prefill(params, request, cfg, probe_cfg, decode_cfg)
-    state = jax.lax.while_loop(
-        lambda state: ~jnp.all(state.is_done_B),
-        lambda state: step(params, request, state, cfg, probe_cfg, decode_cfg),
-        state,
-    )
+    state = prefill(params, prompt_BT, request, cfg, probe_cfg, decode_cfg)
+    state = run_steps(params, request, state, cfg, probe_cfg, decode_cfg)
     return DecodeResult(
         token_BT=state.token_BT,
-        num_emitted_B=state.length_B + 1 - request.prompt_length_B,
+        num_emitted_B=num_emitted(state, request),
         calls_B=state.calls_B,
         accepted_by_depth_BM=state.accepted_by_depth_BM,
     )
 
 
+def num_emitted(state: DecodeState, request: Request) -> jax.Array:
+    """Tokens that each row has emitted, int32 [B], the prefill's included."""
+    return state.length_B + 1 - request.prompt_length_B
+
+
+def run_steps(
+    params: Params,
+    request: Request,
+    state: DecodeState,
+    cfg: ModelConfig,
+    probe_cfg: ProbeConfig,
+    decode_cfg: DecodeConfig,
+) -> DecodeState:
+    """Steps until every row has ended. Donate `state` when this is jitted by itself: the cache is updated in place."""
+    return jax.lax.while_loop(
+        lambda state: ~jnp.all(state.is_done_B),
+        lambda state: step(params, request, state, cfg, probe_cfg, decode_cfg),
+        state,
+    )
+
+
 def prefill(
-    params: Params, request: Request, cfg: ModelConfig, probe_cfg: ProbeConfig, decode_cfg: DecodeConfig
+    params: Params,
+    prompt_BT: jax.Array,
+    request: Request,
+    cfg: ModelConfig,
+    probe_cfg: ProbeConfig,
+    decode_cfg: DecodeConfig,
 ) -> DecodeState:
     """Fills the cache with all prompt tokens but the last, which becomes the root; sets the first masks.
 
     The prompt enters in chunks of equal size, as many as the longest row needs. All rows start at slot 0, so a chunk
     has the same slots in each; what padding writes lies behind a row's length and is never read.
     """
-    B, T = request.prompt_BT.shape
+    B, T = prompt_BT.shape
     S = decode_cfg.capacity
     if T > S + 1:
         raise ValueError(f"prompts padded to {T} tokens need a capacity of {T - 1}, got {S}; raise it or pad less.")
-    cache = kv.allocate(
-        cfg, batch_size=B, capacity=S, scratch=probe_cfg.num_rows, dtype=params["embed"].dtype
-    )
+    cache = kv.allocate(cfg, batch_size=B, capacity=S, scratch=probe_cfg.num_rows, dtype=params["embed"].dtype)
     num_slots = cache.k[0].shape[2]
     chunk = min(T, decode_cfg.prefill_chunk)
 
     def fill(i: jax.Array, cache: kv.KVCache) -> kv.KVCache:
         start = jnp.minimum(i * chunk, T - chunk)  # the last chunk overlaps the one before: it writes the same again
-        ids = jax.lax.dynamic_slice_in_dim(request.prompt_BT, start, chunk, axis=1)
+        ids = jax.lax.dynamic_slice_in_dim(prompt_BT, start, chunk, axis=1)
         position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
         return model.forward(params, cfg, model.embed(params, ids), position_BC, cache, start, can_attend_BCS)[1]
@@ -123,13 +149,13 @@ def prefill(
     cache = jax.lax.fori_loop(0, num_chunks, fill, cache)
     masks = probe.init_masks(
         params["embed"],
-        model.embed(params, request.prompt_BT),
+        model.embed(params, prompt_BT),
         request.prompt_length_B,
         request.sampling.seed_B,
         probe_cfg,
     )
     return DecodeState(
-        token_BT=jnp.pad(request.prompt_BT, ((0, 0), (0, S + 1 - T))),
+        token_BT=jnp.pad(prompt_BT, ((0, 0), (0, S + 1 - T))),
         length_B=request.prompt_length_B - 1,
         is_done_B=request.max_new_tokens_B < 1,
         cache=cache,
@@ -164,8 +190,7 @@ def _run_block(
     params: Params, cfg: ModelConfig, tree: Tree, state: DecodeState, capacity: int
 ) -> tuple[jax.Array, kv.KVCache]:
     """Logits [B, R, V] of the tree's nodes and of every node's masks, their keys and values in the cache's scratch."""
-    B, N = tree.token_BN.shape
-    M, D = state.masks_BMD.shape[1:]
+    N, M = tree.token_BN.shape[1], state.masks_BMD.shape[1]
     nodes_BND = model.embed(params, tree.token_BN)
     masks_BLD = jnp.tile(state.masks_BMD.astype(nodes_BND.dtype), (1, N, 1))  # L = N M rows, owner by owner
     position_BR = block_positions(tree.depth_BN, state.length_B, M)
@@ -176,7 +201,9 @@ def _run_block(
     return model.logits(params, cfg, hidden_BRD), cache
 
 
-def _chooser(logits_BRV, tree, length_B, request, decode_cfg):  # type: ignore[no-untyped-def]
+def _chooser(
+    logits_BRV: jax.Array, tree: Tree, length_B: jax.Array, request: Request, decode_cfg: DecodeConfig
+) -> Callable[[jax.Array, int], jax.Array]:
     """The model's own next token after a node of the tree, as `verify.walk` asks for it."""
     if not decode_cfg.is_sampled:  # all nodes at once: an argmax is cheap, and it is one kernel
         greedy_BN = jnp.argmax(logits_BRV[:, : tree.token_BN.shape[1]], axis=-1).astype(jnp.int32)
@@ -193,7 +220,7 @@ def _commit(params: Params, request: Request, state: DecodeState, accepted: veri
     """Emits the accepted drafts and the bonus, cut at the end of the text; folds them into the masks; counts."""
     B, P = accepted.token_BP.shape
     place_P = jnp.arange(P)
-    num_emitted_B = state.length_B + 1 - request.prompt_length_B
+    num_emitted_B = num_emitted(state, request)
     room_B = jnp.minimum(request.max_new_tokens_B - num_emitted_B, state.cache.capacity - state.length_B)
     num_new_B = jnp.minimum(accepted.num_accepted_B + 1, room_B)
     is_eos_BP = jnp.any(accepted.token_BP[..., None] == request.eos_E, axis=-1) & (place_P < num_new_B[:, None])

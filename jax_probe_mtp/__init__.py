@@ -1,0 +1,18 @@
+"""Training-free, lossless multi-token prediction for Llama and Qwen models in JAX."""
+
+from jax_probe_mtp.checkpoint import Checkpoint
+from jax_probe_mtp.config import DecodeConfig, ModelConfig, ProbeConfig
+from jax_probe_mtp.decode_loop import decode
+from jax_probe_mtp.generation import Settings, generate
+from jax_probe_mtp.request import make_request
+
+__all__ = [
+    "Checkpoint",
+    "DecodeConfig",
+    "ModelConfig",
+    "ProbeConfig",
+    "Settings",
+    "decode",
+    "generate",
+    "make_request",
+]

@@ -1,0 +1,28 @@
+"""Text to ids and back, on top of a `transformers` fast tokenizer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def encode(tokenizer: Any, prompt: str, *, use_chat_template: bool) -> list[int]:
+    """Ids of one user prompt.
+
+    With a chat template the prompt becomes the user's turn, after the template's own default system prompt, and the
+    assistant's turn is opened; every special token comes from the template, so that the beginning of text is there once.
+    Without one, the tokenizer adds what it adds to plain text.
+
+    Raises:
+      ValueError: if the template is asked for and the tokenizer has none.
+    """
+    if not use_chat_template:
+        return list(tokenizer(prompt)["input_ids"])
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template; pass --no-chat-template (use_chat_template=False).")
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """The text of generated ids, without special tokens and exactly as generated otherwise."""
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
