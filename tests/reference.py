@@ -140,9 +140,7 @@ def probe_decode(model, prompt, probe, *, max_new_tokens, eos=(), mask_ema=0.1, 
       Tokens, the tree of each call, the drafts accepted in each call.
     """
     k, seed = probe["num_masks"], draw.get("seed", 0)
-    masks = first_masks(
-        model, prompt, init=probe["mask_init"], num_masks=k, offset=probe["mask_offset"], seed=seed
-    )
+    masks = first_masks(model, prompt, init=probe["mask_init"], num_masks=k, offset=probe["mask_offset"], seed=seed)
     shape = {name: probe[name] for name in ("tree", "num_masks", "block_complexity", "prune")}
 
     def own_next(text):

@@ -1,0 +1,50 @@
+"""Tiny models that the tests share."""
+
+import dataclasses
+
+import jax
+import pytest
+from reference import Model
+
+from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.params import random_params
+
+BASE = ModelConfig(
+    family="llama",
+    vocab_size=61,
+    width=24,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_width=40,
+    context_length=512,
+    norm_eps=1e-5,
+    rope_theta=10_000.0,
+)
+
+FAMILIES = {
+    "llama": dataclasses.replace(BASE, is_tied=True, rope_divisors=(1.0, 1.0, 3.5, 8.0)),
+    "qwen2": dataclasses.replace(BASE, family="qwen2", has_qkv_bias=True, is_tied=True),
+    "qwen3": dataclasses.replace(BASE, family="qwen3", head_dim=12, has_qk_norm=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """A small random model and its NumPy double."""
+
+    cfg: ModelConfig
+    params: dict
+    reference: Model
+
+
+def make_tiny(cfg: ModelConfig, seed: int = 0) -> Tiny:
+    params = random_params(cfg, jax.random.key(seed))
+    return Tiny(cfg, params, Model(params, cfg))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    """An untied model whose greedy text does not run into a loop, so that drafts are now right, now wrong."""
+    return make_tiny(BASE, seed=3)

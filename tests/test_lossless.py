@@ -1,0 +1,123 @@
+"""The promise: every token is plain decoding's, every tree is the slow builder's, whatever the settings.
+
+Everything is compared with `reference.py`, which shares no code with the package: float64 NumPy, no cache, the whole text
+through the model for every token.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import reference
+
+from jax_probe_mtp import ProbeConfig, decode, make_request
+from jax_probe_mtp.config import MASK_INITS
+from jax_probe_mtp.decode_loop import prefill, step
+from jax_probe_mtp.draft import build_tree
+
+PROMPTS = [[7], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
+SHORTEST_FOR_LAST_K = [PROMPTS[1][:3], *PROMPTS[1:]]
+NEW_TOKENS = 17
+GREEDY = {"temperature": 0.0}
+DRAWN = {"temperature": 1.0, "top_k": 40, "top_p": 0.95}
+SEEDS = [11, 2**32 - 1, 0, 5]
+
+TREES = [
+    {"tree": (9,), "num_masks": 1, "block_complexity": None},
+    {"tree": "dynamic", "num_masks": 1, "block_complexity": 20},
+    {"tree": (7, 3), "num_masks": 2, "block_complexity": None},
+    {"tree": "dynamic", "num_masks": 2, "block_complexity": 34},
+    {"tree": (5, 4, 2), "num_masks": 3, "block_complexity": None},
+    {"tree": "dynamic", "num_masks": 3, "block_complexity": 50},
+]
+
+
+def _name(value):
+    if isinstance(value, dict) and "tree" in value:
+        return f"{value['tree']}x{value['num_masks']}".replace(" ", "")
+    return str(value)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "probe_cfg", "decode_cfg"))
+def step_with_tree(params, request, state, cfg, probe_cfg, decode_cfg):
+    root_B = state.token_BT[np.arange(state.length_B.shape[0]), state.length_B]
+    return build_tree(root_B, state.candidates, probe_cfg), step(params, request, state, cfg, probe_cfg, decode_cfg)
+
+
+jit_prefill = jax.jit(prefill, static_argnames=("cfg", "probe_cfg", "decode_cfg"))
+jit_decode = jax.jit(decode, static_argnames=("cfg", "probe_cfg", "decode_cfg"))
+
+
+def run_by_steps(tiny, prompts, probe, seeds, mask_ema, draw):
+    """Tokens, trees and accepted counts of each row, call by call; the first call belongs to the prefill."""
+    prompt_BT, request, decode_cfg = make_request(
+        tiny.cfg,
+        probe,
+        prompts,
+        max_new_tokens=NEW_TOKENS,
+        eos_token_ids=[],
+        seeds=seeds,
+        mask_ema=mask_ema,
+        capacity=64,
+        **draw,
+    )
+    state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, probe, decode_cfg)
+    same_step = dataclasses.replace(probe, mask_init="mean")  # a step does not read the init: one program serves all
+    trees, accepted = [[] for _ in prompts], [[] for _ in prompts]
+    for call in itertools.count():
+        if bool(np.all(state.is_done_B)):
+            break
+        tree, after = step_with_tree(tiny.params, request, state, tiny.cfg, same_step, decode_cfg)
+        for row in range(len(prompts)):
+            if call > 0 and not state.is_done_B[row]:
+                columns = (tree.token_BN[row], tree.parent_BN[row], tree.depth_BN[row])
+                trees[row].append(list(zip(*(np.asarray(column).tolist() for column in columns), strict=True)))
+                accepted[row].append(int(np.sum(after.accepted_by_depth_BM[row] - state.accepted_by_depth_BM[row])))
+        state = after
+    tokens = [
+        np.asarray(state.token_BT)[row, len(p) : int(state.length_B[row]) + 1].tolist() for row, p in enumerate(prompts)
+    ]
+    assert np.asarray(state.calls_B).tolist() == [len(calls) for calls in trees]
+    return tokens, trees, accepted
+
+
+@pytest.mark.parametrize("draw", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("prune", [True, False], ids=["prune", "keep"])
+@pytest.mark.parametrize("tree", TREES, ids=_name)
+def test_tokens_and_trees_are_the_references(tiny, tree, prune, batch, draw):
+    total = 0
+    for mask_init, mask_ema in zip(MASK_INITS, [0.1, 0.0, 0.5, 0.1], strict=True):
+        probe = ProbeConfig(**tree, prune=prune, mask_init=mask_init, mask_offset=2.0)
+        prompts = (SHORTEST_FOR_LAST_K if mask_init == "last_k" else PROMPTS)[-batch:]
+        seeds = SEEDS[-batch:] if draw is DRAWN else [0] * batch
+        tokens, trees, accepted = run_by_steps(tiny, prompts, probe, seeds, mask_ema, draw)
+        settings = tree | {"prune": prune, "mask_init": mask_init, "mask_offset": 2.0}
+        for row, prompt in enumerate(prompts):
+            row_draw = draw | {"seed": seeds[row]}
+            plain, gap = reference.plain_decode(tiny.reference, prompt, max_new_tokens=NEW_TOKENS, **row_draw)
+            assert gap > 1e-3, "choose another model or prompt: rounding could decide this one"
+            assert tokens[row] == plain
+            expected = reference.probe_decode(
+                tiny.reference, prompt, settings, max_new_tokens=NEW_TOKENS, mask_ema=mask_ema, **row_draw
+            )
+            assert expected[0] == plain
+            assert trees[row] == expected[1]
+            assert accepted[row] == expected[2]
+            total += sum(accepted[row])
+    assert total > 0, "no draft was ever right: this proves nothing about accepting"
+
+
+@pytest.mark.parametrize("draw", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_plain_decoding_is_the_references(tiny, draw):
+    probe = ProbeConfig()
+    tokens, trees, _ = run_by_steps(tiny, PROMPTS, probe, SEEDS, 0.1, draw)
+    for row, prompt in enumerate(PROMPTS):
+        plain, _ = reference.plain_decode(
+            tiny.reference, prompt, max_new_tokens=NEW_TOKENS, **draw, seed=SEEDS[row] if draw is DRAWN else 0
+        )
+        assert tokens[row] == plain
+        assert trees[row] == [[(token, -1, 0)] for token in plain[:-1]]  # one call a token, the root alone in its block

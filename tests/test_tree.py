@@ -1,0 +1,61 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_probe_mtp.masks import block_can_attend, block_layout, block_positions
+from jax_probe_mtp.tree import NO_PARENT, ancestors_or_self
+
+# 0 ── 1 ── 3        and a star: 0 ── 1, 2, 3, 4
+#  └── 2    └── 4
+CHAIN_AND_STAR = jnp.asarray([[NO_PARENT, 0, 0, 1, 3], [NO_PARENT, 0, 0, 0, 0]])
+
+
+def drawn(rows):
+    return np.array([[cell == "x" for cell in row.split()] for row in rows])
+
+
+def test_ancestors_of_a_drawn_tree():
+    reach = ancestors_or_self(CHAIN_AND_STAR, max_depth=3)
+    expected_deep = drawn(["x . . . .", "x x . . .", "x . x . .", "x x . x .", "x x . x x"])
+    expected_star = drawn(["x . . . .", "x x . . .", "x . x . .", "x . . x .", "x . . . x"])
+    np.testing.assert_array_equal(reach, np.stack([expected_deep, expected_star]))
+
+
+def test_ancestors_need_a_batch():
+    with pytest.raises(ValueError, match=r"\[B, N\], got shape \(5,\)"):
+        ancestors_or_self(CHAIN_AND_STAR[0], max_depth=3)
+
+
+def test_the_mask_of_a_drawn_block():
+    # root -> child; two masks each; 3 slots of capacity, of which the first row has committed 2, the second none.
+    is_ancestor = ancestors_or_self(jnp.asarray([[NO_PARENT, 0]] * 2), max_depth=1)
+    can_attend = block_can_attend(is_ancestor, jnp.asarray([2, 0]), num_masks=2, capacity=3)
+    block = [
+        "x . | . . . .",  # root
+        "x x | . . . .",  # child
+        "x . | x . . .",  # root's mask 1
+        "x . | x x . .",  # root's mask 2
+        "x x | . . x .",  # child's mask 1
+        "x x | . . x x",  # child's mask 2
+    ]
+    expected = drawn([row.replace("| ", "") for row in block])
+    np.testing.assert_array_equal(can_attend[0], np.concatenate([drawn(["x x ."] * 6), expected], axis=1))
+    np.testing.assert_array_equal(can_attend[1], np.concatenate([drawn([". . ."] * 6), expected], axis=1))
+
+
+def test_every_row_attends_to_itself():
+    can_attend = block_can_attend(ancestors_or_self(CHAIN_AND_STAR, max_depth=3), jnp.asarray([0, 0]), 3, capacity=4)
+    assert np.all(np.diagonal(can_attend[:, :, 4:], axis1=1, axis2=2))
+
+
+def test_positions_of_a_drawn_block():
+    depth = jnp.asarray([[0, 1, 1, 2]])
+    position = block_positions(depth, jnp.asarray([10]), num_masks=2)
+    nodes, masks = [10, 11, 11, 12], [11, 12, 12, 13, 12, 13, 13, 14]
+    np.testing.assert_array_equal(position, [nodes + masks])
+
+
+def test_layout_of_a_block_without_masks():
+    owner, index = block_layout(3, 0)
+    assert owner.tolist() == [0, 1, 2]
+    assert index.tolist() == [0, 0, 0]
