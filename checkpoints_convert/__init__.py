@@ -1,0 +1,8 @@
+"""Reads Hugging Face and GGUF checkpoints of Llama and Qwen models into the parameters of `jax_probe_mtp`."""
+
+from checkpoints_convert.convert import convert_gguf, convert_hf
+from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.info import Info, read_info
+from checkpoints_convert.load import load_checkpoint
+
+__all__ = ["CheckpointError", "Info", "convert_gguf", "convert_hf", "load_checkpoint", "read_info"]

@@ -1,0 +1,47 @@
+"""The command `checkpoints-convert`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from checkpoints_convert.convert import convert_gguf, convert_hf
+from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.fill import DTYPES
+from checkpoints_convert.info import read_info
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="checkpoints-convert",
+        description="Converts Llama and Qwen checkpoints for jax-probe-mtp, and describes them.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    dtype_help = "dtype of the parameters (default: the file's; float32 for float16, mixed and quantized files)"
+    hf = commands.add_parser("hf", help="convert a Hugging Face folder or hub id with safetensors")
+    hf.add_argument("source", metavar="SRC", help="folder with config.json and safetensors, or a hub id org/name")
+    hf.add_argument("destination", metavar="DST", help="folder to make; must not exist")
+    hf.add_argument("--dtype", choices=DTYPES, help=dtype_help)
+    hf.add_argument("--revision", help="branch, tag or commit of a hub id")
+    gguf = commands.add_parser("gguf", help="convert a GGUF file")
+    gguf.add_argument("source", metavar="FILE", help="the .gguf file")
+    gguf.add_argument("destination", metavar="DST", help="folder to make; must not exist")
+    gguf.add_argument("--dtype", choices=DTYPES, help=dtype_help)
+    info = commands.add_parser("info", help="describe a checkpoint without loading its weights")
+    info.add_argument("path", metavar="DIR_OR_FILE", help="converted folder, Hugging Face folder or GGUF file")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, or 2 where the input is at fault."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.command == "hf":
+            convert_hf(args.source, args.destination, dtype=args.dtype, revision=args.revision)
+        elif args.command == "gguf":
+            convert_gguf(args.source, args.destination, dtype=args.dtype)
+        else:
+            print(read_info(args.path))
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,120 @@
+"""Our logits against those of transformers on torch, from the same weights: `python -m checkpoints_convert.compare MODEL`."""
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.load import load_checkpoint
+from checkpoints_convert.names import HF, rows_for
+from checkpoints_convert.transforms import LAYOUTS
+from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.model import full_logits
+from jax_probe_mtp.params import Params
+
+NUM_TOKENS = 512  # short prompts hide errors of rope
+TEXT = """The tide was out when they reached the harbour, and the boats lay on their sides in the mud. "We can wait," said
+the older one, "or we can walk." Nobody answered. def tide(hour: int) -> float: return 2.1 * math.sin(hour / 12.4)
+In 1897 the pier was 312 metres long; by 1953 only 47 of its 60 piles were left. Ça va, naïve façade — 海は静かだった。
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far two sets of logits are apart.
+
+    Attributes:
+      num_tokens: positions compared.
+      max_delta: largest difference of two logits.
+      num_argmax_differs: positions at which another token comes first.
+      scale: standard deviation of the logits, to judge the rest by.
+    """
+
+    num_tokens: int
+    max_delta: float
+    num_argmax_differs: int
+    scale: float
+
+
+def difference(ours_TV: np.ndarray, theirs_TV: np.ndarray) -> Difference:
+    """Compares two arrays of logits, float32 [T, V]."""
+    return Difference(
+        num_tokens=len(ours_TV),
+        max_delta=float(np.abs(ours_TV - theirs_TV).max()),
+        num_argmax_differs=int((ours_TV.argmax(-1) != theirs_TV.argmax(-1)).sum()),
+        scale=float(theirs_TV.std()),
+    )
+
+
+def torch_model(cfg: ModelConfig, params: Params) -> Any:
+    """The transformers model with our parameters, in float32 on the CPU."""
+    import torch
+    import transformers
+
+    classes = {
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    }
+    config_class, model_class = classes[cfg.family]
+    config = config_class(
+        vocab_size=cfg.vocab_size,
+        hidden_size=cfg.width,
+        intermediate_size=cfg.mlp_width,
+        num_hidden_layers=cfg.num_layers,
+        num_attention_heads=cfg.num_heads,
+        num_key_value_heads=cfg.num_kv_heads,
+        head_dim=cfg.head_dim,
+        max_position_embeddings=cfg.context_length,
+        rms_norm_eps=cfg.norm_eps,
+        tie_word_embeddings=cfg.is_tied,
+        rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
+        attn_implementation="eager",
+    )
+    model = model_class(config).float().eval()
+    tensors = dict(model.named_parameters())
+    with torch.no_grad():
+        for row in rows_for(HF, cfg):
+            for i in range(cfg.num_layers) if "{}" in row.source else [None]:
+                leaf = params[row.target] if i is None else params["layers"][i][row.target]
+                values = LAYOUTS[row.layout].export(np.asarray(leaf, np.float32))
+                tensors.pop(row.source.format(i)).copy_(torch.from_numpy(values))
+        if cfg.rope_divisors:
+            model.model.rotary_emb.inv_freq /= torch.tensor(cfg.rope_divisors)
+    if tensors:
+        raise CheckpointError(f"transformers' {model_class.__name__} has parameters we do not: {', '.join(tensors)}.")
+    return model
+
+
+def compare(model: str) -> Difference:
+    """Compares a checkpoint's logits on a text of about 500 tokens."""
+    import torch
+
+    checkpoint = load_checkpoint(model, dtype="float32")
+    ids = checkpoint.tokenizer(TEXT * 8)["input_ids"][:NUM_TOKENS]
+    ours = jax.jit(full_logits, static_argnums=1)(checkpoint.params, checkpoint.config, jnp.array([ids]))
+    with torch.no_grad():
+        theirs = torch_model(checkpoint.config, checkpoint.params)(torch.tensor([ids])).logits
+    return difference(np.asarray(ours[0]), theirs[0].numpy())
+
+
+def main() -> int:
+    """Prints the comparison; 1 where a first token differs."""
+    parser = argparse.ArgumentParser(description="Compares our logits with those of transformers on torch.")
+    parser.add_argument("model", help="converted folder, Hugging Face folder, GGUF file or hub id")
+    try:
+        found = compare(parser.parse_args().model)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(found)
+    return 1 if found.num_argmax_differs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

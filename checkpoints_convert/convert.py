@@ -1,0 +1,67 @@
+"""Converts a checkpoint into a folder of ours."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from checkpoints_convert.fill import read_leaves
+from checkpoints_convert.folder import METADATA, Metadata, written_whole
+from checkpoints_convert.gguf_model import open_gguf
+from checkpoints_convert.hf_model import open_hf
+from checkpoints_convert.hub import folder_of
+from checkpoints_convert.sources import OpenedModel
+from checkpoints_convert.stored_params import save_params
+
+Note = Callable[[str], None]
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def convert_hf(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    note: Note = _to_stderr,
+) -> None:
+    """Converts a Hugging Face model.
+
+    Args:
+      source: a folder, or a hub id `org/name`.
+      destination: the folder to make; it must not exist.
+      dtype: "float32" or "bfloat16"; None keeps the file's (float16 and mixtures become float32).
+      revision: branch, tag or commit of a hub id.
+      note: takes progress lines.
+
+    Raises:
+      CheckpointError: if anything of the source is missing, damaged or not supported; nothing is left behind.
+    """
+    _convert(open_hf(folder_of(source, revision=revision)), Path(destination), dtype, note)
+
+
+def convert_gguf(
+    source: str | Path, destination: str | Path, *, dtype: str | None = None, note: Note = _to_stderr
+) -> None:
+    """Converts a GGUF file; arguments and errors as `convert_hf`. Quantized becomes float32 unless asked."""
+    _convert(open_gguf(Path(source)), Path(destination), dtype, note)
+
+
+def _convert(model: OpenedModel, destination: Path, dtype: str | None, note: Note) -> None:
+    dtype = dtype or model.dtype
+    leaves, treedef = read_leaves(model, dtype)
+    with written_whole(destination) as folder:
+        note(f"writing the tokenizer of {model.where}")
+        model.load_tokenizer().save_pretrained(str(folder))
+        note(f"reading {treedef.num_leaves} parameters as {dtype}")
+        save_params(folder, jax.tree.unflatten(treedef, leaves))
+        metadata = Metadata(
+            config=model.config, dtype=dtype, eos_token_ids=model.eos_token_ids, source=model.description
+        )
+        (folder / METADATA).write_text(json.dumps(metadata.as_json(), indent=2) + "\n", encoding="utf-8")
+    note(f"wrote {destination}")

@@ -1,0 +1,97 @@
+"""Reads named values out of JSON or GGUF fields, checking the type of each: files are input, not ours to trust."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from checkpoints_convert.errors import CheckpointError
+
+_REQUIRED: Any = object()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      CheckpointError: if the file is missing, not UTF-8 JSON, not an object, or names a key twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise CheckpointError(f"{path} names {repeated!r} twice; remove one of the two entries.")
+        return found
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; a model folder must hold it.") from None
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({one_line(error)}); fetch the file again.") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}; fetch the file again.")
+    return values
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks, for a message of ours."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shortest_float(value: float) -> float:
+    """The shortest decimal that rounds to the same float32: GGUF stores 1e-6 as 9.99999997e-07, we mean 1e-6."""
+    return float(str(np.float32(value)))
+
+
+class Fields:
+    """Typed access to a mapping of named values; every error names the key, the value and the file.
+
+    Args:
+      values: the mapping.
+      where: the file, for messages.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def get(self, key: str, kind: type | tuple[type, ...], wanted: str, default: Any = _REQUIRED) -> Any:
+        """The value of `key`, which must be of `kind`; `default` where the key is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            if default is _REQUIRED:
+                raise CheckpointError(f"{self.where} has no {key!r}; it must give {wanted}.")
+            return default
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise CheckpointError(f"{self.where}: {key!r} must be {wanted}, got {str(value)[:80]!r}.")
+        return value
+
+    def integer(self, key: str, default: Any = _REQUIRED) -> Any:
+        return self.get(key, int, "a whole number", default)
+
+    def number(self, key: str, default: Any = _REQUIRED) -> Any:
+        value = self.get(key, (int, float), "a number", default)
+        if value is None:
+            return None
+        if abs(value) > np.finfo(np.float32).max or value != value:
+            raise CheckpointError(f"{self.where}: {key!r} must be finite in float32, got {value!r}.")
+        return float(value)
+
+    def flag(self, key: str, default: Any = _REQUIRED) -> Any:
+        return self.get(key, bool, "true or false", default)
+
+    def text(self, key: str, default: Any = _REQUIRED) -> Any:
+        return self.get(key, str, "a text", default)
+
+    def items(self, key: str, default: Any = _REQUIRED) -> Any:
+        return self.get(key, list, "a list", default)

@@ -1,0 +1,68 @@
+"""Opens a Hugging Face folder."""
+
+from pathlib import Path
+from typing import Any
+
+from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.fields import one_line
+from checkpoints_convert.fill import tensors_are_equal
+from checkpoints_convert.hf_config import read_hf_config
+from checkpoints_convert.names import HF, HF_EMBED, HF_HEAD, rows_for
+from checkpoints_convert.safetensors_reader import SafetensorsSource
+from checkpoints_convert.sources import OpenedModel
+
+_BUFFERS = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # saved by old versions, computed from the config
+
+
+def open_hf(folder: Path) -> OpenedModel:
+    """Reads a folder's config and the headers of its safetensors.
+
+    Raises:
+      CheckpointError: if a file is missing or damaged, or asks for something not supported.
+    """
+    cfg, eos_token_ids = read_hf_config(folder)
+    source = SafetensorsSource(folder)
+    ignored = [_BUFFERS]
+    if cfg.is_tied and HF_HEAD in source.tensors:
+        if HF_EMBED in source.tensors and not tensors_are_equal(source, HF_EMBED, HF_HEAD):
+            raise CheckpointError(
+                f"{source.tensors[HF_HEAD].file}: {HF_HEAD!r} differs from {HF_EMBED!r}, though config.json ties them; "
+                "set tie_word_embeddings to false there if the head is to be used."
+            )
+        ignored.append(HF_HEAD.replace(".", r"\."))
+    rows = rows_for(HF, cfg)
+    kinds = {source.tensors[name].dtype for name in source.tensors if not name.endswith("inv_freq")}
+    return OpenedModel(
+        config=cfg,
+        eos_token_ids=eos_token_ids,
+        source=source,
+        rows=rows,
+        ignored=tuple(ignored),
+        dtype="bfloat16" if kinds == {"BF16"} else "float32",  # float16 and mixtures lose nothing in float32
+        where=str(folder),
+        description={
+            "kind": "hf",
+            "files": [path.relative_to(folder).as_posix() for path in source.files],
+            "types": sorted(kinds),
+        },
+        load_tokenizer=lambda: load_hf_tokenizer(folder),
+    )
+
+
+def load_hf_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a Hugging Face folder; its own code is never run.
+
+    Raises:
+      CheckpointError: if there is no tokenizer.json, or transformers cannot load it.
+    """
+    from transformers import AutoTokenizer  # slow to import, and `info` does without
+
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json; make one with transformers' AutoTokenizer.from_pretrained(...)"
+            ".save_pretrained(...) and put it beside the weights."
+        )
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # tokenizers raises plain Exception, transformers many kinds
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)[:300]}).") from None

@@ -1,0 +1,117 @@
+"""Tensors of a Hugging Face folder: one safetensors file, or shards named by an index."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import safetensors
+
+from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.fields import one_line, read_json
+from checkpoints_convert.sources import TensorInfo
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+READABLE = ("F32", "F16", "BF16")
+
+
+class SafetensorsSource:
+    """The tensors of a folder (a `TensorSource`).
+
+    Raises:
+      CheckpointError: if the folder has no safetensors, a file is damaged, or the index and the shards disagree.
+    """
+
+    readable: tuple[str, ...] = READABLE
+
+    def __init__(self, folder: Path) -> None:
+        self._tensors: dict[str, TensorInfo] = {}
+        self._paths: dict[str, Path] = {}
+        if (folder / SINGLE).is_file():
+            self.files = [folder / SINGLE]
+            self._add(folder / SINGLE)
+        elif (folder / INDEX).is_file():
+            self._add_shards(folder)
+        elif list(folder.glob("*.bin")) or list(folder.glob("*.pth")):
+            raise CheckpointError(
+                f"{folder} holds pickled weights, which can run code and are never read; save them as safetensors."
+            )
+        else:
+            raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}; point at a folder with safetensors.")
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._tensors
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        path = self._paths[name]
+        # Opened anew each time: the library maps the file, and pages stay counted as ours until it is closed.
+        try:
+            with safetensors.safe_open(path, "np") as file:
+                return file.get_slice(name)[start:stop]
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({one_line(error)}).") from None
+
+    def _add(self, path: Path) -> None:
+        try:
+            with safetensors.safe_open(path, "np") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    tensor = file.get_slice(name)
+                    if name in self._tensors:
+                        raise CheckpointError(f"tensor {name!r} is in both {self._paths[name]} and {path}; keep one.")
+                    shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+                    size = math.prod(shape) * _item_bits(dtype) // 8
+                    self._tensors[name] = TensorInfo(shape=shape, dtype=dtype, file=str(path), num_bytes=size)
+                    self._paths[name] = path
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing; fetch the model again.") from None
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{path} is damaged or cut short ({one_line(error)}); fetch it again.") from None
+
+    def _add_shards(self, folder: Path) -> None:
+        index = folder / INDEX
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index} has no 'weight_map' from tensor names to files; fetch it again.")
+        for name, shard in weight_map.items():
+            if not isinstance(shard, str):
+                raise CheckpointError(f"{index}: tensor {name!r} must name a file, got {shard!r}.")
+        shards = sorted(set(weight_map.values()))
+        self.files = [_inside(folder, shard, index) for shard in shards]
+        for path in self.files:
+            self._add(path)
+        for name, shard in weight_map.items():
+            if name not in self._tensors:
+                raise CheckpointError(f"{index} puts tensor {name!r} in {shard}, which does not hold it; fetch both.")
+            if self._paths[name] != folder / shard:
+                raise CheckpointError(f"{index} puts tensor {name!r} in {shard}, but it is in {self._paths[name]}.")
+        for name in self._tensors:
+            if name not in weight_map:
+                raise CheckpointError(f"{self._paths[name]}: tensor {name!r} is not in {index}; fetch both.")
+
+
+def _inside(folder: Path, shard: str, index: Path) -> Path:
+    """The path of a shard, which must lie in its folder: an index is input, and could name any file of the machine."""
+    name = PurePosixPath(shard)
+    if name.is_absolute() or ".." in name.parts or "\\" in shard or "\0" in shard or shard in ("", "."):
+        raise CheckpointError(f"{index} names {shard!r}, which is outside its folder; keep shards beside the index.")
+    if name.suffix != ".safetensors":
+        raise CheckpointError(f"{index} names {shard!r}; only .safetensors files are read.")
+    path = folder / shard
+    roots = [folder.resolve()]
+    if folder.parent.name == "snapshots":  # a Hugging Face cache: its snapshots are links into its blobs
+        roots.append((folder.parent.parent / "blobs").resolve())
+    real = path.resolve()
+    if not any(real.is_relative_to(root) for root in roots):
+        raise CheckpointError(f"{index} names {shard!r}, a link to {real}, outside its folder; copy the file instead.")
+    if not real.is_file():
+        raise CheckpointError(f"{index} names {shard!r}, but {path} is missing; fetch the model again.")
+    return path
+
+
+def _item_bits(dtype: str) -> int:
+    """Bits of an element, for sizes in messages: the digits of a name such as "BF16" or "F8_E4M3"."""
+    digits = dtype.split("_")[0].lstrip("BFIUOLC")
+    return int(digits) if digits.isdigit() else 8
