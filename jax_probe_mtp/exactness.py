@@ -1,6 +1,7 @@
 """Where two outputs of one prompt part, and whether rounding alone can have parted them."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from jax_probe_mtp import model, sampling
 from jax_probe_mtp.checkpoint import Checkpoint
+from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import bucket
 
 FLOAT32_TIE = 1e-4  # rounding differences between 1 and 30 rows reach 5.5e-5 on SmolLM2
@@ -23,7 +26,7 @@ class Difference:
       position: index into the new tokens.
       plain_token: plain decoding's token there; None if its output ended before.
       other_token: the other output's; None if it ended before.
-      gap: plain decoding's best score less its second best there.
+      gap: plain decoding's score of its own token less that of the other; infinite where one output ended.
       tolerance: the largest gap that counts as a tie in the model's dtype.
     """
 
@@ -42,7 +45,7 @@ class Difference:
         kind = "tie" if self.is_tie else "diverged"
         return (
             f"{kind} at new token {self.position}: plain {self.plain_token}, this {self.other_token}, "
-            f"top-two gap {self.gap:.2e} (tie up to {self.tolerance:.0e})"
+            f"gap {self.gap:.2e} (a tie up to {self.tolerance:.0e})"
         )
 
 
@@ -64,33 +67,47 @@ def first_difference(
 
     Returns:
       None when all tokens are equal. In float32 a gap up to `FLOAT32_TIE` is a tie; in bfloat16 one up to two of its
-      steps at the size of the best score.
+      steps at the size of the best score. Rounding cannot end a text early: there the gap is infinite.
     """
     if list(plain_ids) == list(other_ids):
         return None
-    shared = sum(1 for _ in _common_prefix(plain_ids, other_ids))
-    tokens = [*prompt_ids, *plain_ids[:shared]]
-    padded = np.zeros((1, bucket(len(tokens))), np.int32)
-    padded[0, : len(tokens)] = tokens
-    logits = jax.jit(model.full_logits, static_argnums=1)(checkpoint.params, checkpoint.config, jnp.asarray(padded))
-    score_V = sampling.scores(logits[:, len(tokens) - 1], jnp.asarray([len(tokens)]), draw)[0]
-    best, second = np.sort(np.asarray(score_V))[:-3:-1]
-    is_float32 = checkpoint.params["embed"].dtype == jnp.float32
-    bfloat16_step = 2.0 ** (math.floor(math.log2(max(abs(float(best)), 1e-30))) - 7)
+    shared = _common_length(plain_ids, other_ids)
+    plain_token, other_token = _at(plain_ids, shared), _at(other_ids, shared)
+    score_V = _scores(checkpoint, [*prompt_ids, *plain_ids[:shared]], draw)
+    if plain_token is None or other_token is None:
+        gap = math.inf
+    else:
+        gap = float(score_V[plain_token] - score_V[other_token])
+    if checkpoint.params["embed"].dtype == jnp.float32:
+        lowest_temperature = 1.0 if draw is None else min(1.0, float(draw.temperature_B[0]))
+        tolerance = FLOAT32_TIE / (lowest_temperature or 1.0)  # scores are logits / T, and so is their rounding
+    else:
+        tolerance = 2 * 2.0 ** (math.floor(math.log2(max(abs(float(np.max(score_V))), 1e-30))) - 7)
     return Difference(
         position=shared,
-        plain_token=_at(plain_ids, shared),
-        other_token=_at(other_ids, shared),
-        gap=float(best - second),
-        tolerance=FLOAT32_TIE if is_float32 else 2 * bfloat16_step,
+        plain_token=plain_token,
+        other_token=other_token,
+        gap=gap,
+        tolerance=tolerance,
     )
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]):  # type: ignore[no-untyped-def]
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            return
-        yield x
+def _scores(checkpoint: Checkpoint, tokens: list[int], draw: sampling.Sampling | None) -> np.ndarray:
+    """What the token after `tokens` maximises, float32 [V], by one pass over the whole text."""
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def last_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array, last: jax.Array) -> jax.Array:
+        hidden_BTD = model.full_hidden(params, cfg, tokens_BT)
+        return model.logits(params, cfg, jax.lax.dynamic_slice_in_dim(hidden_BTD, last, 1, axis=1))[:, 0]
+
+    padded = np.zeros((1, bucket(len(tokens))), np.int32)
+    padded[0, : len(tokens)] = tokens
+    logits_BV = last_logits(checkpoint.params, checkpoint.config, jnp.asarray(padded), jnp.int32(len(tokens) - 1))
+    return np.asarray(sampling.scores(logits_BV, jnp.asarray([len(tokens)]), draw)[0])
+
+
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _at(ids: Sequence[int], index: int) -> int | None:

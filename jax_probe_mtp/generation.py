@@ -114,6 +114,8 @@ class Decoder:
         Raises:
           ValueError: one line with the values and a way out; see `make_request`.
         """
+        if settings.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {settings.batch_size}.")
         size = max(1, min(settings.batch_size, len(prompts)))
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         requests = [self.request(batch, settings, size) for batch in batches]
@@ -206,7 +208,7 @@ def generate(
     Args:
       checkpoint: from `checkpoints_convert.load_checkpoint`.
       prompts: user prompts, or plain texts to go on with when `use_chat_template` is False.
-      probe: masks and tree; 1 mask and 14 candidates when left out. `ProbeConfig()` is plain decode_loop.
+      probe: masks and tree; 1 mask and 14 candidates when left out. `ProbeConfig()` is plain decoding.
       settings: limits, sampling and batch size.
       use_chat_template: True puts each prompt into the checkpoint's chat template.
 
@@ -216,6 +218,8 @@ def generate(
     Raises:
       ValueError: one line with the values and a way out.
     """
+    if isinstance(prompts, str):
+        raise ValueError("prompts must be a list of texts, got one text; put it into a list.")
     decoder = Decoder(checkpoint, DEFAULT_PROBE if probe is None else probe)
     records = [
         Prompt(id=i, token_ids=text.encode(checkpoint.tokenizer, prompt, use_chat_template=use_chat_template))

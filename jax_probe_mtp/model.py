@@ -71,7 +71,12 @@ def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array
 
 
 def full_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
-    """Logits after every token of a text, all positions in one call and nothing kept: the plain definition.
+    """Logits after every token of a text, float32 [B, T, V]: the head over `full_hidden`."""
+    return logits(params, cfg, full_hidden(params, cfg, tokens_BT))
+
+
+def full_hidden(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
+    """Hidden states of a whole text in one call, nothing kept: the plain definition of the model.
 
     Args:
       params: the tree of `abstract_params(cfg)`.
@@ -79,11 +84,10 @@ def full_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.A
       tokens_BT: int32 [B, T], each row a text from its start.
 
     Returns:
-      float32 [B, T, V].
+      [B, T, D] in the model's dtype, before the final norm.
     """
     B, T = tokens_BT.shape
     cache = allocate(cfg, batch_size=B, capacity=0, scratch=T, dtype=params["embed"].dtype)
     position_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
     is_causal_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), jnp.bool_)), (B, T, T))
-    hidden, _ = forward(params, cfg, embed(params, tokens_BT), position_BT, cache, 0, is_causal_BTT)
-    return logits(params, cfg, hidden)
+    return forward(params, cfg, embed(params, tokens_BT), position_BT, cache, 0, is_causal_BTT)[0]

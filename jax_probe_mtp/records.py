@@ -25,16 +25,20 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not JSON ({error.msg} at column {error.colno}).") from None
+        except (ValueError, RecursionError) as error:  # a number or a nesting too large for Python among them
+            raise ValueError(f"{where} is not JSON that can be read ({error}).") from None
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise ValueError(f'{where} must be an object with a text "prompt", got {line.strip()[:60]}.')
-        record.setdefault("id", number)
-        name = record["id"]
-        if not isinstance(name, str | int):
+        has_id = "id" in record
+        name = record.setdefault("id", number)
+        if not isinstance(name, str | int) or isinstance(name, bool):
             raise ValueError(f"{where}: id must be a text or a whole number, got {json.dumps(name)[:60]}.")
+        for text in (record["prompt"], str(name)):
+            if not _is_unicode(text):
+                raise ValueError(f"{where} holds half of a surrogate pair, which is no character; write it whole.")
         if name in first_line:
-            raise ValueError(f"{where} has the id {name!r} of line {first_line[name]}; ids must differ.")
+            says = f"has the id {name!r}" if has_id else f"has no id, and its number {name} is the id"
+            raise ValueError(f"{where} {says} of line {first_line[name]}; ids must differ.")
         first_line[name] = number
         records.append(record)
     if not records:
@@ -42,11 +46,33 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _lines(path: Path) -> Iterator[str]:
     try:
-        yield from path.read_text(encoding="utf-8").split("\n")
+        yield from path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it first.") from None
+
+
+def check_output(path: Path, prompts: Path) -> None:
+    """Finds out before anything runs whether the answers can be written.
+
+    Raises:
+      ValueError: if `path` is a folder, is in none, or is the file of the prompts.
+    """
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder; name a file.")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path} is in a folder that does not exist; make it first.")
+    if path.exists() and path.samefile(prompts):
+        raise ValueError(f"--output {path} is the file of the prompts; name another.")
 
 
 def write_generations(path: Path, generations: Iterable[Generation]) -> Iterator[Generation]:

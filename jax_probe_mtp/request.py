@@ -11,6 +11,7 @@ from jax_probe_mtp.config import DecodeConfig, ModelConfig, ProbeConfig
 from jax_probe_mtp.sampling import Sampling
 
 SMALLEST_BUCKET = 64
+SMALLEST_TOP_P = 1e-30  # keeps the best token alone, as any p as small does; much smaller ones are 0 in float32
 
 
 class Request(flax.struct.PyTreeNode, kw_only=True):
@@ -89,8 +90,14 @@ def make_request(
         raise ValueError(f"mask_ema must be between 0 (frozen masks) and 1, got {mask_ema}.")
     if probe.depth and probe.num_candidates > cfg.vocab_size:
         raise ValueError(
-            f"the tree looks at {probe.num_candidates} candidates of a mask, but the vocabulary has {cfg.vocab_size} "
-            f"tokens; use fewer."
+            f"the tree looks at {probe.num_candidates} candidates of a mask (with pruning one more than its widest depth), "
+            f"but the vocabulary has {cfg.vocab_size} tokens; use fewer."
+        )
+    if rows is not None and rows < len(prompts):
+        raise ValueError(f"{len(prompts)} prompts do not fit {rows} rows; raise rows or give fewer prompts.")
+    if capacity is not None and capacity > cfg.context_length:
+        raise ValueError(
+            f"capacity {capacity} is more than the model's context of {cfg.context_length}, which no row can use; lower it."
         )
     seeds = [0] * len(prompts) if seeds is None else seeds
     if len(seeds) != len(prompts) or not all(0 <= seed < 2**32 for seed in seeds):
@@ -121,7 +128,7 @@ def make_request(
         sampling=Sampling(
             temperature_B=jnp.full(B, temperature, jnp.float32),
             top_k_B=jnp.full(B, min(top_k, cfg.vocab_size), jnp.int32),
-            top_p_B=jnp.full(B, top_p, jnp.float32),
+            top_p_B=jnp.full(B, max(top_p, SMALLEST_TOP_P), jnp.float32),
             seed_B=jnp.asarray([*seeds, *[0] * num_idle], jnp.uint32),
         ),
         mask_ema=jnp.float32(mask_ema),

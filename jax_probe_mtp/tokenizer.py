@@ -12,8 +12,12 @@ def encode(tokenizer: Any, prompt: str, *, use_chat_template: bool) -> list[int]
     Without one, the tokenizer adds what it adds to plain text.
 
     Raises:
-      ValueError: if the template is asked for and the tokenizer has none.
+      ValueError: if the template is asked for and the tokenizer has none, or the prompt is not Unicode text.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # from arguments in another encoding
+        raise ValueError(f"the prompt is not UTF-8 text (character {error.start}); convert it first.") from None
     if not use_chat_template:
         return list(tokenizer(prompt)["input_ids"])
     if not tokenizer.chat_template:

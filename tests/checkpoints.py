@@ -26,14 +26,14 @@ def words(*token_ids: int) -> str:
     return " ".join(word(token_id) for token_id in token_ids)
 
 
-def make_tokenizer(vocab_size: int, *, adds_bos: bool = False, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    vocab_size: int, *, adds_bos: bool = False, template: str | None = TEMPLATE
+) -> PreTrainedTokenizerFast:
     """Words split at spaces; `adds_bos` puts <s> in front of plain text, as Llama's tokenizer does."""
     backend = Tokenizer(models.WordLevel({word(i): i for i in range(vocab_size)}, unk_token=SPECIAL[UNKNOWN]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if adds_bos:
-        backend.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", BOS)]
-        )
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=SPECIAL[BOS],

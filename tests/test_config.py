@@ -1,0 +1,124 @@
+"""Configurations: what is refused, and the sizes of a tree worked out by hand."""
+
+import dataclasses
+
+import jax
+import pytest
+from conftest import BASE
+
+from jax_probe_mtp import DecodeConfig, ProbeConfig
+
+
+@pytest.mark.parametrize(
+    ("probe", "pools", "num_nodes", "num_rows"),
+    [
+        (ProbeConfig(), (), 1, 1),  # the root alone
+        (ProbeConfig(tree=(14,)), (14,), 15, 30),
+        (ProbeConfig(tree=(29,)), (29,), 30, 60),
+        (ProbeConfig(tree=(15, 4)), (15, 4), 20, 60),
+        (ProbeConfig(tree=(5, 4, 2), block_complexity=48), (5, 4, 2), 12, 48),  # (3+1)(1+11), exactly the budget
+        (ProbeConfig(tree="dynamic", num_masks=1, block_complexity=30), (14,), 15, 30),
+        (ProbeConfig(tree="dynamic", num_masks=2, block_complexity=30), (9, 8), 10, 30),
+        (ProbeConfig(tree="dynamic", num_masks=2, block_complexity=60), (19, 18), 20, 60),
+        (ProbeConfig(tree="dynamic", num_masks=2, block_complexity=32), (9, 8), 10, 30),  # 2 rows are left over
+        (ProbeConfig(tree="dynamic", num_masks=2, block_complexity=9), (2, 1), 3, 9),  # the least: a chain
+        (ProbeConfig(tree="dynamic", num_masks=3, block_complexity=16), (3, 2, 1), 4, 16),
+    ],
+    ids=str,
+)
+def test_sizes_of_a_call(probe, pools, num_nodes, num_rows):
+    assert probe.pool_sizes == pools
+    assert probe.depth == len(pools)
+    assert probe.num_nodes == num_nodes
+    assert probe.num_rows == num_rows
+
+
+def test_pruning_looks_at_one_candidate_more():
+    assert ProbeConfig(tree=(15, 4)).num_candidates == 16
+    assert ProbeConfig(tree=(15, 4), prune=False).num_candidates == 15
+    assert ProbeConfig(tree="dynamic", num_masks=2, block_complexity=30, prune=False).num_candidates == 9
+
+
+def test_num_masks_comes_from_the_tree():
+    assert ProbeConfig(tree=(15, 4)).num_masks == 2
+    assert ProbeConfig(tree=(15, 4)) == ProbeConfig(tree=(15, 4), num_masks=2)
+    assert ProbeConfig(tree=[14]) == ProbeConfig(tree=(14,))  # a list would not be hashable
+
+
+DYNAMIC = {"tree": "dynamic"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"tree": (3,), "num_masks": 2}, ["2 masks", "2 numbers", "[3]"]),
+        ({"tree": (3, 2, 1), "num_masks": 2}, ["2 masks", "[3, 2, 1]"]),
+        ({"num_masks": 2}, ["2 masks", "[]"]),
+        ({"tree": (1, 1, 1, 1)}, ["at most 3", "[1, 1, 1, 1]"]),
+        ({"tree": (0,)}, ["at least 1", "[0]"]),
+        ({"tree": (3, -1)}, ["at least 1", "[3, -1]"]),
+        ({"tree": (2.5,)}, ["[2.5]"]),
+        ({"tree": (15, 4), "block_complexity": 59}, ["[15, 4]", "60 rows", "59"]),
+        ({"tree": "static"}, ["'static'", "'dynamic'"]),
+        ({**DYNAMIC}, ["num_masks and block_complexity"]),
+        ({**DYNAMIC, "num_masks": 2}, ["num_masks and block_complexity"]),
+        ({**DYNAMIC, "block_complexity": 60}, ["num_masks and block_complexity"]),
+        ({**DYNAMIC, "num_masks": 0, "block_complexity": 60}, ["1 to 3", "got 0"]),
+        ({**DYNAMIC, "num_masks": 4, "block_complexity": 60}, ["1 to 3", "got 4"]),
+        ({**DYNAMIC, "num_masks": 2, "block_complexity": 8}, ["block_complexity 8", "2 masks", "9 or more"]),
+        ({**DYNAMIC, "num_masks": 3, "block_complexity": 15}, ["block_complexity 15", "3 masks", "16 or more"]),
+        ({"tree": (14,), "mask_init": "zero"}, ["'zero'", "mean, last_k, sample, offset"]),
+    ],
+    ids=str,
+)
+def test_probe_refuses(settings, says):
+    _assert_refused(lambda: ProbeConfig(**settings), says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        *[({name: 0}, [name, "0"]) for name in ("vocab_size", "width", "num_layers", "mlp_width", "context_length")],
+        ({"num_heads": -6}, ["num_heads", "-6"]),
+        ({"num_kv_heads": 0}, ["num_kv_heads", "0"]),
+        ({"width": 24.0}, ["width", "24.0"]),
+        ({"num_heads": 6, "num_kv_heads": 4}, ["num_heads 6", "num_kv_heads 4"]),
+        ({"head_dim": 7}, ["head_dim", "7"]),
+        ({"head_dim": 8, "rope_divisors": (1.0, 2.0, 3.0)}, ["4 numbers", "got 3"]),
+        ({"norm_eps": 0.0}, ["norm_eps 0.0"]),
+        ({"norm_eps": float("nan")}, ["norm_eps nan"]),
+        ({"rope_theta": -1.0}, ["rope_theta -1.0"]),
+    ],
+    ids=str,
+)
+def test_model_refuses(changes, says):
+    _assert_refused(lambda: dataclasses.replace(BASE, **changes), says)
+
+
+@pytest.mark.parametrize("changes", [{"capacity": 0}, {"capacity": 8, "prefill_chunk": 0}], ids=str)
+def test_decode_refuses(changes):
+    _assert_refused(lambda: DecodeConfig(**changes), ["at least 1", *[str(value) for value in changes.values()]])
+
+
+def test_query_heads_that_share_a_kv_head():
+    assert BASE.queries_per_kv == 3  # 6 heads over 2
+
+
+@pytest.mark.parametrize(
+    "config", [BASE, ProbeConfig(tree=[3, 2]), DecodeConfig(capacity=8)], ids=lambda c: type(c).__name__
+)
+def test_a_config_is_a_static_argument_and_cannot_change(config):
+    traced = []
+    traced_once = jax.jit(lambda x, cfg: traced.append(cfg) or x, static_argnums=1)
+    traced_once(0, config)
+    traced_once(0, dataclasses.replace(config))  # equal: no second trace
+    assert traced == [config]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, dataclasses.fields(config)[0].name, 1)
+
+
+def _assert_refused(build, says):
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as refusal:
+        build()
+    for part in says:
+        assert part in str(refusal.value)
