@@ -8,4 +8,4 @@ setup "[test,dev,torch]"
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
 "$VENV/bin/mypy"
-exec "$VENV/bin/pytest" --numprocesses 2 "$@"
+exec "$VENV/bin/pytest" --quiet --numprocesses 2 "$@"

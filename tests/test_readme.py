@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from checkpoints import make_checkpoint
+import reference
+from checkpoints import EOS, make_checkpoint
 
 import checkpoints_convert
 
@@ -32,7 +33,11 @@ def test_the_python_examples_run(monkeypatch, capsys, tiny):
             tiny_checkpoint, namespace["prompts"], probe=namespace["probe"], settings=namespace["settings"]
         )
     ]
-    assert re.search(r"^\[32 32\]$", out, flags=re.MULTILINE)
+    counts = [
+        len(reference.plain_decode(tiny.reference, prompt, max_new_tokens=32, eos=(EOS,))[0])
+        for prompt in ([1, 17, 4], [1, 9])
+    ]
+    assert out.endswith(f"\n[{counts[0]:2} {counts[1]:2}]\n")
 
 
 def test_the_first_example_is_ten_lines():
