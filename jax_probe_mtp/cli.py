@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0; 1 where `verify` found a difference; 2 for bad input, with one line on stderr."""
     args = _parser().parse_args(argv)
-    _keep_compiled_programs()
+    _set_up_process()
     try:
         return int(args.command(args))
     except (ValueError, OSError) as error:
@@ -143,21 +143,17 @@ def _settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def _load(args: argparse.Namespace, model: str | Path | None = None) -> Checkpoint:
+def _load(model: str | Path, dtype: str | None, revision: str | None = None) -> Checkpoint:
     from checkpoints_convert import load_checkpoint  # it imports this package, so not at the top
 
-    return load_checkpoint(model or args.model, dtype=args.dtype, revision=args.revision)
+    return load_checkpoint(model, dtype=dtype, revision=revision)
 
 
-def _prompts(args: argparse.Namespace, checkpoint: Checkpoint, raw: list[dict]) -> list[Prompt]:
-    use_template = not args.no_chat_template
-    return [
-        Prompt(
-            id=record["id"],
-            token_ids=tokenizer.encode(checkpoint.tokenizer, record["prompt"], use_chat_template=use_template),
-        )
-        for record in raw
-    ]
+def _prompts(checkpoint: Checkpoint, raw: list[dict], *, use_chat_template: bool) -> list[Prompt]:
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(checkpoint.tokenizer, text, use_chat_template=use_chat_template)
+
+    return [Prompt(id=record["id"], token_ids=encode(record["prompt"])) for record in raw]
 
 
 def _records(args: argparse.Namespace) -> list[dict]:
@@ -171,9 +167,10 @@ def _generate(args: argparse.Namespace) -> int:
     if args.output:
         records.check_output(args.output, args.input)
     probe, settings, raw = _probe(args), _settings(args), _records(args)
-    checkpoint = _load(args)
+    checkpoint = _load(args.model, args.dtype, args.revision)
+    prompts = _prompts(checkpoint, raw, use_chat_template=not args.no_chat_template)
     decoder = Decoder(checkpoint, probe)
-    generations: Iterable[Generation] = decoder.run(_prompts(args, checkpoint, raw), settings)
+    generations: Iterable[Generation] = decoder.run(prompts, settings)
     if args.output:
         for _ in _with_progress(records.write_generations(args.output, generations), len(raw)):
             pass
@@ -193,8 +190,9 @@ def _with_progress(generations: Iterable[Generation], total: int) -> Iterator[Ge
 
 def _verify(args: argparse.Namespace) -> int:
     probe, settings, raw = _probe(args), _settings(args), _records(args)
-    checkpoint = _load(args)
-    return _compare(checkpoint, _prompts(args, checkpoint, raw), probe, settings, show=lambda _: None)
+    checkpoint = _load(args.model, args.dtype, args.revision)
+    prompts = _prompts(checkpoint, raw, use_chat_template=not args.no_chat_template)
+    return _compare(checkpoint, prompts, probe, settings, show=lambda _: None)
 
 
 def _compare(
@@ -215,8 +213,9 @@ def _compare(
         found = exactness.first_difference(checkpoint, prompt.token_ids, expected.token_ids, got.token_ids, draw)
         verdict = "same" if found is None else "tie" if found.is_tie else "diverged"
         counts[verdict] += 1
-        print(f"{got.id}: {found or f'same {len(got.token_ids)} tokens'}, {got.calls} calls for {got.committed}")
-    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+        verdict_in_full = found or f"same {len(got.token_ids)} tokens"
+        print(f"{got.id}: {verdict_in_full}; {got.calls} calls, plain decoding {expected.calls}", flush=True)
+    print(", ".join(f"{count} {name}" for name, count in counts.items()), flush=True)
     print(f"plain: {plain.stats}", file=sys.stderr)
     print(f"probe: {drafted.stats}", file=sys.stderr)
     return int(counts["diverged"] > 0)
@@ -230,20 +229,26 @@ def _demo(args: argparse.Namespace) -> int:
     if not converted.exists():
         print(f"fetching SmolLM2-135M-Instruct (98 MB) into {folder}", file=sys.stderr)
         convert_gguf(demo_model.fetch(folder), converted)
-    args.dtype, args.revision, args.no_chat_template = "float32", None, False
-    checkpoint = _load(args, converted)
+    checkpoint = _load(converted, "float32")
     raw = [{"id": i, "prompt": prompt} for i, prompt in enumerate(DEMO_PROMPTS)]
     print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
-    return _compare(
+    status = _compare(
         checkpoint,
-        _prompts(args, checkpoint, raw),
+        _prompts(checkpoint, raw, use_chat_template=True),
         DEFAULT_PROBE,
         Settings(max_new_tokens=DEMO_TOKENS),
         show=lambda got: print(f"\n> {DEMO_PROMPTS[int(got.id)]}\n{got.text}\n"),
     )
+    if jax.default_backend() == "cpu":
+        print(
+            "(a CPU's call takes longer the more rows it has; fewer calls pay where reading the weights is the limit)",
+            file=sys.stderr,
+        )
+    return status
 
 
-def _keep_compiled_programs() -> None:
-    """Turns the persistent compilation cache on, unless the user has set it up already."""
+def _set_up_process() -> None:
+    """Turns the persistent compilation cache on, unless the user has set it up already; hushes transformers."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torch, which is not needed here
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(demo_model.cache_folder() / "compiled"))

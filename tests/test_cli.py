@@ -164,7 +164,7 @@ def test_verify_prints_each_record_and_the_counts(run, model, expected, tmp_path
     assert code == 0
     assert out.splitlines() == [
         *[
-            f"{name}: same {len(tokens)} tokens, {len(accepted)} calls for {len(tokens) - 1}"
+            f"{name}: same {len(tokens)} tokens; {len(accepted)} calls, plain decoding {len(tokens) - 1}"
             for name, (tokens, accepted) in expected.items()
         ],
         "3 same, 0 tie, 0 diverged",
