@@ -1,6 +1,5 @@
 """The command `checkpoints-convert`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -8,14 +7,15 @@ from checkpoints_convert.convert import convert_gguf, convert_hf
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.fill import DTYPES
 from checkpoints_convert.info import read_info
+from jax_probe_mtp.messages import Parser, one_line
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="checkpoints-convert",
         description="Converts Llama and Qwen checkpoints for jax-probe-mtp, and describes them.",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     dtype_help = "dtype of the parameters (default: the file's; float32 for float16, mixed and quantized files)"
     hf = commands.add_parser("hf", help="convert a Hugging Face folder or hub id with safetensors")
     hf.add_argument("source", metavar="SRC", help="folder with config.json and safetensors, or a hub id org/name")
@@ -42,6 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(read_info(args.path))
     except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
+from jax_probe_mtp.messages import one_line
 
 _REQUIRED: Any = object()
 
@@ -38,11 +39,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}; fetch the file again.")
     return values
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks, for a message of ours."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def shortest_float(value: float) -> float:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.fields import Fields, one_line, read_json
+from checkpoints_convert.fields import Fields, read_json
 from checkpoints_convert.fill import DTYPES
 from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.messages import one_line
 
 METADATA = "jax_probe_mtp.json"
 FORMAT_VERSION = 1

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.fields import Fields, one_line, shortest_float
+from checkpoints_convert.fields import Fields, shortest_float
 from checkpoints_convert.gguf_reader import GGUFSource
 from checkpoints_convert.names import GGUF, GGUF_HEAD, GGUF_ROPE_DIVISORS
 from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.messages import one_line
 
 # Fields that we read, or that change nothing.
 _KNOWN = {

@@ -7,9 +7,10 @@ from gguf.constants import TokenType
 from tokenizers import AddedToken, Tokenizer, processors
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.fields import Fields, one_line
+from checkpoints_convert.fields import Fields
 from checkpoints_convert.gguf_bpe import byte_level_tokenizer, pre_adds_bos
 from checkpoints_convert.gguf_spm import sentencepiece_tokenizer
+from jax_probe_mtp.messages import one_line
 
 
 @dataclasses.dataclass(frozen=True)

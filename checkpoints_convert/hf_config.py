@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.fields import Fields, one_line, read_json
+from checkpoints_convert.fields import Fields, read_json
 from checkpoints_convert.rope import rope_settings
 from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.messages import one_line
 
 FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.fields import one_line
 from checkpoints_convert.fill import tensors_are_equal
 from checkpoints_convert.hf_config import read_hf_config
 from checkpoints_convert.names import HF, HF_EMBED, HF_HEAD, rows_for
 from checkpoints_convert.safetensors_reader import SafetensorsSource
 from checkpoints_convert.sources import OpenedModel
+from jax_probe_mtp.messages import one_line
 
 _BUFFERS = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # saved by old versions, computed from the config
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.fields import one_line
+from jax_probe_mtp.messages import one_line
 
 # Weights as safetensors, configuration and tokenizer; never code or pickled weights.
 _WANTED = [

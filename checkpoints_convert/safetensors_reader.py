@@ -8,8 +8,9 @@ import numpy as np
 import safetensors
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.fields import one_line, read_json
+from checkpoints_convert.fields import read_json
 from checkpoints_convert.sources import TensorInfo
+from jax_probe_mtp.messages import one_line
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 READABLE = ("F32", "F16", "BF16")

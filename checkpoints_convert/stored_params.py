@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.fields import one_line
 from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.messages import one_line
 from jax_probe_mtp.params import Params, abstract_params
 
 PARAMS = "params"

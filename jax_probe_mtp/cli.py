@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 
@@ -13,17 +12,11 @@ from jax_probe_mtp import demo_model, exactness, records, tokenizer
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import MASK_INITS, ProbeConfig
 from jax_probe_mtp.generation import DEFAULT_PROBE, Decoder, Generation, Prompt, Settings
+from jax_probe_mtp.messages import Parser, one_line
 
 PLAIN = ProbeConfig()
 DEMO_PROMPTS = ("Write a Python function that adds two numbers.", "What is the capital of France?")
 DEMO_TOKENS = 48
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage text around it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {_one_line(message)} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,23 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.command(args))
     except (ValueError, OSError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except jax.errors.JaxRuntimeError as error:
-        print(f"error: the device gave up ({_one_line(error)[:200]}); try a smaller --batch-size", file=sys.stderr)
+        print(f"error: the device gave up ({one_line(error)[:200]}); try a smaller --batch-size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing was kept", file=sys.stderr)
         return 130
 
 
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="jax-probe-mtp", description="Lossless multi-token prediction for Llama and Qwen models.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    parser = Parser(prog="jax-probe-mtp", description="Lossless multi-token prediction for Llama and Qwen models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     generate = commands.add_parser("generate", allow_abbrev=False, help="answer a prompt, or a file of prompts")
     generate.add_argument("--method", choices=("probe", "ar"), default="probe", help="ar is plain decoding")
     generate.add_argument("--output", type=Path, metavar="G.jsonl", help="where the answers to --input go")

@@ -12,6 +12,7 @@ import checkpoints_convert
 import jax_probe_mtp
 
 ORDER = [
+    "messages",
     "config",
     "params",
     "checkpoint",

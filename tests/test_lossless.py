@@ -90,25 +90,50 @@ def run_by_steps(tiny, prompts, probe, seeds, mask_ema, draw):
 @pytest.mark.parametrize("tree", TREES, ids=_name)
 def test_tokens_and_trees_are_the_references(tiny, tree, prune, batch, draw):
     total = 0
-    for mask_init, mask_ema in zip(MASK_INITS, [0.1, 0.0, 0.5, 0.1], strict=True):
-        probe = ProbeConfig(**tree, prune=prune, mask_init=mask_init, mask_offset=2.0)
-        prompts = (SHORTEST_FOR_LAST_K if mask_init == "last_k" else PROMPTS)[-batch:]
-        seeds = SEEDS[-batch:] if draw is DRAWN else [0] * batch
-        tokens, trees, accepted = run_by_steps(tiny, prompts, probe, seeds, mask_ema, draw)
-        settings = tree | {"prune": prune, "mask_init": mask_init, "mask_offset": 2.0}
-        for row, prompt in enumerate(prompts):
-            row_draw = draw | {"seed": seeds[row]}
-            plain, gap = reference.plain_decode(tiny.reference, prompt, max_new_tokens=NEW_TOKENS, **row_draw)
-            assert gap > 1e-3, "choose another model or prompt: rounding could decide this one"
-            assert tokens[row] == plain
-            expected = reference.probe_decode(
-                tiny.reference, prompt, settings, max_new_tokens=NEW_TOKENS, mask_ema=mask_ema, **row_draw
-            )
-            assert expected[0] == plain
-            assert trees[row] == expected[1]
-            assert accepted[row] == expected[2]
-            total += sum(accepted[row])
+    for mask_init, usual_ema in zip(MASK_INITS, [0.1, 0.0, 0.5, 0.1], strict=True):
+        for mask_ema in (0.0, 0.1, 0.5) if batch == 4 and draw is GREEDY else (usual_ema,):
+            settings = tree | {"prune": prune, "mask_init": mask_init, "mask_offset": 2.0}
+            total += compare_with_reference(tiny, settings, mask_ema, batch, draw)
     assert total > 0, "no draft was ever right: this proves nothing about accepting"
+
+
+@pytest.mark.parametrize("tree", TREES[2:4], ids=_name)
+def test_drafts_ranked_without_noise_are_the_references(tiny, tree):
+    settings = tree | {"prune": True, "mask_init": "mean", "mask_offset": 2.0}
+    ranked_with = compare_with_reference(tiny, settings, 0.1, 4, DRAWN)
+    ranked_without = compare_with_reference(tiny, settings, 0.1, 4, DRAWN, rank_with_noise=False)
+    assert ranked_with != ranked_without, "the two rankings accepted alike: choose other prompts"
+
+
+def compare_with_reference(tiny, settings, mask_ema, batch, draw, rank_with_noise=True):
+    """Every token, tree and accepted count of the last `batch` prompts; returns how many drafts were accepted."""
+    probe = ProbeConfig(**settings, rank_with_noise=rank_with_noise)
+    prompts = (SHORTEST_FOR_LAST_K if probe.mask_init == "last_k" else PROMPTS)[-batch:]
+    seeds = SEEDS[-batch:] if draw is DRAWN else [0] * batch
+    tokens, trees, accepted = run_by_steps(tiny, prompts, probe, seeds, mask_ema, draw)
+    for row, prompt in enumerate(prompts):
+        row_draw = draw | {"seed": seeds[row]}
+        plain, gap = plain_reference(tiny, tuple(prompt), tuple(row_draw.items()))
+        assert gap > 1e-3, "choose another model or prompt: rounding could decide this one"
+        assert tokens[row] == plain
+        expected = reference.probe_decode(
+            tiny.reference,
+            prompt,
+            settings,
+            max_new_tokens=NEW_TOKENS,
+            mask_ema=mask_ema,
+            rank_with_noise=rank_with_noise,
+            **row_draw,
+        )
+        assert expected[0] == plain
+        assert trees[row] == expected[1]
+        assert accepted[row] == expected[2]
+    return sum(map(sum, accepted))
+
+
+@functools.cache
+def plain_reference(tiny, prompt, draw):
+    return reference.plain_decode(tiny.reference, list(prompt), max_new_tokens=NEW_TOKENS, **dict(draw))
 
 
 @pytest.mark.parametrize("draw", [GREEDY, DRAWN], ids=["greedy", "drawn"])
