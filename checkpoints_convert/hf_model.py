@@ -50,12 +50,12 @@ def open_hf(folder: Path) -> OpenedModel:
 
 
 def load_hf_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a Hugging Face folder; its own code is never run.
+    """The tokenizer in a folder, ours or Hugging Face's; its own code is never run.
 
     Raises:
       CheckpointError: if there is no tokenizer.json, or transformers cannot load it.
     """
-    from transformers import AutoTokenizer  # slow to import, and `info` does without
+    from transformers import PreTrainedTokenizerFast  # slow to import, and `info` does without
 
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
@@ -63,6 +63,8 @@ def load_hf_tokenizer(folder: Path) -> Any:
             ".save_pretrained(...) and put it beside the weights."
         )
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        # Not AutoTokenizer: the classes it chooses rebuild parts of the tokenizer, in some versions not as tokenizer.json
+        # has them, and that file alone says all.
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # tokenizers raises plain Exception, transformers many kinds
         raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)[:300]}).") from None

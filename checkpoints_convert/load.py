@@ -9,7 +9,7 @@ from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.fill import DTYPES, read_params
 from checkpoints_convert.folder import METADATA, read_metadata
 from checkpoints_convert.gguf_model import open_gguf
-from checkpoints_convert.hf_model import open_hf
+from checkpoints_convert.hf_model import load_hf_tokenizer, open_hf
 from checkpoints_convert.hub import folder_of
 from checkpoints_convert.sources import OpenedModel
 from checkpoints_convert.stored_params import load_params
@@ -67,18 +67,11 @@ def _to_device(leaf: np.ndarray) -> jax.Array:
 
 
 def _load_converted(folder: Path, dtype: str | None, name: str) -> Checkpoint:
-    from transformers import PreTrainedTokenizerFast
-
     metadata = read_metadata(folder)
-    try:
-        # Not AutoTokenizer: its choice of class depends on a config.json, and tokenizer.json alone says all.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # tokenizers raises plain Exception, transformers many kinds
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({error}); convert again.") from None
     return Checkpoint(
         params=load_params(folder, metadata.config, dtype or metadata.dtype),
         config=metadata.config,
-        tokenizer=tokenizer,
+        tokenizer=load_hf_tokenizer(folder),
         eos_token_ids=metadata.eos_token_ids,
         name=name,
     )

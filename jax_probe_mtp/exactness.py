@@ -26,7 +26,8 @@ class Difference:
       position: index into the new tokens.
       plain_token: plain decoding's token there; None if its output ended before.
       other_token: the other output's; None if it ended before.
-      gap: plain decoding's score of its own token less that of the other; infinite where one output ended.
+      gap: plain decoding's score of its own token less that of the other, below 0 where rounding chose
+        otherwise here; infinite where one output ended.
       tolerance: the largest gap that counts as a tie in the model's dtype.
     """
 
@@ -39,7 +40,7 @@ class Difference:
     @property
     def is_tie(self) -> bool:
         """True when rounding alone may have chosen between the two."""
-        return self.gap <= self.tolerance
+        return abs(self.gap) <= self.tolerance
 
     def __str__(self) -> str:
         kind = "tie" if self.is_tie else "diverged"

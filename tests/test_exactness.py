@@ -106,6 +106,13 @@ def test_a_token_that_is_not_among_the_tied_is_no_tie(checkpoint, plain):
     assert not first_difference(twins, PROMPT, [first], [third]).is_tie
 
 
+def test_an_output_better_than_the_plain_one_is_no_tie(checkpoint, plain):
+    worse = (plain[0] + 1) % 61
+    found = first_difference(checkpoint, PROMPT, [worse], [plain[0]])
+    assert found.gap < -0.1
+    assert not found.is_tie
+
+
 def test_an_output_that_ends_early_is_no_tie(checkpoint, plain):
     first, twin = plain[0], (plain[0] + 30) % 61
 
