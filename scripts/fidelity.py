@@ -116,7 +116,7 @@ def main() -> None:
         references = json.loads(Path(path).read_text())["models"][model]["runs"]
     device = jax.devices()[0]
     record = {
-        "model": checkpoint.name,
+        "model": Path(checkpoint.name).name,
         "max_new_tokens": args.max_new_tokens,
         "environment": {"jax": jax.__version__, "python": platform.python_version(), "device": device.device_kind},
         "runs": [],
