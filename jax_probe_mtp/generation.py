@@ -1,7 +1,6 @@
 """Prompts in, texts and counts out: batches, compiled programs and their timing around the decode loop."""
 
 import dataclasses
-import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -157,10 +156,12 @@ class Decoder:
         static: dict[str, Any] = {"cfg": self.checkpoint.config, "probe_cfg": self.probe, "decode_cfg": decode_cfg}
         params = self.checkpoint.params
         prefill = self._program(decode_loop.prefill, (params, prompt_BT, request), static)
-        state = jax.eval_shape(functools.partial(decode_loop.prefill, **static), params, prompt_BT, request)
+        start = time.perf_counter()
+        state = jax.block_until_ready(prefill(params, prompt_BT, request))
+        self.stats.seconds += time.perf_counter() - start
         run_steps = self._program(decode_loop.run_steps, (params, request, state), static, donate="state")
         start = time.perf_counter()
-        state = jax.block_until_ready(run_steps(params, request, prefill(params, prompt_BT, request)))
+        state = jax.block_until_ready(run_steps(params, request, state))
         self.stats.seconds += time.perf_counter() - start
         return state
 
