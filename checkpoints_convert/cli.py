@@ -1,5 +1,6 @@
 """The command `checkpoints-convert`."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -40,8 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.command == "gguf":
             convert_gguf(args.source, args.destination, dtype=args.dtype)
         else:
-            print(read_info(args.path))
-    except CheckpointError as error:
+            print(read_info(args.path), flush=True)
+    except BrokenPipeError:  # the reader of stdout has gone: say nothing, and let nothing be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was kept", file=sys.stderr)
+        return 130
+    except (CheckpointError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0

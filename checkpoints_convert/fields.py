@@ -23,8 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            seen: set[str] = set()
-            repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            repeated = first_repeated([key for key, _ in pairs])
             raise CheckpointError(f"{path} names {repeated!r} twice; remove one of the two entries.")
         return found
 
@@ -39,6 +38,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}; fetch the file again.")
     return values
+
+
+def first_repeated(items: list[str]) -> str:
+    """The first item that stands in the list before; there must be one."""
+    seen: set[str] = set()
+    for item in items:
+        if item in seen:
+            return item
+        seen.add(item)
+    raise ValueError("no item is repeated")
 
 
 def shortest_float(value: float) -> float:
@@ -79,7 +88,7 @@ class Fields:
         value = self.get(key, (int, float), "a number", default)
         if value is None:
             return None
-        if abs(value) > np.finfo(np.float32).max or value != value:
+        if not abs(value) <= float(np.finfo(np.float32).max):  # true of nan too; compared as Python numbers of any size
             raise CheckpointError(f"{self.where}: {key!r} must be finite in float32, got {value!r}.")
         return float(value)
 

@@ -12,6 +12,7 @@ from typing import Any
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.fields import Fields, read_json
 from checkpoints_convert.fill import DTYPES
+from checkpoints_convert.stored_params import PARAMS
 from jax_probe_mtp.config import ModelConfig
 from jax_probe_mtp.messages import one_line
 
@@ -49,6 +50,8 @@ def read_metadata(folder: Path) -> Metadata:
     version = fields.integer("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{fields.where} has format version {version}, this program reads {FORMAT_VERSION}.")
+    if not (folder / PARAMS).is_dir():
+        raise CheckpointError(f"{folder / PARAMS} is missing; convert again.")
     values = dict(fields.get("config", dict, "an object"))
     dtype = fields.text("dtype")
     ids = fields.items("eos_token_ids")

@@ -93,6 +93,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
       CheckpointError: if the file is not GGUF version 2 or 3, or any count, length or offset does not fit in it.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise CheckpointError(f"{path} is not a file; give a .gguf file.")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _walk(_Cursor(data, str(path)))
     except FileNotFoundError:

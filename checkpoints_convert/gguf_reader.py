@@ -28,7 +28,7 @@ class GGUFSource:
         self._path = path
         self._header = header
         self._tensors = {
-            name: TensorInfo(shape=tensor.shape, dtype=tensor.kind.name, file=str(path), num_bytes=tensor.num_bytes)
+            name: TensorInfo(shape=tensor.shape, dtype=tensor.kind.name, file=str(path))
             for name, tensor in header.items()
         }
 

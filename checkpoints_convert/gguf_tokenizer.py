@@ -7,7 +7,7 @@ from gguf.constants import TokenType
 from tokenizers import AddedToken, Tokenizer, processors
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.fields import Fields
+from checkpoints_convert.fields import Fields, first_repeated
 from checkpoints_convert.gguf_bpe import byte_level_tokenizer, pre_adds_bos
 from checkpoints_convert.gguf_spm import sentencepiece_tokenizer
 from jax_probe_mtp.messages import one_line
@@ -78,9 +78,7 @@ def _vocabulary(field: Fields, vocab_size: int) -> Vocabulary:
     except ValueError as error:
         raise CheckpointError(f"{field.where}: tokenizer.ggml.token_type: {error}") from None
     if len(set(tokens)) != len(tokens):
-        seen: set[str] = set()
-        repeated = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
-        raise CheckpointError(f"{field.where}: tokenizer.ggml.tokens holds {repeated!r} twice.")
+        raise CheckpointError(f"{field.where}: tokenizer.ggml.tokens holds {first_repeated(tokens)!r} twice.")
     return vocabulary
 
 

@@ -11,6 +11,8 @@ from jax_probe_mtp.messages import one_line
 
 FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
+MAX_HEAD_DIM = 65536
+
 # What transformers assumes where config.json leaves it out.
 _DEFAULT_CONTEXT = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
 _DEFAULT_KV_HEADS = {"qwen2": 32, "qwen3": 32}  # llama: as many as query heads
@@ -77,6 +79,8 @@ def read_hf_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
     if family in _DEFAULT_HEAD_DIM and "head_dim" not in config.values:
         head_dim = _DEFAULT_HEAD_DIM[family]
     head_dim = config.integer("head_dim", head_dim)
+    if not 0 < head_dim <= MAX_HEAD_DIM:  # before as many divisors are computed
+        raise CheckpointError(f"{config.where}: a head size of {head_dim} is not supported; 2 to {MAX_HEAD_DIM} are.")
     context_length = config.integer("max_position_embeddings", _DEFAULT_CONTEXT[family])
     rope_theta, rope_divisors = rope_settings(config, head_dim=head_dim, context_length=context_length)
     try:
@@ -110,7 +114,7 @@ def _family(config: Fields) -> str:
     if architectures is None and model_type in FAMILIES.values():
         return model_type
     name = architectures[0] if architectures else None
-    if name not in FAMILIES or len(architectures or ()) != 1:
+    if not isinstance(name, str) or name not in FAMILIES or len(architectures or ()) != 1:
         hint = "; its own code (auto_map) is never run" if "auto_map" in config else ""
         raise CheckpointError(
             f"{config.where}: architecture {architectures or model_type!r} is not supported; "

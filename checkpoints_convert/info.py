@@ -77,7 +77,7 @@ def read_info(path: str | Path) -> Info:
     if (Path(path) / METADATA).is_file():
         metadata = read_metadata(Path(path))
         kind, cfg, dtype, eos = "converted", metadata.config, metadata.dtype, metadata.eos_token_ids
-        types: tuple[str, ...] = (f"from {metadata.source.get('kind')}", *metadata.source.get("files", ()))
+        types: tuple[str, ...] = (f"from {metadata.source.get('kind')}", *map(str, metadata.source.get("files", ())))
     else:
         model = open_source(path)
         plan(model)  # names and shapes must fit, or the numbers below would be of another model

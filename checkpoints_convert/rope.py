@@ -67,10 +67,10 @@ def llama3_divisors(
 
     Source: `apply_scaling` in meta-llama/llama-models `models/llama3/model.py`.
     """
-    if not (factor > 0 and 0 < low_freq_factor < high_freq_factor and trained_length > 0):
+    if not (theta > 0 and factor > 0 and 0 < low_freq_factor < high_freq_factor and trained_length > 0):
         raise CheckpointError(
-            f"llama3 rope needs factor > 0 and 0 < low_freq_factor < high_freq_factor, got factor {factor}, "
-            f"{low_freq_factor} and {high_freq_factor}, trained length {trained_length}."
+            f"llama3 rope needs theta and factor > 0 and 0 < low_freq_factor < high_freq_factor, got theta {theta}, factor "
+            f"{factor}, {low_freq_factor} and {high_freq_factor}, trained length {trained_length}."
         )
     divisors = []
     for i in range(0, head_dim, 2):

@@ -1,6 +1,5 @@
 """Tensors of a Hugging Face folder: one safetensors file, or shards named by an index."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -60,9 +59,8 @@ class SafetensorsSource:
                     tensor = file.get_slice(name)
                     if name in self._tensors:
                         raise CheckpointError(f"tensor {name!r} is in both {self._paths[name]} and {path}; keep one.")
-                    shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
-                    size = math.prod(shape) * _item_bits(dtype) // 8
-                    self._tensors[name] = TensorInfo(shape=shape, dtype=dtype, file=str(path), num_bytes=size)
+                    shape = tuple(tensor.get_shape())
+                    self._tensors[name] = TensorInfo(shape=shape, dtype=tensor.get_dtype(), file=str(path))
                     self._paths[name] = path
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing; fetch the model again.") from None
@@ -110,9 +108,3 @@ def _inside(folder: Path, shard: str, index: Path) -> Path:
     if not real.is_file():
         raise CheckpointError(f"{index} names {shard!r}, but {path} is missing; fetch the model again.")
     return path
-
-
-def _item_bits(dtype: str) -> int:
-    """Bits of an element, for sizes in messages: the digits of a name such as "BF16" or "F8_E4M3"."""
-    digits = dtype.split("_")[0].lstrip("BFIUOLC")
-    return int(digits) if digits.isdigit() else 8

@@ -18,13 +18,11 @@ class TensorInfo:
       shape: its shape, slowest axis first.
       dtype: the file's name for its type, such as "BF16" or "Q4_K".
       file: the file that holds it, for messages.
-      num_bytes: its size in the file.
     """
 
     shape: tuple[int, ...]
     dtype: str
     file: str
-    num_bytes: int
 
 
 class TensorSource(Protocol):

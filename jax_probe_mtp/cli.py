@@ -1,6 +1,7 @@
 """The commands: flags in, library calls, text out on stdout and everything else on stderr."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +23,8 @@ DEMO_TOKENS = 48
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0; 1 where `verify` found a difference; 2 for bad input, with one line on stderr."""
     args = _parser().parse_args(argv)
-    _set_up_process()
     try:
+        _set_up_process()
         return int(args.command(args))
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: the device gave up ({one_line(error)[:200]}); try a smaller --batch-size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; nothing was kept", file=sys.stderr)
+        print(
+            "error: interrupted; answers so far are in the .partial file beside --output, if one was given",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -93,8 +97,11 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
 
 def _probe(args: argparse.Namespace) -> ProbeConfig:
     if args.method == "ar":
-        if args.tree or args.num_masks or args.block_complexity:
-            raise ValueError("--method ar is plain decoding: leave --tree, --num-masks and --block-complexity out.")
+        given = (args.tree, args.num_masks, args.block_complexity, args.mask_init, args.no_prune)
+        if given != (None, None, None, PLAIN.mask_init, False):
+            raise ValueError("--method ar is plain decoding: leave the options of masks and trees out.")
+        return PLAIN
+    if args.num_masks == 0 and args.tree is None:
         return PLAIN
     if args.tree is None:
         for option, value in (("--num-masks", args.num_masks), ("--block-complexity", args.block_complexity)):
@@ -142,7 +149,7 @@ def _prompts(checkpoint: Checkpoint, raw: list[dict], *, use_chat_template: bool
     def encode(text: str) -> list[int]:
         return tokenizer.encode(checkpoint.tokenizer, text, use_chat_template=use_chat_template)
 
-    return [Prompt(id=record["id"], token_ids=encode(record["prompt"])) for record in raw]
+    return [Prompt(id=r["id"], token_ids=encode(r["prompt"]), seed=r.get("seed")) for r in raw]
 
 
 def _records(args: argparse.Namespace) -> list[dict]:
@@ -167,7 +174,7 @@ def _generate(args: argparse.Namespace) -> int:
         for generation in generations:
             print(generation.text)
     if args.stats:
-        print(decoder.stats, file=sys.stderr)
+        print(f"{decoder.stats}; {probe.num_rows} rows a call", file=sys.stderr)
     return 0
 
 
@@ -198,8 +205,10 @@ def _compare(
     pairs = zip(plain.run(prompts, settings), drafted.run(prompts, settings), prompts, strict=True)
     for expected, got, prompt in pairs:
         show(got)
-        draw = plain.request([prompt], settings)[1].sampling if settings.temperature > 0 else None
-        found = exactness.first_difference(checkpoint, prompt.token_ids, expected.token_ids, got.token_ids, draw)
+        found = None
+        if expected.token_ids != got.token_ids:
+            draw = plain.request([prompt], settings)[1].sampling if settings.temperature > 0 else None
+            found = exactness.first_difference(checkpoint, prompt.token_ids, expected.token_ids, got.token_ids, draw)
         verdict = "same" if found is None else "tie" if found.is_tie else "diverged"
         counts[verdict] += 1
         verdict_in_full = found or f"same {len(got.token_ids)} tokens"
@@ -239,5 +248,13 @@ def _demo(args: argparse.Namespace) -> int:
 def _set_up_process() -> None:
     """Turns the persistent compilation cache on, unless the user has set it up already; hushes transformers."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torch, which is not needed here
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(demo_model.cache_folder() / "compiled"))
+        folder = demo_model.cache_folder() / "compiled"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            print(f"compiled programs are not kept: {one_line(error)}", file=sys.stderr)
+        else:
+            jax.config.update("jax_compilation_cache_dir", str(folder))

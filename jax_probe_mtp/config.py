@@ -1,9 +1,12 @@
 """Static configuration: frozen, hashable, checked when built, so that each value can be a static argument of `jax.jit`."""
 
 import dataclasses
+import math
 
+FAMILIES = ("llama", "qwen2", "qwen3")
 MASK_INITS = ("mean", "last_k", "sample", "offset")
 MAX_MASKS = 3
+MAX_OFFSET = 1e6  # deviations; an infinite mask would put NaN into the attention of every row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,13 @@ class ModelConfig:
             raise ValueError(f"head_dim must be even for rope, got {self.head_dim}.")
         if self.rope_divisors and len(self.rope_divisors) != self.head_dim // 2:
             raise ValueError(f"rope_divisors must hold {self.head_dim // 2} numbers, got {len(self.rope_divisors)}.")
+        if not all(isinstance(x, int | float) and 0 < x < math.inf for x in self.rope_divisors):
+            raise ValueError(f"rope_divisors must be finite numbers above 0, got {list(self.rope_divisors)}.")
+        if self.family not in FAMILIES:
+            raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
+        for name in ("has_qkv_bias", "has_qk_norm", "is_tied"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         if not self.norm_eps > 0 or not self.rope_theta > 0:
             raise ValueError(f"norm_eps {self.norm_eps} and rope_theta {self.rope_theta} must be above 0.")
 
@@ -103,6 +113,8 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         if self.mask_init not in MASK_INITS:
             raise ValueError(f"mask_init must be one of {', '.join(MASK_INITS)}, got {self.mask_init!r}.")
+        if not abs(self.mask_offset) <= MAX_OFFSET:  # true of nan too
+            raise ValueError(f"mask_offset must be a number of at most {MAX_OFFSET:g} in size, got {self.mask_offset}.")
         if self.is_dynamic:
             self._check_dynamic()
         else:

@@ -139,7 +139,7 @@ def prefill(
     chunk = min(T, decode_cfg.prefill_chunk)
 
     def fill(i: jax.Array, cache: kv.KVCache) -> kv.KVCache:
-        start = jnp.minimum(i * chunk, T - chunk)  # the last chunk overlaps the one before: it writes the same again
+        start = jnp.minimum(i * chunk, T - chunk)  # the last chunk may overlap the one before and compute it again
         ids = jax.lax.dynamic_slice_in_dim(prompt_BT, start, chunk, axis=1)
         position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
@@ -225,7 +225,7 @@ def _commit(params: Params, request: Request, state: DecodeState, accepted: veri
     num_new_B = jnp.minimum(accepted.num_accepted_B + 1, room_B)
     is_eos_BP = jnp.any(accepted.token_BP[..., None] == request.eos_E, axis=-1) & (place_P < num_new_B[:, None])
     has_eos_B = jnp.any(is_eos_BP, axis=1)
-    num_new_B = jnp.where(has_eos_B, jnp.argmax(is_eos_BP, axis=1) + 1, num_new_B)
+    num_new_B = jnp.where(has_eos_B, jnp.argmax(is_eos_BP, axis=1).astype(jnp.int32) + 1, num_new_B)
     num_new_B = jnp.where(state.is_done_B, 0, num_new_B)
 
     target_BP = state.length_B[:, None] + 1 + place_P

@@ -61,8 +61,8 @@ def build_tree(root_B: jax.Array, candidates: Candidates, probe: ProbeConfig) ->
     """
     B = root_B.shape[0]
     pool_sizes = probe.pool_sizes
-    parent_token_B, path_score_B1 = root_B, jnp.zeros((B, 1))
-    token_pools, score_pools = [jnp.zeros((B, 0), jnp.int32)], [jnp.zeros((B, 0))]
+    parent_token_B, path_score_B1 = root_B, jnp.zeros((B, 1), jnp.float32)
+    token_pools, score_pools = [jnp.zeros((B, 0), jnp.int32)], [jnp.zeros((B, 0), jnp.float32)]
     for i, size in enumerate(pool_sizes):
         id_BC, score_BC = candidates.id_BMC[:, i], candidates.score_BMC[:, i]
         if probe.prune:

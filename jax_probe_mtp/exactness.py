@@ -27,7 +27,7 @@ class Difference:
       plain_token: plain decoding's token there; None if its output ended before.
       other_token: the other output's; None if it ended before.
       gap: plain decoding's score of its own token less that of the other, below 0 where rounding chose
-        otherwise here; infinite where one output ended.
+        otherwise here; infinite where one output ended, or where top-k or top-p leave one of the tokens out.
       tolerance: the largest gap that counts as a tie in the model's dtype.
     """
 
@@ -75,10 +75,8 @@ def first_difference(
     shared = _common_length(plain_ids, other_ids)
     plain_token, other_token = _at(plain_ids, shared), _at(other_ids, shared)
     score_V = _scores(checkpoint, [*prompt_ids, *plain_ids[:shared]], draw)
-    if plain_token is None or other_token is None:
-        gap = math.inf
-    else:
-        gap = float(score_V[plain_token] - score_V[other_token])
+    scores_of_both = [-math.inf if token is None else float(score_V[token]) for token in (plain_token, other_token)]
+    gap = scores_of_both[0] - scores_of_both[1] if np.isfinite(scores_of_both).all() else math.inf
     if checkpoint.params["embed"].dtype == jnp.float32:
         lowest_temperature = 1.0 if draw is None else min(1.0, float(draw.temperature_B[0]))
         tolerance = FLOAT32_TIE / (lowest_temperature or 1.0)  # scores are logits / T, and so is their rounding
@@ -96,15 +94,16 @@ def first_difference(
 def _scores(checkpoint: Checkpoint, tokens: list[int], draw: sampling.Sampling | None) -> np.ndarray:
     """What the token after `tokens` maximises, float32 [V], by one pass over the whole text."""
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def last_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array, last: jax.Array) -> jax.Array:
-        hidden_BTD = model.full_hidden(params, cfg, tokens_BT)
-        return model.logits(params, cfg, jax.lax.dynamic_slice_in_dim(hidden_BTD, last, 1, axis=1))[:, 0]
-
     padded = np.zeros((1, bucket(len(tokens))), np.int32)
     padded[0, : len(tokens)] = tokens
-    logits_BV = last_logits(checkpoint.params, checkpoint.config, jnp.asarray(padded), jnp.int32(len(tokens) - 1))
+    logits_BV = _logits_at(checkpoint.params, checkpoint.config, jnp.asarray(padded), jnp.int32(len(tokens) - 1))
     return np.asarray(sampling.scores(logits_BV, jnp.asarray([len(tokens)]), draw)[0])
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _logits_at(params: Params, cfg: ModelConfig, tokens_BT: jax.Array, position: jax.Array) -> jax.Array:
+    hidden_BTD = model.full_hidden(params, cfg, tokens_BT)
+    return model.logits(params, cfg, jax.lax.dynamic_slice_in_dim(hidden_BTD, position, 1, axis=1))[:, 0]
 
 
 def _common_length(a: Sequence[int], b: Sequence[int]) -> int:

@@ -37,7 +37,8 @@ def init_masks(
     mean_D, deviation_D = jnp.mean(table_VD, axis=0), jnp.std(table_VD, axis=0)
     if probe.mask_init == "offset":
         return jnp.broadcast_to(mean_D + probe.mask_offset * deviation_D, (B, k, D))
-    noise_BkD = jax.vmap(lambda seed: jax.random.normal(prng_key(seed), (k, D)))(seed_B)
+    with jax.threefry_partitionable(True):  # a flag that also changes the bits
+        noise_BkD = jax.vmap(lambda seed: jax.random.normal(prng_key(seed), (k, D), jnp.float32))(seed_B)
     return mean_D + deviation_D * noise_BkD
 
 

@@ -11,14 +11,14 @@ from jax_probe_mtp.generation import Generation
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """Reads one record a line: an object with a `prompt`, and an `id` or the line's number for one.
+    """Reads one record a line: an object with a `prompt`, an `id` (or the line's number for one) and perhaps a `seed`.
 
     Raises:
       ValueError: names the file, the line and what is wrong with it.
       OSError: if the file cannot be read.
     """
     records: list[dict[str, Any]] = []
-    first_line: dict[str | int, int] = {}
+    first_line: dict[str, int] = {}
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -36,10 +36,13 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         for text in (record["prompt"], str(name)):
             if not _is_unicode(text):
                 raise ValueError(f"{where} holds half of a surrogate pair, which is no character; write it whole.")
-        if name in first_line:
+        seed = record.get("seed")
+        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32):
+            raise ValueError(f"{where}: seed must be a whole number from 0 to 2**32 - 1, got {json.dumps(seed)[:60]}.")
+        if str(name) in first_line:  # 1 and "1" would draw the same noise
             says = f"has the id {name!r}" if has_id else f"has no id, and its number {name} is the id"
-            raise ValueError(f"{where} {says} of line {first_line[name]}; ids must differ.")
-        first_line[name] = number
+            raise ValueError(f"{where} {says} of line {first_line[str(name)]}; ids must differ.")
+        first_line[str(name)] = number
         records.append(record)
     if not records:
         raise ValueError(f"{path} holds no records; give one JSON object a line.")
@@ -67,8 +70,8 @@ def check_output(path: Path, prompts: Path) -> None:
     Raises:
       ValueError: if `path` is a folder, is in none, or is the file of the prompts.
     """
-    if path.is_dir():
-        raise ValueError(f"--output {path} is a folder; name a file.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"--output {path} is not a file but a folder or a device; name a file.")
     if not path.parent.is_dir():
         raise ValueError(f"--output {path} is in a folder that does not exist; make it first.")
     if path.exists() and path.samefile(prompts):
@@ -80,6 +83,7 @@ def write_generations(path: Path, generations: Iterable[Generation]) -> Iterator
 
     Until then it is called `path` + ".partial", so that a run that was cut off leaves nothing that looks whole.
     """
+    path = path.resolve()  # a link keeps pointing where it does
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         for generation in generations:

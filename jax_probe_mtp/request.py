@@ -93,6 +93,9 @@ def make_request(
             f"the tree looks at {probe.num_candidates} candidates of a mask (with pruning one more than its widest depth), "
             f"but the vocabulary has {cfg.vocab_size} tokens; use fewer."
         )
+    for token in eos_token_ids:
+        if not _is_token(cfg, token):
+            raise ValueError(f"end-of-text id {token} is none of the ids 0 to {cfg.vocab_size - 1}.")
     if rows is not None and rows < len(prompts):
         raise ValueError(f"{len(prompts)} prompts do not fit {rows} rows; raise rows or give fewer prompts.")
     if capacity is not None and capacity > cfg.context_length:
@@ -136,12 +139,16 @@ def make_request(
     return jnp.asarray(prompt_BT), request, DecodeConfig(capacity=capacity, is_sampled=temperature > 0)
 
 
+def _is_token(cfg: ModelConfig, token: int) -> bool:
+    return isinstance(token, int | np.integer) and 0 <= token < cfg.vocab_size
+
+
 def _check_prompt(cfg: ModelConfig, probe: ProbeConfig, prompt: Sequence[int], name: str, max_new_tokens: int) -> None:
     if len(prompt) == 0:
         raise ValueError(f"prompt {name} is empty: it needs at least one token.")
     for token in prompt:
-        if not 0 <= token < cfg.vocab_size:
-            raise ValueError(f"prompt {name} holds token id {token}, but the vocabulary ends at {cfg.vocab_size - 1}.")
+        if not _is_token(cfg, token):
+            raise ValueError(f"prompt {name} holds token id {token}, but ids are 0 to {cfg.vocab_size - 1}.")
     if len(prompt) + max_new_tokens > cfg.context_length:
         raise ValueError(
             f"prompt {name} has {len(prompt)} tokens, with {max_new_tokens} new ones more than the model's context of "

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jax_probe_mtp.messages import one_line
+
 
 def encode(tokenizer: Any, prompt: str, *, use_chat_template: bool) -> list[int]:
     """Ids of one user prompt.
@@ -12,7 +14,7 @@ def encode(tokenizer: Any, prompt: str, *, use_chat_template: bool) -> list[int]
     Without one, the tokenizer adds what it adds to plain text.
 
     Raises:
-      ValueError: if the template is asked for and the tokenizer has none, or the prompt is not Unicode text.
+      ValueError: if the template is asked for and the tokenizer has none or it fails, or the prompt is not Unicode text.
     """
     try:
         prompt.encode()
@@ -23,7 +25,10 @@ def encode(tokenizer: Any, prompt: str, *, use_chat_template: bool) -> list[int]
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template; pass --no-chat-template (use_chat_template=False).")
     messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is a program, and may raise anything
+        raise ValueError(f"the chat template failed ({one_line(error)}); pass --no-chat-template.") from None
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

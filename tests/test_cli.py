@@ -289,6 +289,15 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
 
 
 BAD = {
+    "an offset that is no number": (None, ["--mask-init", "offset", "--mask-offset", "nan"], "got nan"),
+    "an offset beyond float32": (None, ["--mask-init", "offset", "--mask-offset", "1e39"], "at most 1e+06"),
+    "plain decoding with an init": (None, ["--method", "ar", "--mask-init", "last_k"], "options of masks and trees"),
+    "plain decoding with a budget": (
+        None,
+        ["--method", "ar", "--block-complexity", "30"],
+        "options of masks and trees",
+    ),
+    "a budget without a tree": (None, ["--block-complexity", "60"], "--block-complexity 60 needs a --tree"),
     "no such model": ("no/such/folder", [], "no/such/folder does not exist"),
     "model is empty": ("", [], ""),
     "masks without a tree": (None, ["--num-masks", "2"], "--num-masks 2 needs a --tree"),
@@ -416,6 +425,33 @@ def test_bad_files(run, model, tmp_path, content, says):
     args = ["--model", model, "--input", tmp_path / "prompts.jsonl", "--output", tmp_path / "out.jsonl"]
     assert_refused(run("generate", *args, "--no-chat-template"), says)
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_a_records_own_seed_is_its_noise(run, model, tmp_path):
+    prompt = json.dumps(TEXT)
+    (tmp_path / "p.jsonl").write_text(
+        f'{{"id": 1, "prompt": {prompt}, "seed": 5}}\n{{"id": 2, "prompt": {prompt}, "seed": 5}}\n'
+        f'{{"id": 3, "prompt": {prompt}, "seed": 6}}\n'
+    )
+    args = ["--model", model, "--input", tmp_path / "p.jsonl", "--output", tmp_path / "o.jsonl", "--temperature", "1"]
+    assert run("generate", *args, *RAW)[0] == 0
+    first, second, third = ([*map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())][i] for i in range(3))
+    assert first["token_ids"] == second["token_ids"] != third["token_ids"]
+
+
+def test_no_masks_are_plain_decoding(run, model):
+    code, _, err = run(
+        "generate", "--model", model, "--prompt", TEXT, "--no-chat-template", "--num-masks", "0", "--stats"
+    )
+    assert code == 0
+    assert err.startswith("tau 1.000, ")
+    assert err.endswith("; 1 rows a call\n")
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no system turn') }}", "{{ messages[9].x.y }}"])
+def test_a_chat_template_that_fails(run, tiny, tmp_path, template):
+    folder = write_folder(tmp_path / "model", make_checkpoint(tiny, template=template))
+    assert_refused(run("generate", "--model", folder, "--prompt", TEXT), "the chat template failed")
 
 
 def test_files_that_are_not_there(run, model, tmp_path):

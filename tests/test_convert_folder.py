@@ -1,6 +1,7 @@
 """The converted folder: complete or absent, described without its weights; the command and its errors."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -84,6 +85,9 @@ def test_a_damaged_folder_is_named(tmp_path, hf_folder):
         "format version 99": {"format_version": 99},
         "unexpected keyword": {"config": good["config"] | {"surprise": 1}},
         "must be a multiple": {"config": good["config"] | {"num_kv_heads": 4}},
+        "family must be one of llama, qwen2, qwen3, got \\[\\]": {"config": good["config"] | {"family": []}},
+        "is_tied must be true or false, got 1": {"config": good["config"] | {"is_tied": 1}},
+        "finite numbers above 0, got \\['a'": {"config": good["config"] | {"rope_divisors": ["a"] * (h // 2)}},
         "dtype 'int8'": {"dtype": "int8"},
         "cannot be restored": {"config": good["config"] | {"mlp_width": F + 1}},
         "do not match": {"config": good["config"] | {"num_layers": L + 1}},
@@ -95,6 +99,11 @@ def test_a_damaged_folder_is_named(tmp_path, hf_folder):
     path.write_text("{")
     with pytest.raises(CheckpointError, match="not readable JSON"):
         load_checkpoint(tmp_path / "ours")
+    path.write_text(json.dumps(good))
+    (tmp_path / "ours" / "params").rename(tmp_path / "elsewhere")
+    for read in (load_checkpoint, read_info):
+        with pytest.raises(CheckpointError, match="params is missing"):
+            read(tmp_path / "ours")
 
 
 def test_info_counts_without_loading(tmp_path, hf_folder, capsys):
@@ -145,6 +154,19 @@ def test_the_command_prints_one_line_and_exits_2(tmp_path, argv, message):
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.gguf")
+    with pytest.raises(CheckpointError, match="is not a file"):
+        convert_gguf(tmp_path / "m.gguf", tmp_path / "x", note=quiet)
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path, hf_folder):
+    command = f"{sys.executable} -m checkpoints_convert info {hf_folder} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # 0 where the pipe was still open
 
 
 def test_neither_kind_takes_the_other(tmp_path, hf_folder):

@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from checkpoints import make_checkpoint
 from conftest import BASE, FAMILIES, make_tiny
 
 from jax_probe_mtp import DecodeConfig, ProbeConfig, decode, make_request
 from jax_probe_mtp.decode_loop import prefill, run_steps, step
 from jax_probe_mtp.draft import Candidates
+from jax_probe_mtp.exactness import first_difference
 from jax_probe_mtp.params import abstract_params
 
 PROMPTS = [[7, 8], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
 PROBE = ProbeConfig(tree=(9, 3))
+DYNAMIC = ProbeConfig(tree="dynamic", num_masks=2, block_complexity=30)
 STATIC = ("cfg", "probe_cfg", "decode_cfg")
 jit_decode = jax.jit(decode, static_argnames=STATIC)
 jit_prefill = jax.jit(prefill, static_argnames=STATIC)
@@ -180,6 +183,34 @@ def test_other_families_decode_without_loss(family):
     assert int(result.accepted_by_depth_BM.sum()) > 0
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("probe", [PROBE, DYNAMIC], ids=["static", "dynamic"])
+def test_under_64_bit_types_nothing_changes(tiny, probe, temperature):
+    settings = {"probe": probe, "temperature": temperature, "seeds": [1, 2, 3, 4]}
+    before, counts = run(tiny, PROMPTS, **settings)
+    with jax.enable_x64(True):
+        after, wide_counts = run(tiny, PROMPTS, **settings)
+    assert after == before
+    assert wide_counts.calls_B.tolist() == counts.calls_B.tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_in_bfloat16_a_first_difference_is_within_rounding(tiny, temperature):
+    """Two steps of bfloat16 at the best score, as the plain program of the same dtype scores the two tokens."""
+    short = dataclasses.replace(tiny, params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny.params))
+    settings = {"max_new_tokens": 40, "temperature": temperature, "seeds": [1, 2, 3, 4]}
+    expected, _ = run(short, PROMPTS, probe=ProbeConfig(), **settings)
+    got, result = run(short, PROMPTS, **settings)
+    assert int(result.accepted_by_depth_BM.sum()) > 0
+    checkpoint = make_checkpoint(short)
+    for prompt, plain_ids, ids, seed in zip(PROMPTS, expected, got, settings["seeds"], strict=True):
+        draw = make_request(
+            tiny.cfg, PROBE, [prompt], max_new_tokens=1, eos_token_ids=[], temperature=temperature, seeds=[seed]
+        )[1].sampling
+        found = first_difference(checkpoint, prompt, plain_ids, ids, draw)
+        assert found is None or found.is_tie, found
+
+
 def test_other_values_do_not_recompile(tiny):
     counted = []
 
@@ -219,9 +250,7 @@ def test_inside_the_callers_own_jit(tiny):
 
 
 @pytest.mark.parametrize("is_sampled", [False, True])
-@pytest.mark.parametrize(
-    "probe", [PROBE, ProbeConfig(tree="dynamic", num_masks=2, block_complexity=30)], ids=["static", "dynamic"]
-)
+@pytest.mark.parametrize("probe", [PROBE, DYNAMIC], ids=["static", "dynamic"])
 def test_prefill_and_steps_lower_for_a_tpu(probe, is_sampled):
     cfg = dataclasses.replace(BASE, num_layers=1)
     params = abstract_params(cfg, jnp.bfloat16)

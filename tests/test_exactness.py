@@ -123,6 +123,20 @@ def test_an_output_that_ends_early_is_no_tie(checkpoint, plain):
     assert not first_difference(twins, PROMPT, [first], []).is_tie
 
 
+def test_a_token_outside_the_cuts_has_no_gap(checkpoint, tiny):
+    draw = Sampling(
+        temperature_B=jnp.asarray([1.0], jnp.float32),
+        top_k_B=jnp.asarray([1], jnp.int32),
+        top_p_B=jnp.asarray([1.0], jnp.float32),
+        seed_B=jnp.asarray([SEED], jnp.uint32),
+    )
+    best = int(np.argmax(tiny.reference.logits(tiny.reference.embed(PROMPT))[-1]))
+    for plain_token, other_token in [(best, (best + 1) % 61), ((best + 1) % 61, (best + 2) % 61)]:
+        found = first_difference(checkpoint, PROMPT, [plain_token], [other_token], draw)
+        assert found.gap == np.inf
+        assert not found.is_tie
+
+
 def test_sampled_outputs_are_judged_by_the_noisy_scores(checkpoint, tiny):
     plain, _ = reference.plain_decode(tiny.reference, PROMPT, max_new_tokens=6, seed=SEED, **CUTS)
     draw = Sampling(

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,6 +31,14 @@ def test_first_masks_are_the_references_and_padding_never_enters(init):
         expected = reference.first_masks(TableOnly(), prompt, init=init, num_masks=2, offset=5.0, seed=seed)
         np.testing.assert_allclose(got[row], expected, rtol=1e-5, atol=1e-5)
     assert got.dtype == jnp.float32
+
+
+def test_sampled_masks_do_not_move_with_global_flags():
+    probe = ProbeConfig(tree=(2, 2), mask_init="sample")
+    args = (jnp.asarray(TABLE), jnp.asarray(TABLE)[None, :3], jnp.asarray([3]), jnp.asarray([17], jnp.uint32), probe)
+    before = np.asarray(init_masks(*args))
+    with jax.threefry_partitionable(False), jax.default_prng_impl("rbg"):
+        np.testing.assert_array_equal(init_masks(*args), before)
 
 
 def test_update_moves_once_for_each_committed_token():

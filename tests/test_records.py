@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
 from jax_probe_mtp.generation import Generation
-from jax_probe_mtp.records import read_prompts, write_generations
+from jax_probe_mtp.records import check_output, read_prompts, write_generations
 
 GOOD = '{"id": "a", "prompt": "first"}\n'
 
@@ -48,6 +49,12 @@ def test_reads(tmp_path, content, ids, prompts):
         ('{"prompt": ["x"]}\n', ["line 1", '"prompt"']),
         (GOOD + '{"id": "a", "prompt": "x"}\n', ["line 2", "'a'", "line 1"]),
         (GOOD + '\n{"id": 9, "prompt": "x"}\n{"id": 9, "prompt": "y"}\n', ["line 4", "9", "line 3"]),
+        ('{"id": 7, "prompt": "x"}\n{"id": "7", "prompt": "y"}\n', ["line 2", "'7'", "line 1"]),
+        ('{"id": 2, "prompt": "x"}\n{"prompt": "y"}\n', ["line 2", "has no id", "line 1"]),
+        ('{"id": true, "prompt": "x"}\n', ["line 1", "id", "true"]),
+        ('{"prompt": "x", "seed": -1}\n', ["line 1", "seed", "-1"]),
+        ('{"prompt": "x", "seed": 4294967296}\n', ["line 1", "seed", "4294967296"]),
+        ('{"prompt": "x", "seed": "5"}\n', ["line 1", "seed", '"5"']),
         ('{"id": 1.5, "prompt": "x"}\n', ["line 1", "id", "1.5"]),
         ('{"id": null, "prompt": "x"}\n', ["line 1", "id", "null"]),
         ('{"id": ["a"], "prompt": "x"}\n', ["line 1", "id", '["a"]']),
@@ -114,11 +121,33 @@ def test_writes_one_object_a_line(tmp_path):
 
 
 def test_an_id_survives_the_way_there_and_back(tmp_path):
-    content = '{"id": 7, "prompt": "x"}\n{"id": "7", "prompt": "y"}\n{"id": "é", "prompt": "z"}\n'
+    content = '{"id": 7, "prompt": "x"}\n{"id": "b", "prompt": "y"}\n{"id": "é", "prompt": "z"}\n'
     ids = [record["id"] for record in read_prompts(write(tmp_path, content))]
     path = tmp_path / "out.jsonl"
     list(write_generations(path, [dataclasses.replace(GENERATION, id=name) for name in ids]))
-    assert [line["id"] for line in lines_of(path)] == [7, "7", "é"]
+    assert [line["id"] for line in lines_of(path)] == [7, "b", "é"]
+
+
+def test_output_must_be_a_file_of_its_own(tmp_path):
+    prompts = write(tmp_path, GOOD)
+    os.mkfifo(tmp_path / "pipe")
+    for path, says in [
+        (tmp_path, "not a file"),
+        (tmp_path / "pipe", "not a file"),
+        (tmp_path / "no" / "out.jsonl", "does not exist"),
+        (prompts, "file of the prompts"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            check_output(path, prompts)
+    check_output(tmp_path / "out.jsonl", prompts)
+
+
+def test_a_link_keeps_pointing_where_it_does(tmp_path):
+    (tmp_path / "real.jsonl").write_text("old")
+    (tmp_path / "link.jsonl").symlink_to("real.jsonl")
+    list(write_generations(tmp_path / "link.jsonl", [GENERATION]))
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert [line["id"] for line in lines_of(tmp_path / "real.jsonl")] == [GENERATION.id]
 
 
 def test_the_file_has_its_name_only_when_it_is_whole(tmp_path):
