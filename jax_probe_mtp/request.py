@@ -78,16 +78,7 @@ def make_request(
     """
     if not prompts:
         raise ValueError("no prompts: give at least one.")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-    if not temperature >= 0 or temperature == float("inf"):
-        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}; 1 keeps all tokens.")
-    if top_k < 0:
-        raise ValueError(f"top_k must be 0 (all tokens) or more, got {top_k}.")
-    if not 0 <= mask_ema <= 1:
-        raise ValueError(f"mask_ema must be between 0 (frozen masks) and 1, got {mask_ema}.")
+    _check_values(max_new_tokens, temperature, top_k, top_p, mask_ema)
     if probe.depth and probe.num_candidates > cfg.vocab_size:
         raise ValueError(
             f"the tree looks at {probe.num_candidates} candidates of a mask (with pruning one more than its widest depth), "
@@ -137,6 +128,19 @@ def make_request(
         mask_ema=jnp.float32(mask_ema),
     )
     return jnp.asarray(prompt_BT), request, DecodeConfig(capacity=capacity, is_sampled=temperature > 0)
+
+
+def _check_values(max_new_tokens: int, temperature: float, top_k: int, top_p: float, mask_ema: float) -> None:
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens}.")
+    if not temperature >= 0 or temperature == float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}; 1 keeps all tokens.")
+    if top_k < 0:
+        raise ValueError(f"top_k must be 0 (all tokens) or more, got {top_k}.")
+    if not 0 <= mask_ema <= 1:
+        raise ValueError(f"mask_ema must be between 0 (frozen masks) and 1, got {mask_ema}.")
 
 
 def _is_token(cfg: ModelConfig, token: int) -> bool:

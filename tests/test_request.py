@@ -33,6 +33,7 @@ def _name(value):
         ([[1] * 600], {}, ["600 tokens", "512", "at most 0 new"]),
         ([[1] * 30, [1] * 20], {"capacity": 32}, ["holds 32", "prompt 30 + new 4", "need 33"]),
         ([[1]], {"max_new_tokens": 0}, ["max_new_tokens", "at least 1", "got 0"]),
+        ([[1]], {"max_new_tokens": 1.5}, ["max_new_tokens", "whole number", "got 1.5"]),
         ([[1]], {"temperature": -0.5}, ["temperature", "-0.5"]),
         ([[1]], {"temperature": float("nan")}, ["temperature", "nan"]),
         ([[1]], {"temperature": float("inf")}, ["temperature", "inf"]),
