@@ -67,20 +67,20 @@ def run_by_steps(tiny, prompts, probe, seeds, mask_ema, draw):
     state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, probe, decode_cfg)
     same_step = dataclasses.replace(probe, mask_init="mean")  # a step does not read the init: one program serves all
     trees, accepted = [[] for _ in prompts], [[] for _ in prompts]
+    before = jax.device_get(state)  # looked at in NumPy: a slice of a JAX array is a program of its own
     for call in itertools.count():
-        if bool(np.all(state.is_done_B)):
+        if before.is_done_B.all():
             break
         tree, after = step_with_tree(tiny.params, request, state, tiny.cfg, same_step, decode_cfg)
+        nodes, here = jax.device_get((tree, after))
         for row in range(len(prompts)):
-            if call > 0 and not state.is_done_B[row]:
-                columns = (tree.token_BN[row], tree.parent_BN[row], tree.depth_BN[row])
-                trees[row].append(list(zip(*(np.asarray(column).tolist() for column in columns), strict=True)))
-                accepted[row].append(int(np.sum(after.accepted_by_depth_BM[row] - state.accepted_by_depth_BM[row])))
-        state = after
-    tokens = [
-        np.asarray(state.token_BT)[row, len(p) : int(state.length_B[row]) + 1].tolist() for row, p in enumerate(prompts)
-    ]
-    assert np.asarray(state.calls_B).tolist() == [len(calls) for calls in trees]
+            if call > 0 and not before.is_done_B[row]:
+                columns = (nodes.token_BN[row], nodes.parent_BN[row], nodes.depth_BN[row])
+                trees[row].append(list(zip(*(column.tolist() for column in columns), strict=True)))
+                accepted[row].append(int(np.sum(here.accepted_by_depth_BM[row] - before.accepted_by_depth_BM[row])))
+        state, before = after, here
+    tokens = [before.token_BT[row, len(p) : before.length_B[row] + 1].tolist() for row, p in enumerate(prompts)]
+    assert before.calls_B.tolist() == [len(calls) for calls in trees]
     return tokens, trees, accepted
 
 
