@@ -74,7 +74,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
     settings = Settings()
-    parser.add_argument("--num-masks", type=int, metavar="K", help="mask tokens of each node, 1 to 3")
+    parser.add_argument("--num-masks", type=int, metavar="K", help="mask tokens of each node, 1 to 3; 0 is plain")
     parser.add_argument("--tree", metavar="T", help="candidates by depth, such as 14 or 15,4, or 'dynamic' (14)")
     parser.add_argument("--block-complexity", type=int, metavar="BC", help="rows a call may have")
     parser.add_argument("--mask-init", choices=MASK_INITS, default="mean")

@@ -67,8 +67,9 @@ def first_difference(
       draw: how tokens were sampled, one row; None for greedy.
 
     Returns:
-      None when all tokens are equal. In float32 a gap up to `FLOAT32_TIE` is a tie; in bfloat16 one up to two of its
-      steps at the size of the best score. Rounding cannot end a text early: there the gap is infinite.
+      None when all tokens are equal. In float32 a gap up to `FLOAT32_TIE`, divided by a temperature below 1, is a tie; in
+      bfloat16 one up to two of its steps at the size of the best score. Rounding cannot end a text early: there the gap
+      is infinite.
     """
     if list(plain_ids) == list(other_ids):
         return None

@@ -15,7 +15,7 @@ from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig, ProbeConfig
 from jax_probe_mtp.request import Request, make_request
 
-DEFAULT_PROBE = ProbeConfig(tree=(14,))  # 30 rows: the best acceptance for its rows of those measured, docs/fidelity.md
+DEFAULT_PROBE = ProbeConfig(tree=(14,))  # the better tree of the two with 30 rows in docs/fidelity.md
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def check_output(path: Path, prompts: Path) -> None:
     """Finds out before anything runs whether the answers can be written.
 
     Raises:
-      ValueError: if `path` is a folder, is in none, or is the file of the prompts.
+      ValueError: if `path` is there and no regular file, is in no folder, or is the file of the prompts.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"--output {path} is not a file but a folder or a device; name a file.")

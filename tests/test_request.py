@@ -88,7 +88,8 @@ def _assert_refused(probe, prompts, changes, says):
     ids=_name,
 )
 def test_takes_the_last_good_value(probe, prompts, changes):
-    make_request(BASE, probe, prompts, **(GOOD | changes))
+    _, request, _ = make_request(BASE, probe, prompts, **(GOOD | changes))
+    assert request.prompt_length_B.tolist() == [len(prompt) for prompt in prompts]
 
 
 def test_a_top_k_beyond_int32_keeps_all_tokens():
