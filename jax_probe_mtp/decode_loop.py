@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jax_probe_mtp import cache as kv
-from jax_probe_mtp import draft, model, probe, sampling, verify
-from jax_probe_mtp.config import DecodeConfig, ModelConfig, ProbeConfig
+from jax_probe_mtp import draft, model, recycle, sampling, sources, verify
+from jax_probe_mtp.config import DecodeConfig, ModelConfig
+from jax_probe_mtp.draft_config import DraftConfig
 from jax_probe_mtp.masks import block_can_attend, block_positions
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import Request
@@ -29,20 +30,19 @@ class DecodeState(flax.struct.PyTreeNode, kw_only=True):
       length_B: int32 [B], committed slots of the cache; `token_BT[b, length]` is the root.
       is_done_B: bool [B], True for a row that has emitted its last token.
       cache: keys and values.
-      masks_BMD: float32 [B, M, D], the mask tokens.
-      candidates: what the last accepted node's masks propose.
+      source: what the draft source keeps between calls.
       calls_B: int32 [B], decode calls the row was active in, the prefill's not counted.
-      accepted_by_depth_BM: int32 [B, M], drafts accepted at depth 1..M, before the cut at the end of the text.
+      accepted_by_depth_BD: int32 [B, D], drafts accepted at depth 1..D, before the cut at the end of the text; D is the
+        deepest of the tree.
     """
 
     token_BT: jax.Array
     length_B: jax.Array
     is_done_B: jax.Array
     cache: kv.KVCache
-    masks_BMD: jax.Array
-    candidates: draft.Candidates
+    source: sources.SourceState
     calls_B: jax.Array
-    accepted_by_depth_BM: jax.Array
+    accepted_by_depth_BD: jax.Array
 
 
 class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
@@ -52,13 +52,15 @@ class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
       token_BT: int32 [B, S + 1], prompt and emitted tokens; what is behind a row's last one means nothing.
       num_emitted_B: int32 [B], tokens emitted, an end-of-text token included.
       calls_B: int32 [B], decode calls, without the prefill; `num_emitted - 1` tokens came from them.
-      accepted_by_depth_BM: int32 [B, M], accepted drafts by depth, before the cut at the end of the text.
+      accepted_by_depth_BD: int32 [B, D], accepted drafts by depth, before the cut at the end of the text.
+      table: the shared table of a warm `RecycleConfig`, to go on with in the next batch; else None.
     """
 
     token_BT: jax.Array
     num_emitted_B: jax.Array
     calls_B: jax.Array
-    accepted_by_depth_BM: jax.Array
+    accepted_by_depth_BD: jax.Array
+    table: recycle.Table | None
 
 
 def decode(
@@ -66,8 +68,9 @@ def decode(
     prompt_BT: jax.Array,
     request: Request,
     cfg: ModelConfig,
-    probe_cfg: ProbeConfig,
+    draft_cfg: DraftConfig,
     decode_cfg: DecodeConfig,
+    table: recycle.Table | None = None,
 ) -> DecodeResult:
     """Decodes a batch of prompts to their ends: one pure function, to be called inside `jax.jit`.
 
@@ -76,23 +79,25 @@ def decode(
       prompt_BT: int32 [B, T], token ids, padded on the right with anything.
       request: lengths, limits and sampling; arrays.
       cfg: the model; static.
-      probe_cfg: masks and tree; static. `ProbeConfig()` is plain decoding.
+      draft_cfg: where drafts come from and their tree; static. `ProbeConfig()` is plain decoding.
       decode_cfg: capacity; static. A row that fills it stops there, so check first that
         prompt + new tokens - 1 <= capacity (`make_request` does).
+      table: what a warm `RecycleConfig` goes on with: an earlier result's; None begins with nothing.
 
     Returns:
-      The same tokens for every `probe_cfg`; only the number of calls differs.
+      The same tokens for every `draft_cfg`; only the number of calls differs.
 
     Raises:
-      ValueError: if the padded prompts are longer than the capacity.
+      ValueError: if the padded prompts are longer than the capacity, or the table has no use.
     """
-    state = prefill(params, prompt_BT, request, cfg, probe_cfg, decode_cfg)
-    state = run_steps(params, request, state, cfg, probe_cfg, decode_cfg)
+    state = prefill(params, prompt_BT, request, cfg, draft_cfg, decode_cfg, table)
+    state = run_steps(params, request, state, cfg, draft_cfg, decode_cfg)
     return DecodeResult(
         token_BT=state.token_BT,
         num_emitted_B=num_emitted(state, request),
         calls_B=state.calls_B,
-        accepted_by_depth_BM=state.accepted_by_depth_BM,
+        accepted_by_depth_BD=state.accepted_by_depth_BD,
+        table=sources.table_to_keep(state.source, draft_cfg),
     )
 
 
@@ -106,13 +111,13 @@ def run_steps(
     request: Request,
     state: DecodeState,
     cfg: ModelConfig,
-    probe_cfg: ProbeConfig,
+    draft_cfg: DraftConfig,
     decode_cfg: DecodeConfig,
 ) -> DecodeState:
     """Steps until every row has ended. Donate `state` when this is jitted by itself: the cache is updated in place."""
     return jax.lax.while_loop(
         lambda state: ~jnp.all(state.is_done_B),
-        lambda state: step(params, request, state, cfg, probe_cfg, decode_cfg),
+        lambda state: step(params, request, state, cfg, draft_cfg, decode_cfg),
         state,
     )
 
@@ -122,10 +127,11 @@ def prefill(
     prompt_BT: jax.Array,
     request: Request,
     cfg: ModelConfig,
-    probe_cfg: ProbeConfig,
+    draft_cfg: DraftConfig,
     decode_cfg: DecodeConfig,
+    table: recycle.Table | None = None,
 ) -> DecodeState:
-    """Fills the cache with all prompt tokens but the last, which becomes the root; sets the first masks.
+    """Fills the cache with all prompt tokens but the last, which becomes the root; starts the draft source.
 
     The prompt enters in chunks of equal size, as many as the longest row needs. All rows start at slot 0, so a chunk
     has the same slots in each; what padding writes lies behind a row's length and is never read.
@@ -134,35 +140,35 @@ def prefill(
     S = decode_cfg.capacity
     if T > S + 1:
         raise ValueError(f"prompts padded to {T} tokens need a capacity of {T - 1}, got {S}; raise it or pad less.")
-    cache = kv.allocate(cfg, batch_size=B, capacity=S, scratch=probe_cfg.num_rows, dtype=params["embed"].dtype)
+    cache = kv.allocate(cfg, batch_size=B, capacity=S, scratch=draft_cfg.num_rows, dtype=params["embed"].dtype)
     num_slots = cache.k[0].shape[2]
     chunk = min(T, decode_cfg.prefill_chunk)
 
-    def fill(i: jax.Array, cache: kv.KVCache) -> kv.KVCache:
+    source = sources.start(params, cfg, prompt_BT, request.prompt_length_B, request.sampling.seed_B, draft_cfg, table)
+
+    def fill(i: jax.Array, carry: tuple[kv.KVCache, sources.SourceState]) -> tuple[kv.KVCache, sources.SourceState]:
+        cache, source = carry
         start = jnp.minimum(i * chunk, T - chunk)  # the last chunk may overlap the one before and compute it again
         ids = jax.lax.dynamic_slice_in_dim(prompt_BT, start, chunk, axis=1)
         position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
-        return model.forward(params, cfg, model.embed(params, ids), position_BC, cache, start, can_attend_BCS)[1]
+        x_BCD = model.embed(params, ids)
+        hidden_BCD, cache = model.forward(params, cfg, x_BCD, position_BC, cache, start, can_attend_BCS)
+        is_used_BC = position_BC < request.prompt_length_B[:, None] - 1
+        return cache, sources.read_prompt(
+            source, params, cfg, draft_cfg, ids, is_used_BC, hidden_BCD, _draw(request, decode_cfg)
+        )
 
     num_chunks = (jnp.max(request.prompt_length_B) - 1 + chunk - 1) // chunk
-    cache = jax.lax.fori_loop(0, num_chunks, fill, cache)
-    masks = probe.init_masks(
-        params["embed"],
-        model.embed(params, prompt_BT),
-        request.prompt_length_B,
-        request.sampling.seed_B,
-        probe_cfg,
-    )
+    cache, source = jax.lax.fori_loop(0, num_chunks, fill, (cache, source))
     return DecodeState(
         token_BT=jnp.pad(prompt_BT, ((0, 0), (0, S + 1 - T))),
         length_B=request.prompt_length_B - 1,
         is_done_B=request.max_new_tokens_B < 1,
         cache=cache,
-        masks_BMD=masks,
-        candidates=draft.no_candidates(B, probe_cfg),
+        source=source,
         calls_B=jnp.zeros(B, jnp.int32),
-        accepted_by_depth_BM=jnp.zeros((B, probe_cfg.depth), jnp.int32),
+        accepted_by_depth_BD=jnp.zeros((B, draft_cfg.max_depth), jnp.int32),
     )
 
 
@@ -171,30 +177,55 @@ def step(
     request: Request,
     state: DecodeState,
     cfg: ModelConfig,
-    probe_cfg: ProbeConfig,
+    draft_cfg: DraftConfig,
     decode_cfg: DecodeConfig,
 ) -> DecodeState:
-    """One call of the model: draft, forward, verify, commit, probe. Rows that are done stay as they are."""
-    root_B = jnp.take_along_axis(state.token_BT, state.length_B[:, None], axis=1)[:, 0]
-    tree = draft.build_tree(root_B, state.candidates, probe_cfg)
-    logits_BRV, cache = _run_block(params, cfg, tree, state, decode_cfg.capacity)
-    accepted = verify.walk(
-        tree, _chooser(logits_BRV, tree, state.length_B, request, decode_cfg), max_depth=probe_cfg.depth
-    )
+    """One call of the model: draft, forward, verify, commit, learn. Rows that are done stay as they are."""
+    tree = draft_tree(request, state, draft_cfg)
+    logits_BRV, cache = _run_block(params, cfg, tree, state, draft_cfg, decode_cfg.capacity)
+    choose = _chooser(logits_BRV, tree, state.length_B, request, decode_cfg)
+    accepted = verify.walk(tree, choose, max_depth=draft_cfg.max_depth)
     cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
-    state = _commit(params, request, state.replace(cache=cache), accepted)
-    return state.replace(candidates=_probe(logits_BRV, accepted, state, request, probe_cfg, decode_cfg))
+    after = _commit(request, state.replace(cache=cache), accepted)
+    source = sources.learn(
+        state.source,
+        params,
+        draft_cfg,
+        _draw(request, decode_cfg),
+        request.mask_ema,
+        tree=tree,
+        logits_BRV=logits_BRV,
+        last_node_B=accepted.node_BP[:, -1],
+        committed_BP=accepted.token_BP,
+        num_new_B=after.length_B - state.length_B,
+        root_position_B=after.length_B,
+    )
+    return after.replace(source=source)
+
+
+def draft_tree(request: Request, state: DecodeState, draft_cfg: DraftConfig) -> Tree:
+    """The tree of the next call: its root is the newest token, its drafts what the source proposes."""
+    root_B = jnp.take_along_axis(state.token_BT, state.length_B[:, None], axis=1)[:, 0]
+    candidates = sources.propose(state.source, state.token_BT, state.length_B, draft_cfg)
+    has_emitted_B1 = (num_emitted(state, request) > 0)[:, None]  # a row's first call belongs to the prefill
+    token_BP = jnp.where(has_emitted_B1, candidates.token_BP, draft.NO_TOKEN)
+    return draft.build_tree(root_B, candidates.replace(token_BP=token_BP), draft_cfg.num_nodes)
+
+
+def _draw(request: Request, decode_cfg: DecodeConfig) -> sampling.Sampling | None:
+    return request.sampling if decode_cfg.is_sampled else None
 
 
 def _run_block(
-    params: Params, cfg: ModelConfig, tree: Tree, state: DecodeState, capacity: int
+    params: Params, cfg: ModelConfig, tree: Tree, state: DecodeState, draft_cfg: DraftConfig, capacity: int
 ) -> tuple[jax.Array, kv.KVCache]:
     """Logits [B, R, V] of the tree's nodes and of every node's masks, their keys and values in the cache's scratch."""
-    N, M = tree.token_BN.shape[1], state.masks_BMD.shape[1]
+    N, M = draft_cfg.num_nodes, draft_cfg.masks_per_node
     nodes_BND = model.embed(params, tree.token_BN)
-    masks_BLD = jnp.tile(state.masks_BMD.astype(nodes_BND.dtype), (1, N, 1))  # L = N M rows, owner by owner
+    masks_BMD = sources.masks(state.source, tree.token_BN.shape[0], cfg)
+    masks_BLD = jnp.tile(masks_BMD.astype(nodes_BND.dtype), (1, N, 1))  # L = N M rows, owner by owner
     position_BR = block_positions(tree.depth_BN, state.length_B, M)
-    is_ancestor_BNN = ancestors_or_self(tree.parent_BN, max_depth=M)
+    is_ancestor_BNN = ancestors_or_self(tree.parent_BN, max_depth=draft_cfg.max_depth)
     can_attend_BRS = block_can_attend(is_ancestor_BNN, state.length_B, M, capacity)
     x_BRD = jnp.concatenate([nodes_BND, masks_BLD], axis=1)
     hidden_BRD, cache = model.forward(params, cfg, x_BRD, position_BR, state.cache, capacity, can_attend_BRS)
@@ -216,8 +247,8 @@ def _chooser(
     return draw
 
 
-def _commit(params: Params, request: Request, state: DecodeState, accepted: verify.Accepted) -> DecodeState:
-    """Emits the accepted drafts and the bonus, cut at the end of the text; folds them into the masks; counts."""
+def _commit(request: Request, state: DecodeState, accepted: verify.Accepted) -> DecodeState:
+    """Emits the accepted drafts and the bonus, cut at the end of the text; counts."""
     B, P = accepted.token_BP.shape
     place_P = jnp.arange(P)
     num_emitted_B = num_emitted(state, request)
@@ -231,41 +262,11 @@ def _commit(params: Params, request: Request, state: DecodeState, accepted: veri
     target_BP = state.length_B[:, None] + 1 + place_P
     target_BP = jnp.where(place_P < num_new_B[:, None], target_BP, state.token_BT.shape[1])  # outside: dropped
     is_counted_B = ~state.is_done_B & (num_emitted_B > 0)
-    reached_BM = accepted.num_accepted_B[:, None] > jnp.arange(P - 1)
+    reached_BD = accepted.num_accepted_B[:, None] > jnp.arange(P - 1)
     return state.replace(
         token_BT=state.token_BT.at[jnp.arange(B)[:, None], target_BP].set(accepted.token_BP, mode="drop"),
         length_B=state.length_B + num_new_B,
         is_done_B=state.is_done_B | has_eos_B | (num_new_B >= room_B),
-        masks_BMD=probe.update_masks(
-            state.masks_BMD, model.embed(params, accepted.token_BP), num_new_B, request.mask_ema
-        ),
         calls_B=state.calls_B + is_counted_B,
-        accepted_by_depth_BM=state.accepted_by_depth_BM + (reached_BM & is_counted_B[:, None]),
+        accepted_by_depth_BD=state.accepted_by_depth_BD + (reached_BD & is_counted_B[:, None]),
     )
-
-
-def _probe(
-    logits_BRV: jax.Array,
-    accepted: verify.Accepted,
-    state: DecodeState,
-    request: Request,
-    probe_cfg: ProbeConfig,
-    decode_cfg: DecodeConfig,
-) -> draft.Candidates:
-    """Reads the masks of the last accepted node: mask i proposes the token i places after the new root."""
-    M = probe_cfg.depth
-    if M == 0:
-        return state.candidates
-    row_BM = probe_cfg.num_nodes + accepted.node_BP[:, -1:] * M + jnp.arange(M)
-    score_BMV = jnp.take_along_axis(logits_BRV, row_BM[..., None], axis=1)
-    if decode_cfg.is_sampled:
-        by_depth = []
-        for i in range(M):
-            score_BV = sampling.scale(score_BMV[:, i], request.sampling.temperature_B)
-            if probe_cfg.rank_with_noise:
-                position_B = state.length_B + 1 + i
-                noise_BV = sampling.gumbel_noise(request.sampling.seed_B, position_B, score_BV.shape[1])
-                score_BV += jnp.where(request.sampling.temperature_B > 0, 1, 0)[:, None] * noise_BV
-            by_depth.append(score_BV)
-        score_BMV = jnp.stack(by_depth, axis=1)
-    return draft.top_candidates(score_BMV, probe_cfg)

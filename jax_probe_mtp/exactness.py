@@ -12,6 +12,7 @@ import numpy as np
 from jax_probe_mtp import model, sampling
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.generation import Decoder, Generation, Prompt, Settings
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import bucket
 
@@ -42,12 +43,34 @@ class Difference:
         """True when rounding alone may have chosen between the two."""
         return abs(self.gap) <= self.tolerance
 
+    @property
+    def kind(self) -> str:
+        """`tie` or `diverged`."""
+        return "tie" if self.is_tie else "diverged"
+
     def __str__(self) -> str:
-        kind = "tie" if self.is_tie else "diverged"
         return (
-            f"{kind} at new token {self.position}: plain {self.plain_token}, this {self.other_token}, "
+            f"{self.kind} at new token {self.position}: plain {self.plain_token}, this {self.other_token}, "
             f"gap {self.gap:.2e} (a tie up to {self.tolerance:.0e})"
         )
+
+
+def compare(
+    plain: Decoder, prompt: Prompt, settings: Settings, expected: Generation, got: Generation
+) -> Difference | None:
+    """`first_difference` of what two decoders gave for one prompt.
+
+    Args:
+      plain: the decoder that gave `expected`, plainly.
+      prompt: the prompt of both.
+      settings: the settings of both.
+      expected: plain decoding's output.
+      got: the other output.
+    """
+    if expected.token_ids == got.token_ids:
+        return None
+    draw = plain.request([prompt], settings)[1].sampling if settings.temperature > 0 else None
+    return first_difference(plain.checkpoint, prompt.token_ids, expected.token_ids, got.token_ids, draw)
 
 
 def first_difference(

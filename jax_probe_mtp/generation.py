@@ -1,21 +1,25 @@
 """Prompts in, texts and counts out: batches, compiled programs and their timing around the decode loop."""
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp import decode_loop
+from jax_probe_mtp import decode_loop, recycle, sources
 from jax_probe_mtp import tokenizer as text
 from jax_probe_mtp.checkpoint import Checkpoint
-from jax_probe_mtp.config import DecodeConfig, ProbeConfig
+from jax_probe_mtp.config import DecodeConfig
+from jax_probe_mtp.draft_config import DraftConfig, ProbeConfig, RecycleConfig
 from jax_probe_mtp.request import Request, make_request
 
-DEFAULT_PROBE = ProbeConfig(tree=(14,))  # the better tree of the two with 30 rows in docs/fidelity.md
+Program = Callable[..., Any]
+DEFAULT_DRAFT = ProbeConfig(tree=(14,))  # the better tree of the two with 30 rows in docs/fidelity.md
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,12 +78,13 @@ class Generation:
 
 @dataclasses.dataclass
 class Stats:
-    """Sums over a run: tau is `committed / calls`; `seconds` holds no compilation."""
+    """Sums over a run: tau is `committed / calls`; `seconds` holds the prefills, and no compilation."""
 
     calls: int = 0
     committed: int = 0
     new_tokens: int = 0
     seconds: float = 0.0
+    prefill_seconds: float = 0.0
     compile_seconds: float = 0.0
 
     @property
@@ -101,11 +106,15 @@ class Decoder:
     Compilation is done ahead of the call, so that it never hides in a timing.
     """
 
-    def __init__(self, checkpoint: Checkpoint, probe: ProbeConfig) -> None:
+    def __init__(self, checkpoint: Checkpoint, draft_cfg: DraftConfig) -> None:
         self.checkpoint = checkpoint
-        self.probe = probe
+        self.draft_cfg = draft_cfg
         self.stats = Stats()
-        self._programs: dict[Any, Callable[..., Any]] = {}
+        self._table: recycle.Table | None = None
+        if isinstance(draft_cfg, RecycleConfig) and draft_cfg.is_warm:  # stays from batch to batch
+            self._table = recycle.empty_table(1, checkpoint.config.vocab_size, draft_cfg)
+        self._programs: dict[Any, Program] = {}
+        self._has_run: set[Any] = set()
 
     def run(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Generation]:
         """Generates batch by batch, in order. All prompts are checked before the first one runs.
@@ -124,12 +133,33 @@ class Decoder:
         self, batches: list[Sequence[Prompt]], requests: list[tuple[jax.Array, Request, DecodeConfig]]
     ) -> Iterator[Generation]:
         for batch, request in zip(batches, requests, strict=True):
-            state = self._decode(*request)
-            tokens, lengths, calls, accepted = jax.device_get(
-                (state.token_BT, state.length_B, state.calls_B, state.accepted_by_depth_BM)
-            )
-            for row, prompt in enumerate(batch):  # the root, the newest token, is at `length`
-                yield self._generation(prompt, tokens[row, : lengths[row] + 1], calls[row], accepted[row])
+            yield from self._generations(batch, self._decode(*request))
+
+    def run_batch(self, batch: Sequence[Prompt], settings: Settings) -> list[Generation]:
+        """One batch of at most `settings.batch_size` prompts, with idle rows in the places left.
+
+        What is new to this decoder is compiled and run once for two tokens before it is timed: a program's first run
+        also loads it.
+        """
+        prompt_BT, request, decode_cfg = self.request(batch, settings, settings.batch_size)
+        shape = (prompt_BT.shape, decode_cfg)
+        if shape not in self._has_run:
+            stats, table = dataclasses.replace(self.stats), self._table
+            prompt_length_B = jnp.minimum(request.prompt_length_B, 2)
+            max_new_tokens_B = jnp.minimum(request.max_new_tokens_B, 2)
+            short = request.replace(prompt_length_B=prompt_length_B, max_new_tokens_B=max_new_tokens_B)
+            self._decode(prompt_BT, short, decode_cfg)
+            stats.compile_seconds = self.stats.compile_seconds
+            self.stats, self._table = stats, table
+            self._has_run.add(shape)
+        return list(self._generations(batch, self._decode(prompt_BT, request, decode_cfg)))
+
+    def _generations(self, batch: Sequence[Prompt], state: decode_loop.DecodeState) -> Iterator[Generation]:
+        tokens, lengths, calls, accepted = jax.device_get(
+            (state.token_BT, state.length_B, state.calls_B, state.accepted_by_depth_BD)
+        )
+        for row, prompt in enumerate(batch):  # the root, the newest token, is at `length`
+            yield self._generation(prompt, tokens[row, : lengths[row] + 1], calls[row], accepted[row])
 
     def request(
         self, batch: Sequence[Prompt], settings: Settings, rows: int | None = None
@@ -137,7 +167,7 @@ class Decoder:
         """One batch as arrays, padded with idle rows to `rows`; see `make_request`, which also checks it."""
         return make_request(
             self.checkpoint.config,
-            self.probe,
+            self.draft_cfg,
             [prompt.token_ids for prompt in batch],
             names=[str(prompt.id) for prompt in batch],
             rows=rows,
@@ -152,29 +182,39 @@ class Decoder:
         )
 
     def _decode(self, prompt_BT: jax.Array, request: Request, decode_cfg: DecodeConfig) -> decode_loop.DecodeState:
-        """Two programs, so that a new prompt length compiles a prefill and no second decode loop."""
-        static: dict[str, Any] = {"cfg": self.checkpoint.config, "probe_cfg": self.probe, "decode_cfg": decode_cfg}
+        prefill, run_steps = self.compile(prompt_BT, request, decode_cfg)
         params = self.checkpoint.params
-        prefill = self._program(decode_loop.prefill, (params, prompt_BT, request), static)
         start = time.perf_counter()
-        state = jax.block_until_ready(prefill(params, prompt_BT, request))
-        self.stats.seconds += time.perf_counter() - start
-        run_steps = self._program(decode_loop.run_steps, (params, request, state), static, donate="state")
-        start = time.perf_counter()
+        state = jax.block_until_ready(prefill(params, prompt_BT, request, table=self._table))
+        filled = time.perf_counter()
         state = jax.block_until_ready(run_steps(params, request, state))
+        self.stats.prefill_seconds += filled - start
         self.stats.seconds += time.perf_counter() - start
+        self._table = sources.table_to_keep(state.source, self.draft_cfg)
         return state
 
+    def compile(self, prompt_BT: jax.Array, request: Request, decode_cfg: DecodeConfig) -> tuple[Program, Program]:
+        """Prefill and decode loop for a batch of these shapes, compiled once; takes what `request` returns.
+
+        They are two programs, so that a new prompt length compiles a prefill and no second decode loop. Several threads
+        may compile at a time.
+        """
+        static: dict[str, Any] = {"cfg": self.checkpoint.config, "draft_cfg": self.draft_cfg, "decode_cfg": decode_cfg}
+        params = self.checkpoint.params
+        filled = (params, prompt_BT, request)
+        prefill = self._program(decode_loop.prefill, filled, static, table=self._table)
+        state = jax.eval_shape(functools.partial(decode_loop.prefill, **static), *filled, table=self._table)
+        return prefill, self._program(decode_loop.run_steps, (params, request, state), static, donate="state")
+
     def _program(
-        self, function: Callable[..., Any], args: tuple[Any, ...], static: dict[str, Any], donate: str | None = None
-    ) -> Callable[..., Any]:
-        """`function` compiled for these shapes, once."""
+        self, function: Program, args: tuple[Any, ...], static: dict[str, Any], donate: str | None = None, **more: Any
+    ) -> Program:
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(args[1:]))  # params never change
         key = (function, shapes, tuple(static.values()))
         if key not in self._programs:
             start = time.perf_counter()
             jitted = jax.jit(function, static_argnames=tuple(static), donate_argnames=donate)
-            self._programs[key] = jitted.lower(*args, **static).compile()
+            self._programs[key] = jitted.lower(*args, **static, **more).compile()
             self.stats.compile_seconds += time.perf_counter() - start
         return self._programs[key]
 
@@ -200,7 +240,7 @@ def generate(
     checkpoint: Checkpoint,
     prompts: Sequence[str],
     *,
-    probe: ProbeConfig | None = None,
+    draft: DraftConfig | None = None,
     settings: Settings | None = None,
     use_chat_template: bool = True,
 ) -> list[Generation]:
@@ -209,7 +249,8 @@ def generate(
     Args:
       checkpoint: from `checkpoints_convert.load_checkpoint`.
       prompts: user prompts, or plain texts to go on with when `use_chat_template` is False.
-      probe: masks and tree; 1 mask and 14 candidates when left out. `ProbeConfig()` is plain decoding.
+      draft: where drafts come from, and their tree; 1 mask and 14 candidates when left out. `ProbeConfig()` is plain
+        decoding.
       settings: limits, sampling and batch size.
       use_chat_template: True puts each prompt into the checkpoint's chat template.
 
@@ -221,7 +262,7 @@ def generate(
     """
     if isinstance(prompts, str):
         raise ValueError("prompts must be a list of texts, got one text; put it into a list.")
-    decoder = Decoder(checkpoint, DEFAULT_PROBE if probe is None else probe)
+    decoder = Decoder(checkpoint, DEFAULT_DRAFT if draft is None else draft)
     records = [
         Prompt(id=i, token_ids=text.encode(checkpoint.tokenizer, prompt, use_chat_template=use_chat_template))
         for i, prompt in enumerate(prompts)

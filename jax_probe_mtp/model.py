@@ -40,27 +40,41 @@ def forward(
     Returns:
       The hidden states [B, T, D] before the final norm, and the cache with the rows written.
     """
-    G = cfg.queries_per_kv
-    cos, sin = layers.rope_table(cfg, position_BT)
+    rope = layers.rope_table(cfg, position_BT)
     all_k, all_v = [], []
     for layer, k_BKSh, v_BKSh in zip(params["layers"], cache.k, cache.v, strict=True):
-        normed = layers.rms_norm(x_BTD, layer["attn_norm"], cfg.norm_eps)
-        qkv_BTKnh = layers.product("btd,dknh->btknh", normed, layer["qkv"])
-        if cfg.has_qkv_bias:
-            qkv_BTKnh += layer["qkv_bias"]
-        q_BTKGh, k_BTKh, v_BTKh = qkv_BTKnh[:, :, :, :G], qkv_BTKnh[:, :, :, G], qkv_BTKnh[:, :, :, G + 1]
-        if cfg.has_qk_norm:
-            q_BTKGh = layers.rms_norm(q_BTKGh, layer["q_norm"], cfg.norm_eps)
-            k_BTKh = layers.rms_norm(k_BTKh, layer["k_norm"], cfg.norm_eps)
-        k_BKSh = write_rows(k_BKSh, layers.rotate(k_BTKh, cos, sin), start)
-        v_BKSh = write_rows(v_BKSh, v_BTKh, start)
-        mixed_BTKGh = layers.attention(layers.rotate(q_BTKGh, cos, sin), k_BKSh, v_BKSh, can_attend_BTS)
-        x_BTD = x_BTD + layers.product("btkgh,kghd->btd", mixed_BTKGh, layer["out"])
-        normed = layers.rms_norm(x_BTD, layer["mlp_norm"], cfg.norm_eps)
-        x_BTD = x_BTD + layers.gated_mlp(normed, layer["gate_up"], layer["down"])
+        x_BTD, k_BKSh, v_BKSh = decoder_layer(layer, cfg, x_BTD, rope, k_BKSh, v_BKSh, start, can_attend_BTS)
         all_k.append(k_BKSh)
         all_v.append(v_BKSh)
     return x_BTD, cache.replace(k=tuple(all_k), v=tuple(all_v))
+
+
+def decoder_layer(
+    layer: Params,
+    cfg: ModelConfig,
+    x_BTD: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    k_BKSh: jax.Array,
+    v_BKSh: jax.Array,
+    start: jax.Array | int,
+    can_attend_BTS: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One layer of `forward`: the residual stream after it, and its keys and values with the T fresh rows written."""
+    G = cfg.queries_per_kv
+    normed = layers.rms_norm(x_BTD, layer["attn_norm"], cfg.norm_eps)
+    qkv_BTKnh = layers.product("btd,dknh->btknh", normed, layer["qkv"])
+    if cfg.has_qkv_bias:
+        qkv_BTKnh += layer["qkv_bias"]
+    q_BTKGh, k_BTKh, v_BTKh = qkv_BTKnh[:, :, :, :G], qkv_BTKnh[:, :, :, G], qkv_BTKnh[:, :, :, G + 1]
+    if cfg.has_qk_norm:
+        q_BTKGh = layers.rms_norm(q_BTKGh, layer["q_norm"], cfg.norm_eps)
+        k_BTKh = layers.rms_norm(k_BTKh, layer["k_norm"], cfg.norm_eps)
+    k_BKSh = write_rows(k_BKSh, layers.rotate(k_BTKh, *rope), start)
+    v_BKSh = write_rows(v_BKSh, v_BTKh, start)
+    mixed_BTKGh = layers.attention(layers.rotate(q_BTKGh, *rope), k_BKSh, v_BKSh, can_attend_BTS)
+    x_BTD = x_BTD + layers.product("btkgh,kghd->btd", mixed_BTKGh, layer["out"])
+    normed = layers.rms_norm(x_BTD, layer["mlp_norm"], cfg.norm_eps)
+    return x_BTD + layers.gated_mlp(normed, layer["gate_up"], layer["down"]), k_BKSh, v_BKSh
 
 
 def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.config import DecodeConfig, ModelConfig, ProbeConfig
+from jax_probe_mtp.config import DecodeConfig, ModelConfig
+from jax_probe_mtp.draft_config import DraftConfig, ProbeConfig, RecycleConfig
+from jax_probe_mtp.recycle import NUM_SUCCESSORS
 from jax_probe_mtp.sampling import Sampling
 
 SMALLEST_BUCKET = 64
@@ -39,7 +41,7 @@ def bucket(size: int) -> int:
 
 def make_request(
     cfg: ModelConfig,
-    probe: ProbeConfig,
+    draft_cfg: DraftConfig,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -57,7 +59,7 @@ def make_request(
 
     Args:
       cfg: the model.
-      probe: masks and tree.
+      draft_cfg: where drafts come from, and their tree.
       prompts: lists of token ids, of any lengths.
       max_new_tokens: tokens to emit at most, for each row.
       eos_token_ids: ids that end a text; none means that only the limit does.
@@ -79,11 +81,7 @@ def make_request(
     if not prompts:
         raise ValueError("no prompts: give at least one.")
     _check_values(max_new_tokens, temperature, top_k, top_p, mask_ema)
-    if probe.depth and probe.num_candidates > cfg.vocab_size:
-        raise ValueError(
-            f"the tree looks at {probe.num_candidates} candidates of a mask (with pruning one more than its widest depth), "
-            f"but the vocabulary has {cfg.vocab_size} tokens; use fewer."
-        )
+    _check_draft(cfg, draft_cfg)
     for token in eos_token_ids:
         if not _is_token(cfg, token):
             raise ValueError(f"end-of-text id {token} is none of the ids 0 to {cfg.vocab_size - 1}.")
@@ -98,7 +96,7 @@ def make_request(
         raise ValueError(f"seeds must be {len(prompts)} numbers from 0 to 2**32 - 1, one a prompt, got {list(seeds)}.")
     names = [str(i) for i in range(len(prompts))] if names is None else names
     for prompt, name in zip(prompts, names, strict=True):
-        _check_prompt(cfg, probe, prompt, name, max_new_tokens)
+        _check_prompt(cfg, draft_cfg, prompt, name, max_new_tokens)
 
     longest = max(len(prompt) for prompt in prompts)
     needed = longest + max_new_tokens - 1
@@ -147,7 +145,22 @@ def _is_token(cfg: ModelConfig, token: int) -> bool:
     return isinstance(token, int | np.integer) and 0 <= token < cfg.vocab_size
 
 
-def _check_prompt(cfg: ModelConfig, probe: ProbeConfig, prompt: Sequence[int], name: str, max_new_tokens: int) -> None:
+def _check_draft(cfg: ModelConfig, draft_cfg: DraftConfig) -> None:
+    if isinstance(draft_cfg, ProbeConfig) and draft_cfg.masks_per_node and draft_cfg.num_candidates > cfg.vocab_size:
+        raise ValueError(
+            f"the tree looks at {draft_cfg.num_candidates} candidates of a mask (with pruning one more than its widest "
+            f"depth), but the vocabulary has {cfg.vocab_size} tokens; use fewer."
+        )
+    if isinstance(draft_cfg, RecycleConfig) and cfg.vocab_size < NUM_SUCCESSORS:
+        raise ValueError(
+            f"the table keeps {NUM_SUCCESSORS} successors of a token, but the vocabulary has {cfg.vocab_size} tokens; "
+            f"use another draft source."
+        )
+
+
+def _check_prompt(
+    cfg: ModelConfig, draft_cfg: DraftConfig, prompt: Sequence[int], name: str, max_new_tokens: int
+) -> None:
     if len(prompt) == 0:
         raise ValueError(f"prompt {name} is empty: it needs at least one token.")
     for token in prompt:
@@ -158,8 +171,10 @@ def _check_prompt(cfg: ModelConfig, probe: ProbeConfig, prompt: Sequence[int], n
             f"prompt {name} has {len(prompt)} tokens, with {max_new_tokens} new ones more than the model's context of "
             f"{cfg.context_length}; shorten the prompt or ask for at most {max(cfg.context_length - len(prompt), 0)} new."
         )
-    if probe.mask_init == "last_k" and len(prompt) < probe.depth:
-        raise ValueError(
-            f"prompt {name} has {len(prompt)} tokens, but mask_init last_k with {probe.depth} masks needs as many; "
-            f"use mask_init mean."
-        )
+    if isinstance(draft_cfg, ProbeConfig) and draft_cfg.mask_init == "last_k":
+        num_masks = draft_cfg.masks_per_node
+        if len(prompt) < num_masks:
+            raise ValueError(
+                f"prompt {name} has {len(prompt)} tokens, but mask_init last_k with {num_masks} masks needs as many; "
+                f"use mask_init mean."
+            )

@@ -18,7 +18,7 @@ import jax
 
 from checkpoints_convert import load_checkpoint
 from jax_probe_mtp.checkpoint import Checkpoint
-from jax_probe_mtp.config import ProbeConfig
+from jax_probe_mtp.draft_config import ProbeConfig
 from jax_probe_mtp.exactness import first_difference
 from jax_probe_mtp.generation import Decoder, Generation, Prompt, Settings
 from jax_probe_mtp.tokenizer import encode

@@ -28,7 +28,7 @@ from jax_probe_mtp import DecodeConfig, ProbeConfig
 )
 def test_sizes_of_a_call(probe, pools, num_nodes, num_rows):
     assert probe.pool_sizes == pools
-    assert probe.depth == len(pools)
+    assert probe.max_depth == len(pools)
     assert probe.num_nodes == num_nodes
     assert probe.num_rows == num_rows
 

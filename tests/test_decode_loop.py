@@ -13,14 +13,13 @@ from conftest import BASE, FAMILIES, make_tiny
 
 from jax_probe_mtp import DecodeConfig, ProbeConfig, decode, make_request
 from jax_probe_mtp.decode_loop import prefill, run_steps, step
-from jax_probe_mtp.draft import Candidates
 from jax_probe_mtp.exactness import first_difference
 from jax_probe_mtp.params import abstract_params
 
 PROMPTS = [[7, 8], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
 PROBE = ProbeConfig(tree=(9, 3))
 DYNAMIC = ProbeConfig(tree="dynamic", num_masks=2, block_complexity=30)
-STATIC = ("cfg", "probe_cfg", "decode_cfg")
+STATIC = ("cfg", "draft_cfg", "decode_cfg")
 jit_decode = jax.jit(decode, static_argnames=STATIC)
 jit_prefill = jax.jit(prefill, static_argnames=STATIC)
 jit_step = jax.jit(step, static_argnames=STATIC)
@@ -138,12 +137,12 @@ def _with_true_drafts(tiny, prompts, texts, *, depth=3, wrong_from=None, eos=(),
                 true = text[emitted + i] if emitted + i < len(text) else 0
                 is_wrong = wrong_from is not None and i >= wrong_from[row]
                 ids[row, i, 0] = (true + 1) % tiny.cfg.vocab_size if is_wrong else true
-        state = state.replace(candidates=Candidates(id_BMC=jnp.asarray(ids, jnp.int32), score_BMC=jnp.zeros(ids.shape)))
+        state = state.replace(source=state.source.replace(id_BMC=jnp.asarray(ids, jnp.int32)))
         state = jit_step(tiny.params, request, state, tiny.cfg, probe, cfg)
     new = [
         np.asarray(state.token_BT)[row, len(p) : int(state.length_B[row]) + 1].tolist() for row, p in enumerate(prompts)
     ]
-    return new, state.calls_B.tolist(), state.accepted_by_depth_BM.tolist()
+    return new, state.calls_B.tolist(), state.accepted_by_depth_BD.tolist()
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -169,7 +168,7 @@ def test_a_row_alone_equals_that_row_in_a_batch(tiny):
         alone, single = run(tiny, [prompt], temperature=1.0, seeds=[row + 1])
         assert alone == [together[row]]
         assert single.calls_B[0] == result.calls_B[row]
-        assert single.accepted_by_depth_BM[0].tolist() == result.accepted_by_depth_BM[row].tolist()
+        assert single.accepted_by_depth_BD[0].tolist() == result.accepted_by_depth_BD[row].tolist()
         assert together[row] == plain(tiny, prompt, temperature=1.0, seed=row + 1)
 
 
@@ -180,7 +179,7 @@ def test_other_families_decode_without_loss(family):
     expected = [reference.plain_decode(tiny.reference, p, max_new_tokens=15, temperature=0.7, seed=3) for p in PROMPTS]
     assert min(gap for _, gap in expected) > 1e-3
     assert got == [text for text, _ in expected]
-    assert int(result.accepted_by_depth_BM.sum()) > 0
+    assert int(result.accepted_by_depth_BD.sum()) > 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -201,7 +200,7 @@ def test_in_bfloat16_a_first_difference_is_within_rounding(tiny, temperature):
     settings = {"max_new_tokens": 40, "temperature": temperature, "seeds": [1, 2, 3, 4]}
     expected, _ = run(short, PROMPTS, probe=ProbeConfig(), **settings)
     got, result = run(short, PROMPTS, **settings)
-    assert int(result.accepted_by_depth_BM.sum()) > 0
+    assert int(result.accepted_by_depth_BD.sum()) > 0
     checkpoint = make_checkpoint(short)
     for prompt, plain_ids, ids, seed in zip(PROMPTS, expected, got, settings["seeds"], strict=True):
         draw = make_request(
@@ -215,9 +214,9 @@ def test_other_values_do_not_recompile(tiny):
     counted = []
 
     @functools.partial(jax.jit, static_argnames=STATIC)
-    def counting(params, prompt_BT, request, cfg, probe_cfg, decode_cfg):
+    def counting(params, prompt_BT, request, cfg, draft_cfg, decode_cfg):
         counted.append(1)  # runs when traced
-        return decode(params, prompt_BT, request, cfg, probe_cfg, decode_cfg)
+        return decode(params, prompt_BT, request, cfg, draft_cfg, decode_cfg)
 
     def call(prompts, **settings):
         args = {"max_new_tokens": 9, "eos_token_ids": [3], "temperature": 0.5, "capacity": 64} | settings
@@ -257,7 +256,7 @@ def test_prefill_and_steps_lower_for_a_tpu(probe, is_sampled):
     prompt_BT, request, decode_cfg = make_request(
         cfg, probe, PROMPTS, max_new_tokens=9, eos_token_ids=[1], temperature=float(is_sampled), capacity=64
     )
-    static = {"cfg": cfg, "probe_cfg": probe, "decode_cfg": decode_cfg}
+    static = {"cfg": cfg, "draft_cfg": probe, "decode_cfg": decode_cfg}
     state = jax.eval_shape(functools.partial(prefill, **static), params, prompt_BT, request)
     for function, args in [(prefill, (params, prompt_BT, request)), (run_steps, (params, request, state))]:
         exported = jax.export.export(jax.jit(functools.partial(function, **static)), platforms=["tpu"])(*args)

@@ -1,16 +1,21 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.config import ProbeConfig
-from jax_probe_mtp.draft import NO_TOKEN, Candidates, build_tree, no_candidates, top_candidates
+from jax_probe_mtp import probe as source
+from jax_probe_mtp.draft import NO_TOKEN, build_tree
+from jax_probe_mtp.draft_config import ProbeConfig
 from jax_probe_mtp.verify import walk
 
 ROOT = 7
 
 
-def candidates(*masks):
-    """One row's candidates from {token: probability} dicts, best first."""
-    return Candidates(
+NO_MASKS = jnp.zeros((1, 0, 4))
+
+
+def asked(*masks):
+    """One row's state after its masks proposed {token: probability} each, best first."""
+    return source.ProbeState(
+        masks_BMD=NO_MASKS,
         id_BMC=jnp.asarray([[list(mask) for mask in masks]], jnp.int32),
         score_BMC=jnp.log(jnp.asarray([[list(mask.values()) for mask in masks]], jnp.float32)),
     )
@@ -21,7 +26,8 @@ def nodes(tree):
 
 
 def tree_of(probe, *masks):
-    return nodes(build_tree(jnp.asarray([ROOT]), candidates(*masks), probe))
+    root = jnp.asarray([ROOT])
+    return nodes(build_tree(root, source.propose(root, asked(*masks), probe), probe.num_nodes))
 
 
 def test_static_tree_hangs_each_depth_under_the_best_of_the_one_above():
@@ -59,18 +65,20 @@ def test_dynamic_chain_to_full_depth():
     assert drawn == [(7, -1, 0), (1, 0, 1), (4, 1, 2), (8, 2, 3)]
 
 
-def test_no_candidates_draft_nothing():
+def test_masks_that_were_not_asked_yet_draft_nothing():
     for probe in (ProbeConfig(tree=(3, 2)), ProbeConfig(tree="dynamic", num_masks=2, block_complexity=24)):
-        tree = build_tree(jnp.asarray([ROOT]), no_candidates(1, probe), probe)
+        root = jnp.asarray([ROOT])
+        state = source.start(jnp.zeros((1, probe.masks_per_node, 4)), probe)
+        tree = build_tree(root, source.propose(root, state, probe), probe.num_nodes)
         assert np.asarray(tree.token_BN)[0].tolist() == [ROOT] + [NO_TOKEN] * (probe.num_nodes - 1)
         accepted = walk(tree, lambda node_B, depth: jnp.asarray([5]), max_depth=2)
         assert accepted.num_accepted_B.tolist() == [0]
 
 
-def test_top_candidates_are_the_best_logits_with_their_probabilities():
+def test_masks_propose_the_best_logits_with_their_probabilities():
     logits = jnp.asarray([[[0.0, 2.0, 1.0, 2.0], [3.0, 0.0, 1.0, 2.0]]])
     probe = ProbeConfig(tree="dynamic", num_masks=2, block_complexity=9, prune=True)
-    got = top_candidates(logits, probe)
+    got = source.read_masks(logits, asked({}, {}), jnp.asarray([5]), None, probe)
     assert got.id_BMC.tolist() == [[[1, 3, 2], [0, 3, 2]]]  # equal logits: the lower id first
     row = np.exp([0.0, 2.0, 1.0, 2.0])
     np.testing.assert_allclose(np.exp(got.score_BMC[0, 0]), row[[1, 3, 2]] / row.sum(), rtol=1e-6)

@@ -214,7 +214,7 @@ def test_a_tokenizer_without_a_template_asks_for_plain_text(tiny):
     plain = make_checkpoint(tiny, template=None)
     with pytest.raises(ValueError, match=r"\Athe tokenizer has no chat template; .*--no-chat-template.*\Z"):
         generate(plain, ["w5"])
-    (generation,) = generate(plain, ["w5"], probe=PROBE, settings=Settings(max_new_tokens=1), use_chat_template=False)
+    (generation,) = generate(plain, ["w5"], draft=PROBE, settings=Settings(max_new_tokens=1), use_chat_template=False)
     assert generation.prompt_ids == [5]
 
 
@@ -225,7 +225,7 @@ def test_text_is_not_cleaned_up(checkpoint):
 
 def test_generate_answers_in_order_and_by_default_with_the_template(checkpoint, tiny):
     texts, settings = [words(7), words(39), words(52)], Settings(max_new_tokens=16, batch_size=3)
-    got = generate(checkpoint, texts, probe=PROBE, settings=settings)
+    got = generate(checkpoint, texts, draft=PROBE, settings=settings)
     assert [generation.id for generation in got] == [0, 1, 2]
     for generation, token in zip(got, (7, 39, 52), strict=True):
         prompt = [BOS, USER, token, ASSISTANT]
@@ -245,5 +245,5 @@ def test_generate_uses_one_mask_and_14_candidates_by_default(checkpoint, monkeyp
     monkeypatch.setattr("jax_probe_mtp.generation.Decoder", Spy)
     settings = Settings(max_new_tokens=1)
     generate(checkpoint, [], settings=settings)
-    generate(checkpoint, [], settings=settings, probe=ProbeConfig())  # no drafts: a value, not "left out"
+    generate(checkpoint, [], settings=settings, draft=ProbeConfig())  # no drafts: a value, not "left out"
     assert probes == [ProbeConfig(tree=(14,)), ProbeConfig()]

@@ -12,11 +12,13 @@ import jax
 import numpy as np
 import pytest
 import reference
+from conftest import BASE, Tiny
 
-from jax_probe_mtp import ProbeConfig, decode, make_request
-from jax_probe_mtp.config import MASK_INITS
-from jax_probe_mtp.decode_loop import prefill, step
-from jax_probe_mtp.draft import build_tree
+from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig, decode, make_request
+from jax_probe_mtp.decode_loop import draft_tree, prefill, step
+from jax_probe_mtp.draft import NO_TOKEN
+from jax_probe_mtp.draft_config import MASK_INITS
+from jax_probe_mtp.params import random_params
 
 PROMPTS = [[7], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
 SHORTEST_FOR_LAST_K = [PROMPTS[1][:3], *PROMPTS[1:]]
@@ -33,6 +35,12 @@ TREES = [
     {"tree": (5, 4, 2), "num_masks": 3, "block_complexity": None},
     {"tree": "dynamic", "num_masks": 3, "block_complexity": 50},
 ]
+# Every other source: how the package is asked for it, and the same in the reference's words.
+SOURCES = {
+    "ngram": (NgramConfig(num_drafts=4, max_ngram=3), {"num_drafts": 4, "max_ngram": 3, "match": "recent"}),
+    "recycle-7": (RecycleConfig(tree=7), {"num_nodes": 7, "max_depth": 6}),
+    "recycle-static80": (RecycleConfig(tree="static80"), {"num_nodes": "static80"}),
+}
 
 
 def _name(value):
@@ -41,21 +49,28 @@ def _name(value):
     return str(value)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "probe_cfg", "decode_cfg"))
-def step_with_tree(params, request, state, cfg, probe_cfg, decode_cfg):
-    root_B = state.token_BT[np.arange(state.length_B.shape[0]), state.length_B]
-    return build_tree(root_B, state.candidates, probe_cfg), step(params, request, state, cfg, probe_cfg, decode_cfg)
+@functools.partial(jax.jit, static_argnames=("cfg", "draft_cfg", "decode_cfg"))
+def step_with_tree(params, request, state, cfg, draft_cfg, decode_cfg):
+    return draft_tree(request, state, draft_cfg), step(params, request, state, cfg, draft_cfg, decode_cfg)
 
 
-jit_prefill = jax.jit(prefill, static_argnames=("cfg", "probe_cfg", "decode_cfg"))
-jit_decode = jax.jit(decode, static_argnames=("cfg", "probe_cfg", "decode_cfg"))
+jit_prefill = jax.jit(prefill, static_argnames=("cfg", "draft_cfg", "decode_cfg"))
+jit_decode = jax.jit(decode, static_argnames=("cfg", "draft_cfg", "decode_cfg"))
 
 
-def run_by_steps(tiny, prompts, probe, seeds, mask_ema, draw):
+@pytest.fixture(scope="session")
+def repetitive() -> Tiny:
+    """A model that is surer of its next token and falls into loops, which prompt lookup needs."""
+    params = random_params(BASE, jax.random.key(0))
+    params["head"] = params["head"] * 3
+    return Tiny(BASE, params, reference.Model(params, BASE))
+
+
+def run_by_steps(tiny, prompts, draft_cfg, seeds, mask_ema, draw):
     """Tokens, trees and accepted counts of each row, call by call; the first call belongs to the prefill."""
     prompt_BT, request, decode_cfg = make_request(
         tiny.cfg,
-        probe,
+        draft_cfg,
         prompts,
         max_new_tokens=NEW_TOKENS,
         eos_token_ids=[],
@@ -64,8 +79,11 @@ def run_by_steps(tiny, prompts, probe, seeds, mask_ema, draw):
         capacity=64,
         **draw,
     )
-    state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, probe, decode_cfg)
-    same_step = dataclasses.replace(probe, mask_init="mean")  # a step does not read the init: one program serves all
+    state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, draft_cfg, decode_cfg)
+    if isinstance(draft_cfg, ProbeConfig):
+        same_step = dataclasses.replace(draft_cfg, mask_init="mean")  # a step does not read it: one program serves all
+    else:
+        same_step = draft_cfg
     trees, accepted = [[] for _ in prompts], [[] for _ in prompts]
     before = jax.device_get(state)  # looked at in NumPy: a slice of a JAX array is a program of its own
     for call in itertools.count():
@@ -73,11 +91,12 @@ def run_by_steps(tiny, prompts, probe, seeds, mask_ema, draw):
             break
         tree, after = step_with_tree(tiny.params, request, state, tiny.cfg, same_step, decode_cfg)
         nodes, here = jax.device_get((tree, after))
+        assert call > 0 or np.all(nodes.token_BN[:, 1:] == NO_TOKEN)
         for row in range(len(prompts)):
             if call > 0 and not before.is_done_B[row]:
                 columns = (nodes.token_BN[row], nodes.parent_BN[row], nodes.depth_BN[row])
                 trees[row].append(list(zip(*(column.tolist() for column in columns), strict=True)))
-                accepted[row].append(int(np.sum(here.accepted_by_depth_BM[row] - before.accepted_by_depth_BM[row])))
+                accepted[row].append(int(np.sum(here.accepted_by_depth_BD[row] - before.accepted_by_depth_BD[row])))
         state, before = after, here
     tokens = [before.token_BT[row, len(p) : before.length_B[row] + 1].tolist() for row, p in enumerate(prompts)]
     assert before.calls_B.tolist() == [len(calls) for calls in trees]
@@ -129,6 +148,32 @@ def compare_with_reference(tiny, settings, mask_ema, batch, draw, rank_with_nois
         assert trees[row] == expected[1]
         assert accepted[row] == expected[2]
     return sum(map(sum, accepted))
+
+
+@pytest.mark.parametrize("draw", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("source", SOURCES)
+def test_tokens_and_trees_of_other_sources_are_the_references(repetitive, source, batch, draw):
+    draft_cfg, settings = SOURCES[source]
+    prompts, seeds = PROMPTS[-batch:], SEEDS[-batch:] if draw is DRAWN else [0] * batch
+    tokens, trees, accepted = run_by_steps(repetitive, prompts, draft_cfg, seeds, 0.1, draw)
+    for row, prompt in enumerate(prompts):
+        row_draw = draw | {"seed": seeds[row]}
+        plain, gap = plain_reference(repetitive, tuple(prompt), tuple(row_draw.items()))
+        assert gap > 1e-3, "choose another model or prompt: rounding could decide this one"
+        decode_slowly = reference.ngram_decode if isinstance(draft_cfg, NgramConfig) else reference.recycle_decode
+        expected = decode_slowly(repetitive.reference, prompt, max_new_tokens=NEW_TOKENS, **settings, **row_draw)
+        if isinstance(draft_cfg, RecycleConfig):
+            assert expected[-1] > 1e-5, "choose another model or prompt: rounding could decide a tree"
+        assert tokens[row] == expected[0] == plain
+        assert _without_padding(trees[row]) == _without_padding(expected[1])
+        assert accepted[row] == expected[2]
+    assert sum(map(sum, accepted)) > 0, "no draft was ever right: this proves nothing about accepting"
+
+
+def _without_padding(trees):
+    """Where a node without a token hangs means nothing; that it has none, and where it is listed, does."""
+    return [[NO_TOKEN if node[0] == NO_TOKEN else node for node in nodes] for nodes in trees]
 
 
 @functools.cache

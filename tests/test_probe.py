@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 
-from jax_probe_mtp.config import ProbeConfig
+from jax_probe_mtp.draft_config import ProbeConfig
 from jax_probe_mtp.probe import init_masks, update_masks
 
 D = 6

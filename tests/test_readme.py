@@ -30,7 +30,7 @@ def test_the_python_examples_run(monkeypatch, capsys, tiny):
     assert re.findall(r"^(\d+) tokens in (\d+) calls$", out, flags=re.MULTILINE) == [
         (str(answer.committed), str(answer.calls))
         for answer in namespace["generate"](
-            tiny_checkpoint, namespace["prompts"], probe=namespace["probe"], settings=namespace["settings"]
+            tiny_checkpoint, namespace["prompts"], draft=namespace["probe"], settings=namespace["settings"]
         )
     ]
     counts = [
