@@ -17,44 +17,104 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
       ValueError: names the file, the line and what is wrong with it.
       OSError: if the file cannot be read.
     """
-    records: list[dict[str, Any]] = []
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # a number or a nesting too large for Python among them
-            raise ValueError(f"{where} is not JSON that can be read ({error}).") from None
+    records = []
+    ids = _Ids()
+    for number, where, record in _values(path):
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-            raise ValueError(f'{where} must be an object with a text "prompt", got {line.strip()[:60]}.')
-        has_id = "id" in record
-        name = record.setdefault("id", number)
-        if not isinstance(name, str | int) or isinstance(name, bool):
-            raise ValueError(f"{where}: id must be a text or a whole number, got {json.dumps(name)[:60]}.")
-        for text in (record["prompt"], str(name)):
-            if not _is_unicode(text):
-                raise ValueError(f"{where} holds half of a surrogate pair, which is no character; write it whole.")
+            raise ValueError(f'{where} must be an object with a text "prompt", got {_start(record)}.')
+        says = "has the id {}" if "id" in record else "has no id, and its number {} is the id"
+        ids.add(number, where, record.setdefault("id", number), says)
+        _check_unicode(where, record["prompt"])
         seed = record.get("seed")
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32):
-            raise ValueError(f"{where}: seed must be a whole number from 0 to 2**32 - 1, got {json.dumps(seed)[:60]}.")
-        if str(name) in first_line:  # 1 and "1" would draw the same noise
-            says = f"has the id {name!r}" if has_id else f"has no id, and its number {name} is the id"
-            raise ValueError(f"{where} {says} of line {first_line[str(name)]}; ids must differ.")
-        first_line[str(name)] = number
+            raise ValueError(f"{where}: seed must be a whole number from 0 to 2**32 - 1, got {_start(seed)}.")
         records.append(record)
     if not records:
         raise ValueError(f"{path} holds no records; give one JSON object a line.")
     return records
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question of a benchmark: its id, its category and its first turn."""
+
+    id: str | int
+    category: str
+    text: str
+
+
+def read_questions(path: Path, per_category: int | None = None) -> list[Question]:
+    """Reads questions as Spec-Bench writes them: a line is an object with `question_id`, `category` and `turns`.
+
+    Args:
+      path: the file.
+      per_category: so many of each category, in file order; all when None. The whole file is checked all the same.
+
+    Raises:
+      ValueError: names the file, the line and what is wrong with it.
+      OSError: if the file cannot be read.
+    """
+    if per_category is not None and per_category < 1:
+        raise ValueError(f"per_category must be at least 1, got {per_category}.")
+    questions: list[Question] = []
+    taken: dict[str, int] = {}
+    ids = _Ids()
+    for number, where, record in _values(path):
+        if not isinstance(record, dict) or "question_id" not in record:
+            raise ValueError(f'{where} must be an object with a "question_id", got {_start(record)}.')
+        ids.add(number, where, record["question_id"], "has the question_id {}")
+        category, turns = record.get("category"), record.get("turns")
+        if not isinstance(category, str) or not category:
+            raise ValueError(f'{where} must have a text "category", got {_start(category)}.')
+        if not isinstance(turns, list) or not turns or not isinstance(turns[0], str) or not turns[0]:
+            raise ValueError(f'{where} must have "turns", a list that begins with a text, got {_start(turns)}.')
+        _check_unicode(where, category, turns[0])
+        taken[category] = taken.get(category, 0) + 1
+        if per_category is None or taken[category] <= per_category:
+            questions.append(Question(id=record["question_id"], category=category, text=turns[0]))
+    if not questions:
+        raise ValueError(f"{path} holds no questions; give one JSON object a line.")
+    return questions
+
+
+def _values(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """Number, name for messages and JSON value of each line that is not blank."""
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                yield number, where, json.loads(line)
+            except (ValueError, RecursionError) as error:  # a number or a nesting too large for Python among them
+                raise ValueError(f"{where} is not JSON that can be read ({error}).") from None
+
+
+class _Ids:
+    """The ids so far, each a text or a whole number and there once."""
+
+    def __init__(self) -> None:
+        self._line_of: dict[str, int] = {}
+
+    def add(self, number: int, where: str, name: object, says: str) -> None:
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            raise ValueError(f"{where}: id must be a text or a whole number, got {_start(name)}.")
+        _check_unicode(where, str(name))
+        if str(name) in self._line_of:  # 1 and "1" would draw the same noise
+            raise ValueError(f"{where} {says.format(repr(name))} of line {self._line_of[str(name)]}; ids must differ.")
+        self._line_of[str(name)] = number
+
+
+def _start(value: object) -> str:
+    return json.dumps(value)[:60]
+
+
+def _check_unicode(where: str, *texts: str) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{where} holds half of a surrogate pair, which is no character; write it whole."
+            ) from None
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -90,4 +150,12 @@ def write_generations(path: Path, generations: Iterable[Generation]) -> Iterator
             file.write(json.dumps(dataclasses.asdict(generation), ensure_ascii=False) + "\n")
             file.flush()
             yield generation
+    os.replace(partial, path)
+
+
+def write_json(path: Path, record: object) -> None:
+    """Replaces the file by the record at once: whoever reads it finds the old one or the new one, never a part."""
+    path = path.resolve()  # a link keeps pointing where it does
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)

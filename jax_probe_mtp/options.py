@@ -1,0 +1,174 @@
+"""Flags that several commands share, and what they stand for: a model, a way of drafting, settings."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jax_probe_mtp import tokenizer
+from jax_probe_mtp.checkpoint import Checkpoint
+from jax_probe_mtp.draft_config import (
+    MASK_INITS,
+    NGRAM_MATCHES,
+    PLAIN,
+    DraftConfig,
+    NgramConfig,
+    ProbeConfig,
+    RecycleConfig,
+)
+from jax_probe_mtp.generation import DEFAULT_DRAFT, Prompt, Settings
+
+METHODS = ("probe", "ar", "ngram", "recycle")
+ALL_METHODS_OF = {  # which methods an option belongs to; with another one it is refused rather than ignored
+    "tree": ("probe", "ngram", "recycle"),
+    "num_masks": ("probe",),
+    "block_complexity": ("probe",),
+    "mask_init": ("probe",),
+    "mask_offset": ("probe",),
+    "mask_ema": ("probe",),
+    "no_prune": ("probe",),
+    "rank_without_noise": ("probe",),
+    "max_ngram": ("ngram",),
+    "match": ("ngram",),
+    "warm": ("recycle",),
+}
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """What to load and how to read prompts."""
+    parser.add_argument(
+        "--model", required=True, help="converted folder, Hugging Face folder, .gguf file or hub id (org/name)"
+    )
+    parser.add_argument("--revision", help="commit, tag or branch of a hub id")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="the checkpoint's own when left out")
+    parser.add_argument("--no-chat-template", action="store_true", help="take prompts as plain text")
+
+
+def add_draft(parser: argparse.ArgumentParser) -> None:
+    """How to draft. Options that were not given stay at None, so that `draft_config` can tell."""
+    parser.add_argument(
+        "--tree",
+        metavar="T",
+        help="probe: candidates by depth, such as 14 or 15,4, or 'dynamic' (14); ngram: tokens of the chain (10); "
+        "recycle: nodes, root included, or 'static80' (60)",
+    )
+    parser.add_argument("--num-masks", type=int, metavar="K", help="mask tokens of each node, 1 to 3; 0 is plain")
+    parser.add_argument("--block-complexity", type=int, metavar="BC", help="rows a call may have")
+    parser.add_argument("--mask-init", choices=MASK_INITS, help=f"first value of the masks ({PLAIN.mask_init})")
+    parser.add_argument(
+        "--mask-offset", type=float, metavar="C", help=f"of --mask-init offset ({PLAIN.mask_offset:g} deviations)"
+    )
+    parser.add_argument(
+        "--mask-ema", type=float, metavar="L", help=f"lambda; 0 freezes the masks ({Settings().mask_ema:g})"
+    )
+    flag: dict[str, Any] = {"action": "store_true", "default": None}
+    parser.add_argument("--no-prune", **flag, help="keep candidates that repeat their parent's token")
+    parser.add_argument("--rank-without-noise", **flag, help="rank sampled drafts as the paper does")
+    parser.add_argument("--max-ngram", type=int, metavar="N", help="ngram: tokens compared at most (5)")
+    parser.add_argument("--match", choices=NGRAM_MATCHES, help="ngram: which of equally long matches (recent)")
+    parser.add_argument("--warm", **flag, help="recycle: one table for all prompts, which stays")
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int = Settings().max_new_tokens) -> None:
+    """Limits, sampling and sizes."""
+    settings = Settings()
+    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N")
+    parser.add_argument("--temperature", type=float, default=settings.temperature, metavar="T", help="0 is greedy")
+    parser.add_argument("--top-k", type=int, default=settings.top_k, metavar="K", help="0 keeps all tokens")
+    parser.add_argument("--top-p", type=float, default=settings.top_p, metavar="P", help="1 keeps all tokens")
+    parser.add_argument("--seed", type=int, default=settings.seed, metavar="S")
+    parser.add_argument("--batch-size", type=int, default=settings.batch_size, metavar="B")
+    parser.add_argument(
+        "--capacity", type=int, metavar="S", help="cache slots a row; what the prompts need if left out"
+    )
+
+
+def draft_config(args: argparse.Namespace) -> DraftConfig:
+    """The way of drafting that the flags of `add_draft` and `--method` name.
+
+    Raises:
+      ValueError: one line, for an option of another method too.
+    """
+    given = {name for name in ALL_METHODS_OF if getattr(args, name) is not None}
+    if args.method == "ar":
+        if given:
+            raise ValueError("--method ar is plain decoding: leave the options of masks and trees out.")
+        return PLAIN
+    for name in sorted(given):
+        if args.method not in ALL_METHODS_OF[name]:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} is for --method {' or '.join(ALL_METHODS_OF[name])}, not {args.method}.")
+    if args.method == "ngram":
+        return NgramConfig(**_present(num_drafts=_whole(args.tree), max_ngram=args.max_ngram, match=args.match))
+    if args.method == "recycle":
+        tree = args.tree if args.tree == "static80" else _whole(args.tree)
+        return RecycleConfig(**_present(tree=tree, is_warm=args.warm))
+    return _probe_config(args)
+
+
+def _probe_config(args: argparse.Namespace) -> ProbeConfig:
+    tree: tuple[int, ...] | str
+    if args.num_masks == 0 and args.tree is None:
+        return PLAIN
+    if args.tree is None:
+        for option, value in (("--num-masks", args.num_masks), ("--block-complexity", args.block_complexity)):
+            if value is not None:
+                raise ValueError(f"{option} {value} needs a --tree, such as --tree 14; --method ar is plain decoding.")
+        tree = DEFAULT_DRAFT.tree
+    elif args.tree == "dynamic":
+        tree = "dynamic"
+    else:
+        try:
+            tree = tuple(int(width) for width in args.tree.split(","))
+        except ValueError:
+            raise ValueError(f"--tree must be numbers, such as 14 or 15,4, or dynamic, got {args.tree!r}.") from None
+    more = _present(mask_init=args.mask_init, mask_offset=args.mask_offset)
+    return ProbeConfig(
+        tree=tree,
+        num_masks=args.num_masks,
+        block_complexity=args.block_complexity,
+        prune=not args.no_prune,
+        rank_with_noise=not args.rank_without_noise,
+        **more,
+    )
+
+
+def _present(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _whole(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise ValueError(f"--tree must be a whole number for this method, got {text!r}.") from None
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """The settings that the flags of `add_sampling` name, and `--mask-ema` where the command has it."""
+    mask_ema = getattr(args, "mask_ema", None)
+    return Settings(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        capacity=args.capacity,
+        **_present(mask_ema=mask_ema),
+    )
+
+
+def load(model: str | Path, dtype: str | None, revision: str | None = None) -> Checkpoint:
+    """The checkpoint that `--model`, `--dtype` and `--revision` name."""
+    from checkpoints_convert import load_checkpoint  # it imports this package, so not at the top
+
+    return load_checkpoint(model, dtype=dtype, revision=revision)
+
+
+def prompts(checkpoint: Checkpoint, raw: list[dict], *, use_chat_template: bool) -> list[Prompt]:
+    """Records as `records.read_prompts` gives them, in tokens."""
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(checkpoint.tokenizer, text, use_chat_template=use_chat_template)
+
+    return [Prompt(id=r["id"], token_ids=encode(r["prompt"]), seed=r.get("seed")) for r in raw]
