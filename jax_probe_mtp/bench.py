@@ -48,7 +48,7 @@ class Bench:
           checkpoint: the model.
           questions: what to ask.
           runs: plain decoding first, as `parse_runs` gives them.
-          settings: the settings of all; a run may have its own lambda.
+          settings: the settings of all, but for lambda, which is the run's.
           use_chat_template: False takes the questions as plain text.
 
         Raises:
@@ -57,9 +57,7 @@ class Bench:
         if settings.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {settings.batch_size}.")
         self._runs = list(runs)
-        self._settings = [
-            settings if run.mask_ema is None else dataclasses.replace(settings, mask_ema=run.mask_ema) for run in runs
-        ]
+        self._settings = [dataclasses.replace(settings, mask_ema=run.mask_ema) for run in runs]
         self._decoders = [Decoder(checkpoint, run.draft) for run in runs]
         self._prompts: list[Prompt] = []
         self._category_of: dict[str, str] = {}

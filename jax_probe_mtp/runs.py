@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jax_probe_mtp.draft_config import PLAIN, DraftConfig, NgramConfig, ProbeConfig, RecycleConfig
+from jax_probe_mtp.generation import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,12 @@ class Run:
     Attributes:
       name: as it was written.
       draft: the draft source and its tree.
-      mask_ema: lambda of ESP's Eq. (5); None for the default.
+      mask_ema: lambda of ESP's Eq. (5).
     """
 
     name: str
     draft: DraftConfig
-    mask_ema: float | None = None
+    mask_ema: float = Settings().mask_ema
 
     @property
     def method(self) -> str:
@@ -108,7 +109,7 @@ def _probe(shape: str | None, values: dict[str, Any]) -> Run:
         more["tree"] = tuple(int(width) for width in str(shape).split("+"))
     else:
         raise ValueError(f"a probe's shape is 14, 15+4 or dynamic60k2, got {shape or 'none'}.")
-    return Run(name="probe", draft=ProbeConfig(**more), mask_ema=values.get("ema"))
+    return Run(name="probe", draft=ProbeConfig(**more), mask_ema=values.get("ema", Settings().mask_ema))
 
 
 def _ngram(shape: str | None, values: dict[str, Any]) -> Run:
