@@ -87,6 +87,7 @@ def _bench(args: argparse.Namespace) -> int:
             "seed": settings.seed,
             "batch_size": settings.batch_size,
             "capacity": settings.capacity,
+            "prompt_slots": settings.prompt_slots,
             "use_chat_template": not args.no_chat_template,
         },
     }

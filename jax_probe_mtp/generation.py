@@ -49,6 +49,7 @@ class Settings:
     mask_ema: float = 0.1
     batch_size: int = 1
     capacity: int | None = None
+    prompt_slots: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,6 +180,7 @@ class Decoder:
             seeds=[record_seed(settings.seed, prompt) for prompt in batch],
             mask_ema=settings.mask_ema,
             capacity=settings.capacity,
+            prompt_slots=settings.prompt_slots,
         )
 
     def _decode(self, prompt_BT: jax.Array, request: Request, decode_cfg: DecodeConfig) -> decode_loop.DecodeState:

@@ -80,6 +80,12 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int = Setti
     parser.add_argument(
         "--capacity", type=int, metavar="S", help="cache slots a row; what the prompts need if left out"
     )
+    parser.add_argument(
+        "--prompt-slots",
+        type=int,
+        metavar="T",
+        help="pad all prompts to T: with --capacity, one program for all lengths",
+    )
 
 
 def draft_config(args: argparse.Namespace) -> DraftConfig:
@@ -154,6 +160,7 @@ def settings(args: argparse.Namespace) -> Settings:
         seed=args.seed,
         batch_size=args.batch_size,
         capacity=args.capacity,
+        prompt_slots=args.prompt_slots,
         **_present(mask_ema=mask_ema),
     )
 

@@ -54,6 +54,7 @@ def make_request(
     seeds: Sequence[int] | None = None,
     mask_ema: float = 0.1,
     capacity: int | None = None,
+    prompt_slots: int | None = None,
 ) -> tuple[jax.Array, Request, DecodeConfig]:
     """Checks everything that can be wrong with a batch, and lays it out as arrays and their static configuration.
 
@@ -71,6 +72,7 @@ def make_request(
       seeds: one for each row, 0 to 2**32 - 1; zeros when left out.
       mask_ema: lambda of Eq. (5), 0 to 1.
       capacity: cache slots of a row; the smallest bucket that fits when left out.
+      prompt_slots: T, when prompts of several batches are to share a program; the smallest bucket when left out.
 
     Returns:
       The prompts as int32 [B, T], padded on the right; the request; and the `DecodeConfig` it needs.
@@ -107,8 +109,15 @@ def make_request(
             f"cache holds {capacity} tokens, but prompt {longest} + new {max_new_tokens} need {needed}; raise capacity, "
             f"shorten the prompt or ask for fewer tokens."
         )
+    if prompt_slots is None:
+        prompt_slots = min(bucket(longest), capacity + 1)
+    elif not longest <= prompt_slots <= capacity + 1:
+        raise ValueError(
+            f"prompt_slots {prompt_slots} must hold the longest prompt, {longest} tokens, and be at most {capacity + 1}, one "
+            f"more than the capacity."
+        )
     B, num_idle = rows or len(prompts), (rows or len(prompts)) - len(prompts)
-    prompt_BT = np.zeros((B, min(bucket(longest), capacity + 1)), np.int32)
+    prompt_BT = np.zeros((B, prompt_slots), np.int32)
     for row, prompt in enumerate(prompts):
         prompt_BT[row, : len(prompt)] = prompt
     lengths = [len(prompt) for prompt in prompts] + [1] * num_idle
