@@ -14,6 +14,7 @@ import jax_probe_mtp
 ORDER = [
     "messages",
     "config",
+    "draft_config",
     "params",
     "checkpoint",
     "cache",
@@ -22,8 +23,11 @@ ORDER = [
     "tree",
     "masks",
     "sampling",
-    "probe",
     "draft",
+    "probe",
+    "ngram",
+    "recycle",
+    "sources",
     "verify",
     "request",
     "decode_loop",
@@ -31,6 +35,12 @@ ORDER = [
     "generation",
     "exactness",
     "records",
+    "runs",
+    "bench",
+    "report",
+    "align",
+    "options",
+    "bench_cli",
     "demo_model",
     "cli",
 ]
@@ -73,7 +83,7 @@ def test_only_the_commands_know_the_converter_and_not_at_the_top():
         for module, is_at_top in imports(path)
         if module.split(".")[0] == "checkpoints_convert"
     }
-    assert importers == {("cli", False)}
+    assert importers == {("cli", False), ("options", False)}
 
 
 def test_only_the_comparison_with_transformers_imports_torch():
