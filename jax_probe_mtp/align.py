@@ -1,8 +1,8 @@
 """How near a mask's hidden state comes to that of the token that truly came at its place, layer by layer.
 
-A call with its root at position L accepts a drafts and ends at L' = L + a + 1, where its bonus is. The masks that count
-are those of its last accepted node: mask i sits at L' - 1 + i and proposes depth i of the next call's tree. They run once
-more, as the vectors they were in the call, beside the finished text, whose rows they are compared with.
+A call with its root at position L accepts a drafts; its bonus is at L' = L + a + 1. The masks that count are those of
+its last accepted node: mask i sits at L' - 1 + i and proposes depth i of the next call's tree. They run once more, as
+the vectors they were in the call, beside the finished text, whose rows they are compared with.
 
 Letters: Q calls that another followed, T tokens of the text, J kinds of rows, E = L + 1 states of the residual stream.
 
@@ -33,12 +33,7 @@ from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import Request, bucket
 
 CLASSES = {"accepted": "-", "rejected": "--"}  # and their lines in the figure
-KINDS = {
-    "true": "#0072B2",
-    "before": "#E69F00",
-    "after": "#009E73",
-    "random": "0.6",
-}  # colours the colour-blind tell apart
+KINDS = {"true": "#0072B2", "before": "#E69F00", "after": "#009E73", "random": "0.6"}  # and their colours
 ABSENT = -1
 _STATIC = ("cfg", "draft_cfg", "decode_cfg")
 _prefill = jax.jit(decode_loop.prefill, static_argnames=_STATIC)
@@ -77,8 +72,8 @@ def measure(
 ) -> Alignment:
     """Decodes each prompt and compares the masks behind every draft with four rows of the finished text.
 
-    "true" is the row at the mask's place, "before" and "after" are its neighbours, "random" is at least 2 places away: a
-    model whose rows are all alike does not look aligned beside it. The draft of mask i is accepted when the next call
+    "true" is the row at the mask's place, "before" and "after" are its neighbours, "random" is at least 2 places away:
+    beside it a model whose rows are all alike does not look aligned. The draft of mask i is accepted when the next call
     accepts at least i drafts. Masks whose place is behind the text's end are left out.
 
     Args:
@@ -123,7 +118,7 @@ def measure(
 def decode_calls(
     checkpoint: Checkpoint, probe: ProbeConfig, prompt_BT: jax.Array, request: Request, decode_cfg: DecodeConfig
 ) -> Calls:
-    """Decodes one prompt from the host, and notes what each call's masks were and how many drafts each call accepted."""
+    """Decodes one prompt call by call, and notes what each call's masks were and how many drafts it accepted."""
     static: dict[str, Any] = {"cfg": checkpoint.config, "draft_cfg": probe, "decode_cfg": decode_cfg}
     state = _prefill(checkpoint.params, prompt_BT, request, **static)
     masks, ends, accepted = [], [], []
@@ -203,7 +198,7 @@ def residuals(
 
 
 def write_alignment(alignment: Alignment, environment: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes `alignment.json`, `.svg` and `.md` once all three are made; see `check_output`. Equal values, equal bytes."""
+    """Writes `alignment.json`, `.svg` and `.md` when all are made; see `check_output`. Equal values, equal bytes."""
     check_output(folder)
     record = {"format": 1, "environment": environment, **dataclasses.asdict(alignment)}
     contents = {
@@ -229,7 +224,7 @@ def _tables(alignment: Alignment, environment: dict[str, Any]) -> str:
     settings, columns = alignment.settings, list(itertools.product(CLASSES, KINDS))
     run = [alignment.model, f"tree {alignment.probe.tree}", f"{len(alignment.prompts)} prompts"]
     run += [f"at most {settings.max_new_tokens} new tokens", f"temperature {settings.temperature}"]
-    run += [f"{key} {value}" for key, value in environment.items()]
+    run += [f"{key} {value}" for key, value in environment.items() if isinstance(value, str)]  # the rest: in the JSON
     lines = ["# Mean cosine of masks with text rows", "", ", ".join(run) + ". Layer 0 is the input embeddings."]
     for i in range(alignment.probe.masks_per_node):
         lines += ["", f"## {_title(alignment, i)}", ""]

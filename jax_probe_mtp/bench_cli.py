@@ -174,8 +174,7 @@ def _align(args: argparse.Namespace) -> int:
     probe, settings = options.draft_config(args), options.settings(args)
     if not isinstance(probe, ProbeConfig) or not probe.masks_per_node:
         raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a file; name a folder.")
+    align.check_output(args.output)
     questions = records.read_questions(args.questions, args.per_category)
     checkpoint = options.load(args.model, args.dtype, args.revision)
     prompts = [

@@ -201,24 +201,24 @@ class Decoder:
         They are two programs, so that a new prompt length compiles a prefill and no second decode loop. Several threads
         may compile at a time.
         """
+        loop_key = (_shapes(request), decode_cfg)  # the rest of the loop's state follows from these
+        prefill_key = (prompt_BT.shape, *loop_key)
         static: dict[str, Any] = {"cfg": self.checkpoint.config, "draft_cfg": self.draft_cfg, "decode_cfg": decode_cfg}
-        params = self.checkpoint.params
-        filled = (params, prompt_BT, request)
-        prefill = self._program(decode_loop.prefill, filled, static, table=self._table)
-        state = jax.eval_shape(functools.partial(decode_loop.prefill, **static), *filled, table=self._table)
-        return prefill, self._program(decode_loop.run_steps, (params, request, state), static, donate="state")
+        args = (self.checkpoint.params, prompt_BT, request)
+        if prefill_key not in self._programs:
+            self._build(prefill_key, decode_loop.prefill, args, static, table=self._table)
+        if loop_key not in self._programs:
+            state = jax.eval_shape(functools.partial(decode_loop.prefill, **static), *args, table=self._table)
+            self._build(loop_key, decode_loop.run_steps, (args[0], request, state), static, donate="state")
+        return self._programs[prefill_key], self._programs[loop_key]
 
-    def _program(
-        self, function: Program, args: tuple[Any, ...], static: dict[str, Any], donate: str | None = None, **more: Any
-    ) -> Program:
-        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(args[1:]))  # params never change
-        key = (function, shapes, tuple(static.values()))
-        if key not in self._programs:
-            start = time.perf_counter()
-            jitted = jax.jit(function, static_argnames=tuple(static), donate_argnames=donate)
-            self._programs[key] = jitted.lower(*args, **static, **more).compile()
-            self.stats.compile_seconds += time.perf_counter() - start
-        return self._programs[key]
+    def _build(
+        self, key: Any, function: Program, args: tuple[Any, ...], static: dict[str, Any], donate: str = "", **more: Any
+    ) -> None:
+        start = time.perf_counter()
+        jitted = jax.jit(function, static_argnames=tuple(static), donate_argnames=donate or None)
+        self._programs[key] = jitted.lower(*args, **static, **more).compile()
+        self.stats.compile_seconds += time.perf_counter() - start
 
     def _generation(self, prompt: Prompt, tokens: np.ndarray, calls: int, accepted_by_depth: np.ndarray) -> Generation:
         token_ids = tokens[len(prompt.token_ids) :].tolist()
@@ -236,6 +236,10 @@ class Decoder:
         self.stats.committed += generation.committed
         self.stats.new_tokens += len(token_ids)
         return generation
+
+
+def _shapes(tree: Any) -> tuple[tuple[tuple[int, ...], str], ...]:
+    return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree))
 
 
 def generate(

@@ -150,7 +150,8 @@ def _section(number: int, path: Path, record: dict[str, Any], captions: dict[str
     limits += [] if settings["use_chat_template"] else ["no chat template"]
     heading = [record["model"]["name"], environment["dtype"], environment["device"]]
     heading += [f"batch size {settings['batch_size']}", f"temperature {settings['temperature']}"]
-    versions = [f"jax_probe_mtp {environment['jax_probe_mtp']} (git commit {environment['git_commit'] or 'not known'})"]
+    own, commit = environment["jax_probe_mtp"] or "of no known version", environment["git_commit"] or "not known"
+    versions = [f"jax_probe_mtp {own} (git commit {commit})"]
     versions += [f"{name} {environment[name]}" for name in (*_VERSIONS, "backend")]
     parts = [
         f"## {number}. {_cell(', '.join(map(str, heading)))}",
