@@ -63,6 +63,7 @@ class Bench:
         self._category_of: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
         self.results: dict[str, dict[str, Result]] = {run.name: {} for run in runs}
+        self._decoders[0].request([Prompt(id="of one token", token_ids=[0])], settings)  # settings that fit nobody
         for question in questions:
             token_ids = tokenizer.encode(checkpoint.tokenizer, question.text, use_chat_template=use_chat_template)
             prompt = Prompt(id=question.id, token_ids=token_ids)
