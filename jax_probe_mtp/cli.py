@@ -103,12 +103,13 @@ def _verify(args: argparse.Namespace) -> int:
     draft, settings, raw = options.draft_config(args), options.settings(args), _records(args)
     checkpoint = options.load(args.model, args.dtype, args.revision)
     prompts = options.prompts(checkpoint, raw, use_chat_template=not args.no_chat_template)
-    return _compare(checkpoint, prompts, draft, settings, show=lambda _: None)
+    return _compare(checkpoint, prompts, args.method, draft, settings, show=lambda _: None)
 
 
 def _compare(
     checkpoint: Checkpoint,
     prompts: list[Prompt],
+    method: str,
     draft: DraftConfig,
     settings: Settings,
     *,
@@ -126,7 +127,7 @@ def _compare(
         print(f"{got.id}: {verdict_in_full}; {got.calls} calls, plain decoding {expected.calls}", flush=True)
     print(", ".join(f"{count} {name}" for name, count in counts.items()), flush=True)
     print(f"plain: {plain.stats}", file=sys.stderr)
-    print(f"drafts: {drafted.stats}", file=sys.stderr)
+    print(f"{method}: {drafted.stats}", file=sys.stderr)
     return int(counts["diverged"] > 0)
 
 
@@ -144,6 +145,7 @@ def _demo(args: argparse.Namespace) -> int:
     status = _compare(
         checkpoint,
         options.prompts(checkpoint, raw, use_chat_template=True),
+        "probe",
         DEFAULT_DRAFT,
         Settings(max_new_tokens=DEMO_TOKENS),
         show=lambda got: print(f"\n> {DEMO_PROMPTS[int(got.id)]}\n{got.text}\n"),

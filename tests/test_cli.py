@@ -11,7 +11,7 @@ import pytest
 import reference
 from checkpoints import EOS, SPECIAL, make_checkpoint, word, words, write_folder
 
-from jax_probe_mtp import ProbeConfig, cli, exactness
+from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig, cli, exactness
 from jax_probe_mtp.cli import main
 from jax_probe_mtp.generation import Settings, Stats
 
@@ -174,6 +174,27 @@ def test_verify_prints_each_record_and_the_counts(run, model, expected, tmp_path
     assert probe.startswith(f"probe: tau {48 / sum(len(accepted) for _, accepted in expected.values()):.3f}, ")
 
 
+@pytest.mark.parametrize("method", ["ngram", "recycle"])
+def test_other_sources_give_the_same_tokens(run, model, expected, tmp_path, method):
+    args = [
+        "--model",
+        model,
+        "--input",
+        write_prompts(tmp_path),
+        "--batch-size",
+        "3",
+        "--method",
+        method,
+        "--tree",
+        "12",
+    ]
+    code, out, err = run("verify", *args, "--no-chat-template", "--max-new-tokens", "24")
+    assert code == 0
+    assert out.endswith("3 same, 0 tie, 0 diverged\n")
+    assert err.splitlines()[1].startswith(f"{method}: tau 1.")
+    assert not err.splitlines()[1].startswith(f"{method}: tau 1.000")
+
+
 def test_verify_samples_both_ways_alike(run, model, tmp_path):
     args = ["--model", model, "--input", write_prompts(tmp_path), "--temperature", "1", "--batch-size", "3"]
     code, out, _ = run("verify", *args, *RAW, "--seed", "5")
@@ -260,6 +281,7 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
         "--seed": 11,
         "--batch-size": 4,
         "--capacity": 99,
+        "--prompt-slots": 12,
     }
     options = [
         "--no-chat-template",
@@ -279,9 +301,27 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
         rank_with_noise=False,
     )
     assert seen["settings"] == Settings(
-        max_new_tokens=9, temperature=0.5, top_k=3, top_p=0.75, seed=11, mask_ema=0.25, batch_size=4, capacity=99
+        max_new_tokens=9,
+        temperature=0.5,
+        top_k=3,
+        top_p=0.75,
+        seed=11,
+        mask_ema=0.25,
+        batch_size=4,
+        capacity=99,
+        prompt_slots=12,
     )
     assert [prompt.token_ids for prompt in seen["prompts"]] == [PROMPT]
+    others = {
+        "--method ngram": NgramConfig(),
+        "--method ngram --tree 4 --max-ngram 2 --match first": NgramConfig(num_drafts=4, max_ngram=2, match="first"),
+        "--method recycle": RecycleConfig(),
+        "--method recycle --tree 30 --warm": RecycleConfig(tree=30, is_warm=True),
+        "--method recycle --tree static80": RecycleConfig(tree="static80"),
+    }
+    for options, draft in others.items():
+        assert run("generate", "--model", "m", "--prompt", TEXT, *options.split()) == (0, "", "")
+        assert seen["probe"] == draft
     run("generate", "--model", "m", "--prompt", TEXT)
     assert seen["probe"] == ProbeConfig(tree=(14,))
     assert seen["settings"] == Settings()
@@ -320,6 +360,36 @@ BAD = {
         "num_masks and block_complexity",
     ),
     "ar with a tree": (None, ["--method", "ar", "--tree", "14"], "--method ar"),
+    "a tree of depths for a chain": (
+        None,
+        ["--method", "ngram", "--tree", "4,4"],
+        "whole number for this method, got '4,4'",
+    ),
+    "a chain of nothing": (
+        None,
+        ["--method", "ngram", "--tree", "0"],
+        "num_drafts must be a whole number from 1 to 64",
+    ),
+    "a table of one node": (None, ["--method", "recycle", "--tree", "1"], "tree must be a whole number from 2 to 256"),
+    "masks for a table": (
+        None,
+        ["--method", "recycle", "--num-masks", "1"],
+        "--num-masks is for --method probe, not recycle",
+    ),
+    "an n-gram for masks": (None, ["--max-ngram", "3"], "--max-ngram is for --method ngram, not probe"),
+    "a warm n-gram": (None, ["--method", "ngram", "--warm"], "--warm is for --method recycle, not ngram"),
+    "lambda without masks": (None, ["--method", "ngram", "--mask-ema", "0.5"], "--mask-ema is for --method probe"),
+    "lambda of plain decoding": (None, ["--method", "ar", "--mask-ema", "0.5"], "leave the options of masks"),
+    "fewer slots than the prompt": (
+        None,
+        ["--prompt-slots", "6"],
+        "prompt_slots 6 must hold the longest prompt, 7 tokens",
+    ),
+    "more slots than the cache": (
+        None,
+        ["--prompt-slots", "66", "--capacity", "64", "--max-new-tokens", "9"],
+        "at most 65",
+    ),
     "negative temperature": (None, ["--temperature", "-1"], "got -1.0"),
     "temperature nan": (None, ["--temperature", "nan"], "got nan"),
     "top-p 0": (None, ["--top-p", "0"], "got 0.0"),
