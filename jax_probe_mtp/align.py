@@ -11,11 +11,7 @@ Source: ESP (arXiv:2603.17942), Figure 2; the controls are ours.
 
 import dataclasses
 import functools
-import io
-import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +28,8 @@ from jax_probe_mtp.generation import Decoder, Prompt, Settings, record_seed
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import Request, bucket
 
-CLASSES = {"accepted": "-", "rejected": "--"}  # and their lines in the figure
-KINDS = {"true": "#0072B2", "before": "#E69F00", "after": "#009E73", "random": "0.6"}  # and their colours
+CLASSES = ("accepted", "rejected")  # of drafts
+KINDS = ("true", "before", "after", "random")  # of text rows, as `measure` says
 ABSENT = -1
 _STATIC = ("cfg", "draft_cfg", "decode_cfg")
 _prefill = jax.jit(decode_loop.prefill, static_argnames=_STATIC)
@@ -42,15 +38,13 @@ _step = jax.jit(decode_loop.step, static_argnames=_STATIC, donate_argnames="stat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """Mean cosines of masks with text rows, over all drafts of all prompts."""
+    """Mean cosines of masks with text rows, over all drafts of all prompts; tables of a class, then of a kind."""
 
     model: str  # the checkpoint's name
     prompts: list[str | int]  # their ids
     probe: ProbeConfig
     settings: Settings  # of one prompt at a time, whatever batch size was asked for
-    counts: dict[
-        str, dict[str, list[int]]
-    ]  # [class][kind][i - 1]: drafts of mask i with such a row; all have a "true" one
+    counts: dict[str, dict[str, list[int]]]  # [class][kind][i - 1]: drafts of mask i with such a row; all have "true"
     cosines: dict[str, dict[str, list[list[float | None]]]]  # [class][kind][i - 1][layer]; None: nothing to average
 
 
@@ -102,7 +96,7 @@ def measure(
             total[c] += np.sum(cosine_EQMJ, axis=1, where=is_used_QMJ, dtype=np.float64).T
             count[c] += np.sum(is_used_QMJ, axis=0).T
     with np.errstate(invalid="ignore"):
-        mean = total / count[..., None]
+        mean = total / count[..., None]  # NaN where there was no draft
     table = mean.astype(object)
     table[~np.isfinite(mean)] = None  # JSON knows no NaN
     return Alignment(
@@ -110,9 +104,15 @@ def measure(
         prompts=[prompt.id for prompt in prompts],
         probe=probe,
         settings=dataclasses.replace(settings, batch_size=1),
-        counts={name: dict(zip(KINDS, count[c].tolist(), strict=True)) for c, name in enumerate(CLASSES)},
-        cosines={name: dict(zip(KINDS, table[c].tolist(), strict=True)) for c, name in enumerate(CLASSES)},
+        counts=_named(count),
+        cosines=_named(table),
     )
+
+
+def _named(values: np.ndarray) -> dict[str, dict[str, Any]]:
+    """[class][kind] by their names."""
+    by_class = zip(CLASSES, values.tolist(), strict=True)
+    return {name: dict(zip(KINDS, by_kind, strict=True)) for name, by_kind in by_class}
 
 
 def decode_calls(
@@ -137,10 +137,12 @@ def compared_rows(calls: Calls, seed: int) -> np.ndarray:
     generator = np.random.Generator(np.random.PCG64(seed))
     place_QM = calls.end_Q[:, None] + np.arange(M)
     row_QMJ = np.stack([place_QM, place_QM - 1, place_QM + 1, np.full_like(place_QM, ABSENT)], axis=-1)
-    for index, place in np.ndenumerate(place_QM):
-        if (far := np.flatnonzero(np.abs(np.arange(T) - place) >= 2)).size:
-            row_QMJ[index][-1] = generator.choice(far)
-    return np.where((row_QMJ < T) & (place_QM[..., None] < T), row_QMJ, ABSENT).astype(np.int32)
+    for (q, m), place in np.ndenumerate(place_QM):
+        far = np.flatnonzero(np.abs(np.arange(T) - place) >= 2)
+        if far.size:
+            row_QMJ[q, m, -1] = generator.choice(far)
+    is_in_text_QMJ = (row_QMJ < T) & (place_QM[..., None] < T)
+    return np.where(is_in_text_QMJ, row_QMJ, ABSENT).astype(np.int32)
 
 
 def text_cosines(checkpoint: Checkpoint, calls: Calls, row_QMJ: np.ndarray) -> np.ndarray:
@@ -195,74 +197,3 @@ def residuals(
     for layer, k_BKSh, v_BKSh in zip(params["layers"], cache.k, cache.v, strict=True):
         x_BRD, _, _ = model.decoder_layer(layer, cfg, x_BRD, rope, k_BKSh, v_BKSh, 0, can_attend_RR[None])
         yield x_BRD[0]
-
-
-def write_alignment(alignment: Alignment, environment: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes `alignment.json`, `.svg` and `.md` when all are made; see `check_output`. Equal values, equal bytes."""
-    check_output(folder)
-    record = {"format": 1, "environment": environment, **dataclasses.asdict(alignment)}
-    contents = {
-        "alignment.json": (json.dumps(record, allow_nan=False) + "\n").encode(),
-        "alignment.svg": _figure(alignment),
-        "alignment.md": _tables(alignment, environment).encode(),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    return [folder / name for name in contents]
-
-
-def check_output(folder: Path) -> None:
-    """Finds out before anything runs whether the files can be made; raises a ValueError where not."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, and an alignment is three files; name a folder.")
-    if find_spec("matplotlib") is None:
-        raise ValueError("figures need matplotlib: pip install 'jax-probe-mtp[report]'.")
-
-
-def _tables(alignment: Alignment, environment: dict[str, Any]) -> str:
-    settings, columns = alignment.settings, list(itertools.product(CLASSES, KINDS))
-    run = [alignment.model, f"tree {alignment.probe.tree}", f"{len(alignment.prompts)} prompts"]
-    run += [f"at most {settings.max_new_tokens} new tokens", f"temperature {settings.temperature}"]
-    run += [f"{key} {value}" for key, value in environment.items() if isinstance(value, str)]  # the rest: in the JSON
-    lines = ["# Mean cosine of masks with text rows", "", ", ".join(run) + ". Layer 0 is the input embeddings."]
-    for i in range(alignment.probe.masks_per_node):
-        lines += ["", f"## {_title(alignment, i)}", ""]
-        lines += [_line(["layer", *(f"{name}: {kind}" for name, kind in columns)]), "|---" * (len(columns) + 1) + "|"]
-        means = [alignment.cosines[name][kind][i] for name, kind in columns]
-        for layer, row in enumerate(zip(*means, strict=True)):
-            lines.append(_line([layer, *("n/a" if value is None else f"{value:.4f}" for value in row)]))
-        lines.append(_line(["drafts", *(alignment.counts[name][kind][i] for name, kind in columns)]))
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[Any]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _title(alignment: Alignment, i: int) -> str:
-    return f"Mask {i + 1}: " + ", ".join(f"{alignment.counts[name]['true'][i]} {name}" for name in CLASSES)
-
-
-def _figure(alignment: Alignment) -> bytes:
-    """A panel a mask: cosine by layer, a colour a kind of row, accepted drafts solid and rejected ones dashed."""
-    import matplotlib.figure
-
-    M, file = alignment.probe.masks_per_node, io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's are
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "alignment", "font.size": 9})
-        figure = matplotlib.figure.Figure((2 + 3.8 * M, 4), layout="constrained")
-        panels = figure.subplots(1, M, sharey=True, squeeze=False)[0]
-        for i, axes in enumerate(panels):
-            for (name, line), (kind, colour) in itertools.product(CLASSES.items(), KINDS.items()):
-                values = np.array(alignment.cosines[name][kind][i], np.float64)  # None becomes NaN, which is not drawn
-                width = 2.2 if kind == "true" else 1.1
-                axes.plot(values, line, color=colour, linewidth=width, label=f"{kind}, {name}")
-            axes.set(title=_title(alignment, i), xlabel="layer (0: input embeddings)")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(color="0.93")
-        panels[0].set_ylabel("mean cosine")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jax_probe_mtp import align, bench, options, records, report
+from jax_probe_mtp import align, align_report, bench, options, records, report
 from jax_probe_mtp.draft_config import ProbeConfig
 from jax_probe_mtp.generation import Prompt
 from jax_probe_mtp.runs import parse_runs
@@ -174,7 +174,7 @@ def _align(args: argparse.Namespace) -> int:
     probe, settings = options.draft_config(args), options.settings(args)
     if not isinstance(probe, ProbeConfig) or not probe.masks_per_node:
         raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
-    align.check_output(args.output)
+    align_report.check_output(args.output)
     questions = records.read_questions(args.questions, args.per_category)
     checkpoint = options.load(args.model, args.dtype, args.revision)
     prompts = [
@@ -188,6 +188,6 @@ def _align(args: argparse.Namespace) -> int:
         checkpoint, prompts, probe, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
     )
     environment = bench.environment(checkpoint) | {"model": bench.model_identity(checkpoint)}
-    for path in align.write_alignment(alignment, environment, args.output):
+    for path in align_report.write_alignment(alignment, environment, args.output):
         print(path)
     return 0

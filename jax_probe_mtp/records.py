@@ -159,3 +159,16 @@ def write_json(path: Path, record: object) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_files(folder: Path, texts: dict[str, str]) -> list[Path]:
+    """Writes a text under each name into `folder`, which is made if need be, and gives the files in the same order.
+
+    All texts are on the disk before the first takes its name, so that a full disk leaves the old files as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.partial").write_text(text, encoding="utf-8")
+    for name in texts:
+        os.replace(folder / f"{name}.partial", folder / name)
+    return [folder / name for name in texts]

@@ -13,7 +13,7 @@ import pytest
 import reference
 from checkpoints import make_checkpoint
 
-from jax_probe_mtp import align, decode_loop, model
+from jax_probe_mtp import align, align_report, decode_loop, model
 from jax_probe_mtp.draft_config import ProbeConfig
 from jax_probe_mtp.generation import Decoder, Prompt, Settings, record_seed
 
@@ -233,7 +233,7 @@ def _never(prompts):
 def test_files(tiny, tmp_path):
     got = align.measure(checkpoint_of(tiny), PROMPTS, PROBE, SETTINGS)
     environment = {"device": "cpu", "git_commit": None, "model": {"name": "tiny"}}
-    paths = align.write_alignment(got, environment, tmp_path / "a" / "b")
+    paths = align_report.write_alignment(got, environment, tmp_path / "a" / "b")
     assert [path.name for path in paths] == ["alignment.json", "alignment.svg", "alignment.md"]
     record = json.loads(paths[0].read_text())
     assert record["environment"] == environment
@@ -249,7 +249,7 @@ def test_files(tiny, tmp_path):
     assert f"## {title}" in table
     means = [got.cosines[name][kind][1][2] for name in align.CLASSES for kind in align.KINDS]
     assert f"| 2 | {' | '.join(f'{mean:.4f}' for mean in means)} |" in table
-    for first, second in zip(paths, align.write_alignment(got, environment, tmp_path / "c"), strict=True):
+    for first, second in zip(paths, align_report.write_alignment(got, environment, tmp_path / "c"), strict=True):
         assert first.read_bytes() == second.read_bytes()
 
 
@@ -257,7 +257,7 @@ def test_where_no_draft_was_there_is_null_and_no_line(tiny, tmp_path):
     settings = dataclasses.replace(SETTINGS, max_new_tokens=1)  # the prefill's call alone
     got = align.measure(checkpoint_of(tiny), PROMPTS, PROBE, settings)
     assert got.counts["rejected"]["true"] == [0, 0, 0]
-    json_path, _, table = align.write_alignment(got, {}, tmp_path)
+    json_path, _, table = align_report.write_alignment(got, {}, tmp_path)
     assert json.loads(json_path.read_text())["cosines"]["accepted"]["true"] == [[None] * 3] * 3
     assert f"| 0 {'| n/a ' * 8}|" in table.read_text()
 
@@ -267,9 +267,9 @@ def test_nothing_is_written_where_something_is_wrong(tiny, tmp_path, monkeypatch
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(ValueError, match="file is a file, and an alignment is three files; name a folder"):
-        align.write_alignment(got, {}, file)
+        align_report.write_alignment(got, {}, file)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
     with pytest.raises(ValueError, match=r"figures need matplotlib: pip install 'jax-probe-mtp\[report\]'"):
-        align.write_alignment(got, {}, tmp_path / "new")
+        align_report.write_alignment(got, {}, tmp_path / "new")
     assert list(tmp_path.iterdir()) == [file]

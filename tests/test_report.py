@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import pytest
 
-from jax_probe_mtp import report
+from jax_probe_mtp import figures, report
 
 COLUMNS = (
     "| run | rows a call | tau | call reduction | accepted by depth | outputs equal to plain decoding | seconds "
@@ -336,7 +336,7 @@ def test_figures_stay_small_and_legible_at_full_size(made):
     ],
 )
 def test_labels_are_kept_apart(places, apart):
-    assert report._apart(places, 0.25) == pytest.approx(apart)
+    assert figures.spread(places, 0.25) == pytest.approx(apart)
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path, monkeypatch):
@@ -439,8 +439,8 @@ def every_place(value, path=()):
 
 
 def test_no_other_shape_gets_past_the_checks(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_heatmap", lambda *args: b"")  # quick; both get only what was checked
-    monkeypatch.setattr(report, "_scatter", lambda *args: b"")
+    monkeypatch.setattr(figures, "heatmap", lambda *args: "")  # quick; both get only what was checked
+    monkeypatch.setattr(figures, "scatter", lambda *args, **labels: "")
     run = make_run("probe:14", accepted_by_depth=[1], exact_match=2 / 3, ties=1, differences={"81": "tie"})
     record = make_record(run, skipped={"161": "too long"}, questions=[81, 82, "x"])
     num_refused = 0
