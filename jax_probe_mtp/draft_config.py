@@ -209,6 +209,8 @@ class RecycleConfig:
                 raise ValueError(f"tree must be a number of nodes, such as 60, or 'static80', got {self.tree!r}.")
         else:
             _check_whole("tree", self.tree, 2, MAX_RECYCLE_NODES)
+        if not isinstance(self.is_warm, bool):
+            raise ValueError(f"is_warm must be True or False, got {self.is_warm!r}.")
 
     @property
     def is_static(self) -> bool:

@@ -115,10 +115,9 @@ def _static_tree(table: Table, root_B: jax.Array) -> Candidates:
 
 
 def _successors(table: Table, token_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Ids and log-probabilities [B, W, 8] of what may follow; `NO_TOKEN` and -inf after `NO_TOKEN`."""
+    """Ids and log-probabilities [B, W, 8] of what may follow; the ids are `NO_TOKEN` after `NO_TOKEN`."""
     E = table.id_EVC.shape[0]
     table_B1 = (jnp.arange(token_BW.shape[0]) % E)[:, None]
-    is_token_BW1 = (token_BW != NO_TOKEN)[..., None]
     index = (table_B1, jnp.maximum(token_BW, 0))
-    id_BWC = jnp.where(is_token_BW1, table.id_EVC[index], NO_TOKEN)
-    return id_BWC, jnp.where(is_token_BW1, table.score_EVC[index], -jnp.inf)
+    id_BWC = jnp.where((token_BW == NO_TOKEN)[..., None], NO_TOKEN, table.id_EVC[index])
+    return id_BWC, table.score_EVC[index]  # a path that NO_TOKEN is on has -inf already

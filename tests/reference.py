@@ -4,8 +4,27 @@ Every call reruns the model over the whole text. What a mask sees is spelled out
 then masks 1..i, plainly causal. Trees are lists of dicts. Nothing here imports the code under test.
 """
 
+import heapq
+
 import jax
 import numpy as np
+
+NO_TOKEN = -1  # a node that drafts nothing
+# The fixed tree of Token Recycling: 80 drafts, each the path of ranks that leads to it.
+STATIC80 = [
+    *[(i,) for i in range(8)],
+    *[(0, i) for i in range(8)],
+    *[(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (4, 0), (5, 0), (6, 0), (7, 0)],
+    *[(0, 0, i) for i in range(8)],
+    *[(0, 1, 0), (0, 1, 1), (0, 1, 2), (0, 2, 0), (0, 2, 1), (0, 3, 0), (0, 4, 0), (0, 5, 0), (0, 6, 0), (0, 7, 0)],
+    *[(1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0), (5, 0, 0)],
+    *[(0, 0, 0, i) for i in range(5)],
+    *[(0, 0, 1, 0), (0, 0, 1, 1), (0, 0, 2, 0), (0, 0, 3, 0), (0, 0, 4, 0)],
+    *[(0, 1, 0, 0), (0, 2, 0, 0), (1, 0, 0, 0), (2, 0, 0, 0), (3, 0, 0, 0)],
+    *[(0, 0, 0, 0, 0), (0, 0, 0, 0, 1), (0, 0, 0, 0, 2), (0, 0, 0, 1, 0), (0, 0, 0, 2, 0), (0, 0, 1, 0, 0)],
+    *[(0, 1, 0, 0, 0), (1, 0, 0, 0, 0)],
+    *[(0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 1), (0, 0, 0, 1, 0, 0)],
+]
 
 
 class Model:
@@ -161,19 +180,200 @@ def probe_decode(model, prompt, probe, *, max_new_tokens, eos=(), mask_ema=0.1, 
     while len(new) < max_new_tokens and new[-1] not in eos:
         nodes = build_tree(new[-1], asked, **shape)
         trees.append(nodes)
-        text, at, count = [*prompt, *new], 0, 0
-        committed = [own_next(text)]
-        while True:
-            child = [i for i, (token, parent, _) in enumerate(nodes) if parent == at and token == committed[-1]]
-            if not child:
-                break
-            at, count = child[0], count + 1
-            text.append(committed[-1])
-            committed.append(own_next(text))
-        accepted.append(count)
-        asked = ask(text)
+        committed = walk(nodes, [*prompt, *new], own_next)
+        accepted.append(len(committed) - 1)
+        asked = ask([*prompt, *new, *committed[:-1]])
         for token in committed:
             masks = masks + mask_ema * (model.embed([token]) - masks)
-            if len(new) < max_new_tokens and new[-1] not in eos:
-                new.append(token)
+        emit(new, committed, max_new_tokens, eos)
     return new, trees, accepted
+
+
+def without_padding(nodes):
+    """Of a node without a token its place in the list: where it hangs means nothing."""
+    return [NO_TOKEN if node[0] == NO_TOKEN else node for node in nodes]
+
+
+def walk(nodes, text, own_next):
+    """The drafts that are the model's own next tokens, one after the other, and the token after them."""
+    at, committed = 0, [own_next(text)]
+    while True:
+        child = [i for i, (token, parent, _) in enumerate(nodes) if parent == at and token == committed[-1]]
+        if not child:
+            return committed
+        at = child[0]
+        committed.append(own_next([*text, *committed]))
+
+
+def emit(new, committed, max_new_tokens, eos):
+    for token in committed:
+        if len(new) < max_new_tokens and new[-1] not in eos:
+            new.append(token)
+
+
+def ngram_chain(text, *, num_drafts, max_ngram, match):
+    """What followed an earlier place of the newest tokens, of as many of them as there is such a place for."""
+    for n in range(min(max_ngram, len(text) - 1), 0, -1):
+        ends = [end for end in range(n, len(text)) if text[end - n : end] == text[-n:]]
+        if ends:
+            end = {"recent": max, "first": min}[match](ends)
+            return text[end : end + num_drafts]
+    return []
+
+
+def ngram_decode(model, prompt, *, num_drafts, max_ngram, match, max_new_tokens, eos=(), **draw):
+    """Prompt lookup for one row.
+
+    Returns:
+      Tokens, the tree of each call, the drafts accepted in each call.
+    """
+
+    def own_next(text):
+        return int(np.argmax(scores(model.logits(model.embed(text))[-1], len(text), **draw)))
+
+    new, trees, accepted = [own_next(prompt)], [], []
+    while len(new) < max_new_tokens and new[-1] not in eos:
+        chain = ngram_chain([*prompt, *new], num_drafts=num_drafts, max_ngram=max_ngram, match=match)
+        chain += [NO_TOKEN] * (num_drafts - len(chain))
+        trees.append([(new[-1], -1, 0), *((token, i, i + 1) for i, token in enumerate(chain))])
+        committed = walk(trees[-1], [*prompt, *new], own_next)
+        accepted.append(len(committed) - 1)
+        emit(new, committed, max_new_tokens, eos)
+    return new, trees, accepted
+
+
+def successors(logits):
+    """The eight best tokens with their log-probabilities, and the smallest gap that decided which they are."""
+    order = np.argsort(-logits, kind="stable")
+    log_probability = logits - logits.max()
+    log_probability = log_probability - np.log(np.exp(log_probability).sum())
+    gap = np.min(-np.diff(logits[order[:9]]))
+    return [(int(token), float(log_probability[token])) for token in order[:8]], gap
+
+
+def best_first_tree(root, table, *, num_nodes, max_depth):
+    """The best paths by their probability, found one at a time; among equals the shallower, then the better parent's.
+
+    Args:
+      table: token -> its successors with their log-probabilities, best first.
+
+    Returns:
+      At most `num_nodes` (token, parent index, depth) triples, and the smallest gap between two scores in a row.
+    """
+    nodes, gap, heap = [(root, -1, 0)], np.inf, []
+
+    def push_children(index, score, place):  # place: where the node itself is among those of its depth
+        token, _, depth = nodes[index]
+        for rank, (child, step) in enumerate(table.get(token, [])):
+            if depth < max_depth:
+                heapq.heappush(heap, (-(score + step), depth + 1, (place, rank), child, index))
+
+    push_children(0, 0.0, ())
+    while heap and len(nodes) < num_nodes:
+        cost, depth, place, token, parent = heapq.heappop(heap)
+        nodes.append((token, parent, depth))
+        push_children(len(nodes) - 1, -cost, (cost, place))
+        if heap:
+            gap = min(gap, heap[0][0] - cost)
+    return nodes, gap
+
+
+def static80_tree(root, table):
+    """The fixed tree, level by level: each path of ranks is followed through the table."""
+    nodes = [(root, -1, 0)]
+    for path in STATIC80:
+        parent = 1 + STATIC80.index(path[:-1]) if path[:-1] else 0
+        known = table.get(nodes[parent][0], [])
+        nodes.append((known[path[-1]][0] if known else NO_TOKEN, parent, len(path)))
+    return nodes
+
+
+def recycle_turns(model, prompt, table, gaps, *, num_nodes, max_depth=None, max_new_tokens, eos=(), **draw):
+    """Token Recycling for one row. Yields where rows that share the table wait for each other.
+
+    All learn from their prompts but the last token, all from the last, all draft, all learn from that call, and so on.
+    """
+    temperature = draw.get("temperature", 0.0) or 1.0
+
+    def own_next(text):
+        return int(np.argmax(scores(model.logits(model.embed(text))[-1], len(text), **draw)))
+
+    def learn(token, logits):
+        table[token], gap = successors(logits / temperature)
+        gaps.append(gap)
+
+    after_prompt = model.logits(model.embed(prompt))
+    for token, logits in zip(prompt[:-1], after_prompt[:-1], strict=True):
+        learn(token, logits)
+    yield
+    learn(prompt[-1], after_prompt[-1])
+    new, trees, accepted = [own_next(prompt)], [], []
+    while len(new) < max_new_tokens and new[-1] not in eos:
+        yield
+        text = [*prompt, *new]
+        if num_nodes == "static80":
+            nodes = static80_tree(new[-1], table)
+        else:
+            nodes, gap = best_first_tree(new[-1], table, num_nodes=num_nodes, max_depth=max_depth)
+            nodes += [(NO_TOKEN, -1, 0)] * (num_nodes - len(nodes))
+            gaps.append(gap)
+        trees.append(nodes)
+        committed = walk(nodes, text, own_next)
+        accepted.append(len(committed) - 1)
+        yield
+        for (token, _, _), logits in zip(nodes, logits_after_nodes(model, text, nodes), strict=True):
+            if token != NO_TOKEN:
+                learn(token, logits)
+        emit(new, committed, max_new_tokens, eos)
+    return new, trees, accepted
+
+
+def logits_after_nodes(model, text, nodes):
+    """Each node's logits, the text and the path to the node in front of it; None for one without a token."""
+    logits = [None] * len(nodes)
+    for i, (token, _, _) in reversed(list(enumerate(nodes))):  # a run gives those of the nodes above too
+        if token != NO_TOKEN and logits[i] is None:
+            path = [i]
+            while path[0] != 0:
+                path.insert(0, nodes[path[0]][1])
+            tokens = [*text[:-1], *(nodes[j][0] for j in path)]
+            for j, row in zip(path, model.logits(model.embed(tokens))[len(text) - 1 :], strict=True):
+                logits[j] = row
+    return logits
+
+
+def recycle_batch(model, prompts, table, row_settings, **settings):
+    """Rows that share a table.
+
+    Args:
+      table: token -> successors, goes on from what it holds.
+      row_settings: for each row what it alone has, such as its seed.
+
+    Returns:
+      For each row tokens, the tree of each call, the drafts accepted in each call; the table; and the smallest gap that
+      decided a rank or a tree: below rounding's reach it proves nothing.
+    """
+    table, gaps, results = dict(table), [], {}
+    rows = {
+        row: recycle_turns(model, prompt, table, gaps, **settings, **own)
+        for row, (prompt, own) in enumerate(zip(prompts, row_settings, strict=True))
+    }
+    while rows:
+        for row, turns in list(rows.items()):
+            try:
+                next(turns)
+            except StopIteration as end:
+                results[row] = end.value
+                del rows[row]
+    return [results[row] for row in range(len(prompts))], table, min(gaps)
+
+
+def recycle_decode(model, prompt, *, table=None, **settings):
+    """Token Recycling for one row: its tokens, trees and accepted counts, the table after it, the smallest gap.
+
+    Args:
+      table: what a warm run goes on with.
+      settings: num_nodes, a number or "static80", max_depth, max_new_tokens, eos and how to draw.
+    """
+    [row], table, gap = recycle_batch(model, [prompt], table or {}, [settings])
+    return *row, table, gap

@@ -6,7 +6,7 @@ import jax
 import pytest
 from conftest import BASE
 
-from jax_probe_mtp import DecodeConfig, ProbeConfig
+from jax_probe_mtp import DecodeConfig, NgramConfig, ProbeConfig, RecycleConfig
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,28 @@ def test_sizes_of_a_call(probe, pools, num_nodes, num_rows):
     assert probe.max_depth == len(pools)
     assert probe.num_nodes == num_nodes
     assert probe.num_rows == num_rows
+
+
+@pytest.mark.parametrize(
+    ("draft_cfg", "num_nodes", "max_depth"),
+    [
+        (NgramConfig(), 11, 10),
+        (NgramConfig(num_drafts=1), 2, 1),
+        (NgramConfig(num_drafts=64, max_ngram=16), 65, 64),
+        (RecycleConfig(), 60, 6),
+        (RecycleConfig(tree=2), 2, 1),
+        (RecycleConfig(tree=6), 6, 5),  # room for a chain of 5
+        (RecycleConfig(tree=7), 7, 6),
+        (RecycleConfig(tree=8), 8, 6),  # no chain is longer
+        (RecycleConfig(tree=256, is_warm=True), 256, 6),
+        (RecycleConfig(tree="static80"), 81, 6),
+    ],
+    ids=str,
+)
+def test_sizes_of_a_call_without_masks(draft_cfg, num_nodes, max_depth):
+    assert draft_cfg.masks_per_node == 0
+    assert draft_cfg.num_nodes == draft_cfg.num_rows == num_nodes
+    assert draft_cfg.max_depth == max_depth
 
 
 def test_pruning_looks_at_one_candidate_more():
@@ -76,6 +98,43 @@ def test_probe_refuses(settings, says):
 
 
 @pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"num_drafts": 0}, ["num_drafts", "from 1 to 64", "got 0"]),
+        ({"num_drafts": 65}, ["num_drafts", "from 1 to 64", "got 65"]),
+        ({"num_drafts": 2.0}, ["num_drafts", "whole number", "got 2.0"]),
+        ({"num_drafts": True}, ["num_drafts", "whole number", "got True"]),
+        ({"max_ngram": 0}, ["max_ngram", "from 1 to 16", "got 0"]),
+        ({"max_ngram": 17}, ["max_ngram", "from 1 to 16", "got 17"]),
+        ({"max_ngram": "5"}, ["max_ngram", "whole number", "got '5'"]),
+        ({"match": "last"}, ["'last'", "recent, first"]),
+    ],
+    ids=str,
+)
+def test_ngram_refuses(settings, says):
+    _assert_refused(lambda: NgramConfig(**settings), says)
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        (1, ["from 2 to 256", "got 1"]),  # the root alone
+        (257, ["from 2 to 256", "got 257"]),
+        (60.0, ["whole number", "got 60.0"]),
+        ((15, 4), ["whole number", "got (15, 4)"]),
+        ("dynamic", ["'static80'", "got 'dynamic'"]),
+    ],
+    ids=str,
+)
+def test_recycle_refuses(tree, says):
+    _assert_refused(lambda: RecycleConfig(tree=tree), ["tree", *says])
+
+
+def test_recycle_is_warm_or_not():
+    _assert_refused(lambda: RecycleConfig(is_warm="yes"), ["is_warm", "got 'yes'"])
+
+
+@pytest.mark.parametrize(
     ("changes", "says"),
     [
         *[({name: 0}, [name, "0"]) for name in ("vocab_size", "width", "num_layers", "mlp_width", "context_length")],
@@ -105,7 +164,9 @@ def test_query_heads_that_share_a_kv_head():
 
 
 @pytest.mark.parametrize(
-    "config", [BASE, ProbeConfig(tree=[3, 2]), DecodeConfig(capacity=8)], ids=lambda c: type(c).__name__
+    "config",
+    [BASE, ProbeConfig(tree=[3, 2]), NgramConfig(), RecycleConfig(), DecodeConfig(capacity=8)],
+    ids=lambda c: type(c).__name__,
 )
 def test_a_config_is_a_static_argument_and_cannot_change(config):
     traced = []

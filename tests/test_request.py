@@ -1,11 +1,13 @@
 """A batch: what is refused, in one line with the values, and how the rest is laid out."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BASE
 
-from jax_probe_mtp import ProbeConfig, make_request
+from jax_probe_mtp import ProbeConfig, RecycleConfig, make_request
 from jax_probe_mtp.request import bucket
 
 PLAIN = ProbeConfig()
@@ -65,6 +67,13 @@ def test_refuses(prompts, changes, says):
 )
 def test_refuses_what_the_probe_cannot_do(probe, prompts, says):
     _assert_refused(probe, prompts, {}, says)
+
+
+def test_refuses_a_table_of_more_successors_than_tokens():
+    small = dataclasses.replace(BASE, vocab_size=7)
+    with pytest.raises(ValueError, match="keeps 8 successors of a token, but the vocabulary has 7 tokens"):
+        make_request(small, RecycleConfig(), [[1]], **GOOD)
+    make_request(dataclasses.replace(BASE, vocab_size=8), RecycleConfig(), [[1]], **GOOD)
 
 
 def _assert_refused(probe, prompts, changes, says):
