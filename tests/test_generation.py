@@ -1,12 +1,15 @@
 """Prompts in, generations out: order, batches, seeds, texts, counts, programs. Expected values come from `reference.py`."""
 
 import dataclasses
+import itertools
 
+import numpy as np
 import pytest
 import reference
 from checkpoints import ASSISTANT, BOS, EOS, SPECIAL, USER, make_checkpoint, words
 
-from jax_probe_mtp import ProbeConfig, Settings, generate, tokenizer
+from jax_probe_mtp import DecodeConfig, ProbeConfig, RecycleConfig, Settings, decode, generate, tokenizer
+from jax_probe_mtp import generation as module
 from jax_probe_mtp.generation import Decoder, Prompt, Stats, record_seed
 
 TREE = {
@@ -247,3 +250,21 @@ def test_generate_uses_one_mask_and_14_candidates_by_default(checkpoint, monkeyp
     generate(checkpoint, [], settings=settings)
     generate(checkpoint, [], settings=settings, draft=ProbeConfig())  # no drafts: a value, not "left out"
     assert probes == [ProbeConfig(tree=(14,)), ProbeConfig()]
+
+
+def test_a_first_batch_is_run_for_two_tokens_first_and_that_leaves_no_trace(tiny, checkpoint, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    draft, settings = RecycleConfig(tree=12, is_warm=True), Settings(max_new_tokens=8, batch_size=2)
+    decoder = Decoder(checkpoint, draft)
+    batch = PROMPTS[1:3]
+    answers = decoder.run_batch(batch, settings)
+    assert [answer.token_ids for answer in answers] == [
+        reference.plain_decode(tiny.reference, prompt.token_ids, max_new_tokens=8, eos=(EOS,))[0] for prompt in batch
+    ]
+    assert (decoder.stats.prefill_seconds, decoder.stats.seconds) == (1, 2)  # one run: start, filled, end
+    assert decoder.stats.new_tokens == sum(len(answer.token_ids) for answer in answers)
+    once = decode(checkpoint.params, *decoder.request(batch, settings)[:2], tiny.cfg, draft, DecodeConfig(capacity=64))
+    np.testing.assert_array_equal(decoder._table.id_EVC, once.table.id_EVC)
+    decoder.run_batch(batch, settings)
+    assert decoder.stats.seconds == 4
