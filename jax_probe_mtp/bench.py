@@ -4,9 +4,11 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import os
 import platform
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ import numpy as np
 
 from jax_probe_mtp import exactness, tokenizer
 from jax_probe_mtp.checkpoint import Checkpoint
-from jax_probe_mtp.draft_config import RecycleConfig
 from jax_probe_mtp.generation import Decoder, Generation, Prompt, Settings
 from jax_probe_mtp.records import Question
 from jax_probe_mtp.runs import Run
@@ -59,28 +60,18 @@ class Bench:
         self._runs = list(runs)
         self._settings = [dataclasses.replace(settings, mask_ema=run.mask_ema) for run in runs]
         self._decoders = [Decoder(checkpoint, run.draft) for run in runs]
-        self._prompts: list[Prompt] = []
-        self._category_of: dict[str, str] = {}
-        self.skipped: dict[str, str] = {}
+        self._is_stopping = threading.Event()
+        self._category_of = {str(question.id): question.category for question in questions}
         self.results: dict[str, dict[str, Result]] = {run.name: {} for run in runs}
-        self._decoders[0].request([Prompt(id="of one token", token_ids=[0])], settings)  # settings that fit nobody
-        for question in questions:
-            token_ids = tokenizer.encode(checkpoint.tokenizer, question.text, use_chat_template=use_chat_template)
-            prompt = Prompt(id=question.id, token_ids=token_ids)
-            try:
-                self._decoders[0].request([prompt], settings)
-            except ValueError as error:
-                self.skipped[str(question.id)] = str(error)
-                continue
+        self._prompts, self.skipped = read_prompts(
+            checkpoint, questions, settings.max_new_tokens, use_chat_template=use_chat_template
+        )
+        for prompt in self._prompts:
             for run, decoder, own in zip(self._runs, self._decoders, self._settings, strict=True):
                 try:
                     decoder.request([prompt], own)
                 except ValueError as error:
                     raise ValueError(f"run {run.name!r}: {error}") from None
-            self._prompts.append(prompt)
-            self._category_of[str(question.id)] = question.category
-        if not self._prompts:
-            raise ValueError(f"none of the questions can be asked: {next(iter(self.skipped.values()))}")
 
     @property
     def num_questions(self) -> int:
@@ -90,93 +81,126 @@ class Bench:
     @property
     def num_done(self) -> int:
         """Questions that all runs have answered, from the first."""
-        return len(self.results[self._runs[0].name])
+        return min(map(len, self.results.values()))
 
     def compile(self) -> Iterator[None]:
         """Compiles every program that the questions need, several at a time; yields once a run.
 
         `measure` compiles what is missing, one program after the other.
         """
-        size = self._settings[0].batch_size
-        batches = [self._prompts[start : start + size] for start in range(0, len(self._prompts), size)]
 
         def compile_run(i: int) -> None:
-            for batch in batches:
-                self._decoders[i].compile(*self._decoders[i].request(batch, self._settings[i], size))
+            for batch in self._batches():
+                if not self._is_stopping.is_set():
+                    prompts_and_settings = batch, self._settings[i], self._settings[i].batch_size
+                    self._decoders[i].compile(*self._decoders[i].request(*prompts_and_settings))
 
         with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            yield from pool.map(compile_run, range(len(self._runs)))
+            try:
+                yield from pool.map(compile_run, range(len(self._runs)))
+            finally:
+                self._is_stopping.set()  # an interrupt waits for no more than the programs at hand
 
     def measure(self) -> Iterator[int]:
         """Goes through the batches that are not done, and within each through the runs; yields answers as they come.
 
-        Plain decoding is first in every batch, the others take turns in their order and its reverse. A warm table has
-        to see the questions that are done once more: those runs decode them again, which yields nothing.
+        Runs take turns in their order and its reverse. A warm table has to see the questions that are done once more:
+        those runs decode them again, which yields nothing.
         """
-        size = self._settings[0].batch_size
-        first = self.num_done
-        for start in range(0, len(self._prompts), size):
-            batch = self._prompts[start : start + size]
-            numbers = list(range(len(self._runs)))
-            if start // size % 2:
-                numbers[1:] = numbers[:0:-1]
-            if start < first:
+        first, size = self.num_done, self._settings[0].batch_size
+        numbers = range(len(self._runs))
+        for number, batch in enumerate(self._batches()):
+            if number * size < first:
                 for i in numbers:
-                    draft = self._runs[i].draft
-                    if isinstance(draft, RecycleConfig) and draft.is_warm:
+                    if self._runs[i].draft.keeps_table:
                         self._decoders[i].run_batch(batch, self._settings[i])
                 continue
-            plainly: list[Generation] = []
-            answers: dict[str, list[Result]] = {}
-            for i in numbers:
-                answers[self._runs[i].name], got = self._answer(i, batch, plainly)
-                plainly = plainly or got
+            answers, times = {}, {}
+            for i in reversed(numbers) if number % 2 else numbers:
+                stats = self._decoders[i].stats
+                earlier = stats.seconds, stats.prefill_seconds
+                answers[i] = self._decoders[i].run_batch(batch, self._settings[i])
+                stats = self._decoders[i].stats
+                times[i] = stats.seconds - earlier[0], stats.prefill_seconds - earlier[1]
                 if len(answers) == len(self._runs):  # a question counts when all runs have answered it
-                    for name, results in answers.items():
-                        self.results[name] |= {str(p.id): result for p, result in zip(batch, results, strict=True)}
+                    for k in numbers:
+                        self._keep(k, batch, answers[0], answers[k], *times[k])
                 yield len(batch)
 
-    def _answer(self, i: int, batch: list[Prompt], plainly: list[Generation]) -> tuple[list[Result], list[Generation]]:
-        """Counts and times of run `i`; the batch's seconds are shared out evenly."""
-        decoder, settings = self._decoders[i], self._settings[i]
-        earlier = decoder.stats.seconds, decoder.stats.prefill_seconds
-        answers = decoder.run_batch(batch, settings)
-        seconds = (decoder.stats.seconds - earlier[0]) / len(batch)
-        prefill = (decoder.stats.prefill_seconds - earlier[1]) / len(batch)
-        results = []
-        for prompt, expected, got in zip(batch, plainly or answers, answers, strict=True):
-            difference = exactness.compare(self._decoders[0], prompt, settings, expected, got)
-            results.append(
-                {
-                    "calls": got.calls,
-                    "committed": got.committed,
-                    "accepted_by_depth": got.accepted_by_depth,
-                    "seconds": round(seconds, 5),
-                    "prefill_seconds": round(prefill, 5),
-                    "difference": str(difference) if difference else None,
-                }
-            )
-        return results, answers
+    def _batches(self) -> list[list[Prompt]]:
+        size = self._settings[0].batch_size
+        return [self._prompts[start : start + size] for start in range(0, len(self._prompts), size)]
+
+    def _keep(
+        self,
+        i: int,
+        batch: list[Prompt],
+        plain: list[Generation],
+        got: list[Generation],
+        seconds: float,
+        prefill: float,
+    ) -> None:
+        """Files the answers of run `i`, compared with plain decoding's; the batch's seconds are shared out evenly."""
+        for prompt, expected, answer in zip(batch, plain, got, strict=True):
+            difference = exactness.compare(self._decoders[0], prompt, self._settings[i], expected, answer)
+            self.results[self._runs[i].name][str(prompt.id)] = {
+                "calls": answer.calls,
+                "committed": answer.committed,
+                "accepted_by_depth": answer.accepted_by_depth,
+                "seconds": round(seconds / len(batch), 9),
+                "prefill_seconds": round(prefill / len(batch), 9),
+                "difference": str(difference) if difference else None,
+            }
 
     def record(self) -> dict[str, Any]:
         """What has been measured so far, as JSON holds it.
 
         tau is pooled: tokens of decode calls over decode calls. A speed-up is a ratio of summed wall times, prefill
-        included, and plain decoding's at one row a call is the only denominator. Quartiles are over questions.
+        included, and plain decoding's at one row a call is the only denominator. Quartiles are over questions. What is
+        said of single questions' times is null for batches, whose rows have no time of their own.
         """
-        plain = self.results[self._runs[0].name]
+        plain = dict(itertools.islice(self.results[self._runs[0].name].items(), self.num_done))
+        has_times = self._settings[0].batch_size == 1
         return {
             "is_complete": self.num_done == self.num_questions,
             "questions": [prompt.id for prompt in self._prompts[: self.num_done]],
             "categories": {question: self._category_of[question] for question in plain},
             "skipped": self.skipped,
-            "runs": [_summary(run, self.results[run.name], plain, self._category_of) for run in self._runs],
+            "runs": [summary(run, self.results[run.name], plain, self._category_of, has_times) for run in self._runs],
         }
 
 
-def _summary(
-    run: Run, mine: Mapping[str, Result], plain: Mapping[str, Result], category_of: Mapping[str, str]
+def read_prompts(
+    checkpoint: Checkpoint, questions: Sequence[Question], max_new_tokens: int, *, use_chat_template: bool
+) -> tuple[list[Prompt], dict[str, str]]:
+    """The questions in tokens, and the id of each that is too long for the model -> why.
+
+    Raises:
+      ValueError: if none is left.
+    """
+    prompts: list[Prompt] = []
+    skipped: dict[str, str] = {}
+    context = checkpoint.config.context_length
+    for question in questions:
+        token_ids = tokenizer.encode(checkpoint.tokenizer, question.text, use_chat_template=use_chat_template)
+        if len(token_ids) + max_new_tokens > context:
+            size = f"{len(token_ids)} tokens and {max_new_tokens} new ones"
+            skipped[str(question.id)] = f"{size} are more than the model's context of {context}."
+        else:
+            prompts.append(Prompt(id=question.id, token_ids=token_ids))
+    if not prompts:
+        raise ValueError(f"none of the questions can be asked; {next(iter(skipped))}: {next(iter(skipped.values()))}")
+    return prompts, skipped
+
+
+def summary(
+    run: Run,
+    mine: Mapping[str, Result],
+    plain: Mapping[str, Result],
+    category_of: Mapping[str, str],
+    has_times: bool,
 ) -> dict[str, Any]:
+    """One run's part of the record, from its results and plain decoding's; see `Bench.record`."""
     ids = list(plain)
     by_category: dict[str, list[str]] = {}
     for question in ids:
@@ -192,24 +216,25 @@ def _summary(
     def speedup(of: Sequence[str]) -> float:
         return round(total(plain, "seconds", of) / total(mine, "seconds", of), 4)
 
-    def over_categories(value: Callable[[Sequence[str]], float]) -> dict[str, float]:
-        return {category: value(members) for category, members in by_category.items()}
+    def over_categories(value: Callable[[Sequence[str]], float], is_known: bool = True) -> dict[str, float | None]:
+        return {category: value(members) if is_known else None for category, members in by_category.items()}
 
-    def quartiles(values: Sequence[float]) -> list[float]:
-        return [round(float(value), 4) for value in np.percentile(values, QUARTILES)]
+    def quartiles(values: Sequence[float]) -> list[float | None]:
+        return [round(float(value), 4) for value in np.percentile(values, QUARTILES)] if has_times else [None] * 3
 
-    calls, seconds = total(mine, "calls"), total(mine, "seconds")
+    def ms_per_call(of: str) -> float:  # the loop's first call gives the prefill's token, and is not among `calls`
+        return 1000 * (mine[of]["seconds"] - mine[of]["prefill_seconds"]) / (mine[of]["calls"] + 1)
+
+    seconds = total(mine, "seconds")
     accepted = [sum(depth) for depth in zip(*(mine[q]["accepted_by_depth"] for q in ids), strict=True)]
     differences = {q: mine[q]["difference"] for q in ids if mine[q]["difference"]}
-    # a prefill gives the first token, so a question of one token has no decode call to time
-    in_calls = [(mine[q]["seconds"] - mine[q]["prefill_seconds"]) / mine[q]["calls"] for q in ids if mine[q]["calls"]]
     return {
         "run": run.name,
         "rows_per_call": run.draft.num_rows,
         "tau": tau(ids),
         "tau_by_category": over_categories(tau),
         "call_reduction": 1 - 1 / tau(ids),
-        "calls": calls,
+        "calls": total(mine, "calls"),
         "committed": total(mine, "committed"),
         "accepted_by_depth": accepted,
         "accepted_by_source": {run.method: sum(accepted)} if accepted else {},
@@ -219,11 +244,11 @@ def _summary(
         "seconds": round(seconds, 4),
         "prefill_seconds": round(total(mine, "prefill_seconds"), 4),
         "tokens_per_second": round((total(mine, "committed") + len(ids)) / seconds, 2),
-        "seconds_by_category": over_categories(lambda of: round(total(mine, "seconds", of), 4)),
+        "seconds_by_category": over_categories(lambda of: round(total(mine, "seconds", of), 4), has_times),
         "speedup_vs_ar": speedup(ids),
-        "speedup_vs_ar_by_category": over_categories(speedup),
+        "speedup_vs_ar_by_category": over_categories(speedup, has_times),
         "speedup_quartiles": quartiles([speedup([question]) for question in ids]),
-        "ms_per_call_quartiles": quartiles([1000 * value for value in in_calls] or [0.0]),
+        "ms_per_call_quartiles": quartiles([ms_per_call(question) for question in ids]),
         "by_question": {question: mine[question] for question in ids},
     }
 

@@ -2,23 +2,19 @@
 
 import argparse
 import hashlib
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from jax_probe_mtp import align, align_report, bench, options, records, report
+from jax_probe_mtp import align, align_report, bench, bench_record, options, records, report
 from jax_probe_mtp.draft_config import ProbeConfig
-from jax_probe_mtp.generation import Prompt
 from jax_probe_mtp.runs import parse_runs
-from jax_probe_mtp.tokenizer import encode
 
 DEFAULT_RUNS = "ar;probe:14;ngram:10;recycle:30"
 NEW_TOKENS = 100
-FORMAT = 1
 
 
 def join_command(argv: Sequence[str]) -> list[str]:
@@ -69,10 +65,10 @@ def _bench(args: argparse.Namespace) -> int:
     runs, settings = parse_runs(args.runs), options.settings(args)
     questions = records.read_questions(args.questions, args.per_category)
     records.check_output(args.output, args.questions)
-    earlier = _read_earlier(args.output) if args.output.exists() else None
+    earlier = bench_record.read_record(args.output) if args.output.exists() else None
     checkpoint = options.load(args.model, args.dtype, args.revision)
     header = {
-        "format": FORMAT,
+        "format": bench_record.FORMAT,
         "environment": bench.environment(checkpoint),
         "model": bench.model_identity(checkpoint),
         "settings": {
@@ -95,43 +91,40 @@ def _bench(args: argparse.Namespace) -> int:
     if earlier:
         _check_same(args.output, earlier, header, resume=args.resume)
         measured.results = {run["run"]: run["by_question"] for run in earlier["runs"]}
-    for question, why in measured.skipped.items():
-        print(f"question {question} is skipped: {why}", file=sys.stderr)
+    _say_skipped(measured.skipped)
 
-    if measured.num_done < measured.num_questions:
-        try:
-            _measure(measured, len(runs), lambda: records.write_json(args.output, header | measured.record()))
-        except KeyboardInterrupt:
-            kept = f"{measured.num_done} of {measured.num_questions} questions are in {args.output}, --resume goes on"
-            print(f"error: interrupted; {kept if measured.num_done else 'no question was done'}", file=sys.stderr)
-            return 130
+    try:
+        if measured.num_done < measured.num_questions:
+            for _ in _measure(measured, len(runs)):
+                records.write_json(args.output, header | measured.record())
+    except KeyboardInterrupt:
+        if measured.num_done:  # once more: it may have come between a measurement and its writing
+            records.write_json(args.output, header | measured.record())
+        kept = f"{measured.num_done} of {measured.num_questions} questions are in {args.output}, --resume goes on"
+        print(f"error: interrupted; {kept if measured.num_done else 'no question was done'}", file=sys.stderr)
+        return 130
     done = measured.record()["runs"]
     for run in done:
         print(_line(run))
     return int(any(len(run["differences"]) > run["ties"] for run in done))
 
 
-def _measure(measured: bench.Bench, num_runs: int, save: Callable[[], None]) -> None:
-    """Goes through the questions that are not done under a progress bar; saves after each batch."""
+def _say_skipped(skipped: dict[str, str]) -> None:
+    for question, why in skipped.items():
+        print(f"question {question} is skipped: {why}", file=sys.stderr)
+
+
+def _measure(measured: bench.Bench, num_runs: int) -> Iterator[None]:
+    """Goes through the questions that are not done under a progress bar; yields after each batch."""
     for _ in tqdm(measured.compile(), desc="compiling", total=num_runs, unit="run", disable=None):
         pass
-    total, saved = measured.num_questions * num_runs, measured.num_done
-    with tqdm(total=total, initial=saved * num_runs, unit="answer", disable=None) as bar:
+    total, done = measured.num_questions * num_runs, measured.num_done
+    with tqdm(total=total, initial=done * num_runs, unit="answer", disable=None) as bar:
         for num_answers in measured.measure():
             bar.update(num_answers)
-            if measured.num_done > saved:
-                save()
-                saved = measured.num_done
-
-
-def _read_earlier(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT or not all("by_question" in run for run in record["runs"]):
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"--output {path} is there already and is no bench record; name another file.") from None
-    return record
+            if measured.num_done > done:
+                done = measured.num_done
+                yield
 
 
 def _check_same(path: Path, earlier: dict[str, Any], header: dict[str, Any], *, resume: bool) -> None:
@@ -177,13 +170,10 @@ def _align(args: argparse.Namespace) -> int:
     align_report.check_output(args.output)
     questions = records.read_questions(args.questions, args.per_category)
     checkpoint = options.load(args.model, args.dtype, args.revision)
-    prompts = [
-        Prompt(
-            id=question.id,
-            token_ids=encode(checkpoint.tokenizer, question.text, use_chat_template=not args.no_chat_template),
-        )
-        for question in questions
-    ]
+    prompts, skipped = bench.read_prompts(
+        checkpoint, questions, settings.max_new_tokens, use_chat_template=not args.no_chat_template
+    )
+    _say_skipped(skipped)
     alignment = align.measure(
         checkpoint, prompts, probe, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
     )

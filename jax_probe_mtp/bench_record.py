@@ -31,7 +31,15 @@ _COUNT = (int,)
 _MEASURE = (int, float, NoneType)  # null where nothing was measured
 _PRINTED = (str, int, float, bool, NoneType)  # only ever printed as it is
 
-# What the report reads; nothing else of a record is looked at.
+# What the report and `--resume` read; nothing else of a record is looked at.
+_RESULT = {
+    "calls": _COUNT,
+    "committed": _COUNT,
+    "accepted_by_depth": _List(_COUNT),
+    "seconds": (int, float),
+    "prefill_seconds": (int, float),
+    "difference": (str, NoneType),
+}
 _RUN = {
     "run": _TEXT,
     "rows_per_call": _COUNT,
@@ -49,6 +57,7 @@ _RUN = {
     "speedup_vs_ar_by_category": _Named(_MEASURE),
     "speedup_quartiles": _List(_MEASURE, length=3),
     "ms_per_call_quartiles": _List(_MEASURE, length=3),
+    "by_question": _Named(_RESULT),
 }
 _RECORD = {
     "environment": {

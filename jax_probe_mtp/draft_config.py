@@ -1,7 +1,8 @@
 """How to draft: one frozen configuration a draft source, checked when built; each can be a static argument of `jax.jit`.
 
 All have four sizes in common, which is what the decode loop needs to know of a source: `num_nodes` of its tree, root
-included; `max_depth`, edges from the root to the deepest node; `masks_per_node`; and `num_rows` of a call.
+included; `max_depth`, edges from the root to the deepest node; `masks_per_node`; and `num_rows` of a call. `keeps_table`
+says whether a batch hands something on to the next.
 """
 
 import dataclasses
@@ -101,6 +102,11 @@ class ProbeConfig:
             )
 
     @property
+    def keeps_table(self) -> bool:
+        """True when a table stays from batch to batch."""
+        return False
+
+    @property
     def is_dynamic(self) -> bool:
         """True when the tree's shape is chosen anew each call, from the candidates' probabilities."""
         return isinstance(self.tree, str)
@@ -167,6 +173,11 @@ class NgramConfig:
             raise ValueError(f"match must be one of {', '.join(NGRAM_MATCHES)}, got {self.match!r}.")
 
     @property
+    def keeps_table(self) -> bool:
+        """True when a table stays from batch to batch."""
+        return False
+
+    @property
     def masks_per_node(self) -> int:
         """No mask tokens."""
         return 0
@@ -211,6 +222,11 @@ class RecycleConfig:
             _check_whole("tree", self.tree, 2, MAX_RECYCLE_NODES)
         if not isinstance(self.is_warm, bool):
             raise ValueError(f"is_warm must be True or False, got {self.is_warm!r}.")
+
+    @property
+    def keeps_table(self) -> bool:
+        """True when a table stays from batch to batch."""
+        return self.is_warm
 
     @property
     def is_static(self) -> bool:

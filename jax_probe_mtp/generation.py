@@ -112,7 +112,7 @@ class Decoder:
         self.draft_cfg = draft_cfg
         self.stats = Stats()
         self._table: recycle.Table | None = None
-        if isinstance(draft_cfg, RecycleConfig) and draft_cfg.is_warm:  # stays from batch to batch
+        if isinstance(draft_cfg, RecycleConfig) and draft_cfg.keeps_table:
             self._table = recycle.empty_table(1, checkpoint.config.vocab_size, draft_cfg)
         self._programs: dict[Any, Program] = {}
         self._has_run: set[Any] = set()

@@ -127,6 +127,8 @@ def _probe_config(args: argparse.Namespace) -> ProbeConfig:
             tree = tuple(int(width) for width in args.tree.split(","))
         except ValueError:
             raise ValueError(f"--tree must be numbers, such as 14 or 15,4, or dynamic, got {args.tree!r}.") from None
+    if args.mask_offset is not None and args.mask_init != "offset":
+        raise ValueError("--mask-offset is of --mask-init offset; give both.")
     more = _present(mask_init=args.mask_init, mask_offset=args.mask_offset)
     return ProbeConfig(
         tree=tree,

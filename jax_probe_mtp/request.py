@@ -103,7 +103,7 @@ def make_request(
     longest = max(len(prompt) for prompt in prompts)
     needed = longest + max_new_tokens - 1
     if capacity is None:
-        capacity = bucket(needed)
+        capacity = bucket(max(needed, (prompt_slots or 1) - 1))
     elif needed > capacity:
         raise ValueError(
             f"cache holds {capacity} tokens, but prompt {longest} + new {max_new_tokens} need {needed}; raise capacity, "

@@ -100,6 +100,8 @@ def _ar(shape: str | None, values: dict[str, Any]) -> Run:
 
 
 def _probe(shape: str | None, values: dict[str, Any]) -> Run:
+    if "offset" in values and values.get("init") != "offset":
+        raise ValueError("offset is of init=offset; write both.")
     dynamic = re.fullmatch(r"dynamic(\d+)k(\d+)", shape or "")
     named = {"init": "mask_init", "offset": "mask_offset", "prune": "prune", "noise": "rank_with_noise"}
     more = {named[key]: value for key, value in values.items() if key in named}

@@ -39,7 +39,7 @@ def start(
       draft_cfg: which source; static.
       table: what a warm `RecycleConfig` goes on with; an empty one when None. No other source takes one.
     """
-    if table is not None and not (isinstance(draft_cfg, RecycleConfig) and draft_cfg.is_warm):
+    if table is not None and not draft_cfg.keeps_table:
         raise ValueError(f"only RecycleConfig(is_warm=True) goes on with a table, got one with {draft_cfg}.")
     if isinstance(draft_cfg, ProbeConfig):
         prompt_BTD = model.embed(params, prompt_BT)
@@ -142,11 +142,7 @@ def learn(
 
 def table_to_keep(state: SourceState, draft_cfg: DraftConfig) -> recycle.Table | None:
     """What the next batch goes on with: the shared table of a warm `RecycleConfig`."""
-    return (
-        state
-        if isinstance(state, recycle.Table) and isinstance(draft_cfg, RecycleConfig) and draft_cfg.is_warm
-        else None
-    )
+    return state if isinstance(state, recycle.Table) and draft_cfg.keeps_table else None
 
 
 def _over_temperature(logits_BRV: jax.Array, draw: Sampling | None) -> jax.Array:

@@ -4,7 +4,7 @@
     python scripts/fidelity.py R.json reference_runs.json:NAME
 
 The reference's record has, under models and NAME, runs with `per_prompt` lists of `qid` and `decode_calls`. Exits with 1
-where a call differs.
+where a prompt's calls differ, or nothing could be compared.
 """
 
 import argparse
@@ -36,19 +36,24 @@ def main() -> int:
 
     path, _, model = args.reference.rpartition(":")
     reference = json.loads(Path(path).read_text(encoding="utf-8"))["models"][model]["runs"]
-    differs = False
+    num_compared, differs = 0, False
     for run in json.loads(args.record.read_text(encoding="utf-8"))["runs"]:
         theirs = reference.get(REFERENCE_NAMES.get(run["run"], ""))
         if theirs is None:
             continue
+        num_compared += 1
         calls_of = {str(prompt["qid"]): prompt["decode_calls"] for prompt in theirs["per_prompt"]}
         mine = {question: result["calls"] for question, result in run["by_question"].items()}
         others = [question for question, calls in mine.items() if calls != calls_of.get(question)]
         differs |= bool(others)
         expected = sum(calls_of.get(question, 0) for question in mine)
         where = f"; other calls at {', '.join(others)}" if others else ""
-        print(f"{run['run']:28} {run['calls']} calls, reference {expected}, {len(mine)} prompts{where}")
-    return int(differs)
+        print(
+            f"{run['run']:28} {run['calls']} calls, reference {expected}, {len(mine)} of {len(calls_of)} prompts{where}"
+        )
+    if not num_compared:
+        print("no run of the record is one of the reference's", file=sys.stderr)
+    return int(differs or not num_compared)
 
 
 if __name__ == "__main__":

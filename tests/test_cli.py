@@ -390,6 +390,7 @@ BAD = {
         ["--prompt-slots", "66", "--capacity", "64", "--max-new-tokens", "9"],
         "at most 65",
     ),
+    "an offset without its init": (None, ["--mask-offset", "10"], "--mask-offset is of --mask-init offset"),
     "negative temperature": (None, ["--temperature", "-1"], "got -1.0"),
     "temperature nan": (None, ["--temperature", "nan"], "got nan"),
     "top-p 0": (None, ["--top-p", "0"], "got 0.0"),

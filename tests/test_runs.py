@@ -62,6 +62,7 @@ def test_plain_decoding_comes_first_named_or_not():
         ("probe:4@ema=0.1,ema=0.2", "probe takes once"),
         ("probe:4@init=zero", "mask_init must be one of"),
         ("probe:4@init=offset,offset=nan", "got nan"),
+        ("probe:4@offset=10", "offset is of init=offset"),
         ("ngram:x", "length of its chain"),
         ("ngram:0", "num_drafts must be a whole number from 1 to 64, got 0"),
         ("ngram:10@n=0", "max_ngram must be a whole number from 1 to 16, got 0"),
