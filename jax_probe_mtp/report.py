@@ -119,11 +119,16 @@ def _run_table(record: dict[str, Any]) -> str:
             "outputs equal to plain decoding": _equal(run, len(record["questions"])),
             "seconds": number(run["seconds"], ".2f"),
             "speed-up (summed time)": ratio(run["speedup_vs_ar"]),
-            "median speed-up (quartiles)": f"{speedups[1]} ({speedups[0]} to {speedups[2]})",
-            "median ms a call (quartiles)": f"{ms[1]} ({ms[0]} to {ms[2]})",
+            "median speed-up (quartiles)": _with_spread(speedups),
+            "median ms a call (quartiles)": _with_spread(ms),
         }
         rows.append(cells)
     return table(list(rows[0]), [list(cells.values()) for cells in rows])
+
+
+def _with_spread(quartiles: list[str]) -> str:
+    lowest, median, highest = quartiles
+    return median if median == "n/a" else f"{median} ({lowest} to {highest})"
 
 
 def _accepted(run: dict[str, Any]) -> str:
