@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 
 def number(value: float | None, form: str) -> str:
+    """A measure by a format specification; n/a where nothing was measured."""
     return "n/a" if value is None else format(value, form)
 
 
@@ -31,5 +32,6 @@ def cell(text: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; each row has as many texts as there are columns."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
