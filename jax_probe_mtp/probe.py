@@ -11,6 +11,7 @@ import numpy as np
 from jax_probe_mtp.draft import NO_TOKEN, Candidates, fixed_candidates
 from jax_probe_mtp.draft_config import ProbeConfig
 from jax_probe_mtp.sampling import Sampling, gumbel_noise, prng_key, scale
+from jax_probe_mtp.topk import top_k
 from jax_probe_mtp.tree import NO_PARENT
 
 
@@ -108,7 +109,7 @@ def read_masks(
         logits_BMV = jnp.stack(
             [_rank(logits_BMV[:, i], root_position_B + 1 + i, sampling, cfg) for i in range(cfg.masks_per_node)], axis=1
         )
-    best_BMC, id_BMC = jax.lax.top_k(logits_BMV, cfg.num_candidates)
+    best_BMC, id_BMC = top_k(logits_BMV, cfg.num_candidates)
     if cfg.is_dynamic:  # rounding may leave the logarithm of a probability above 0, and a child above its parent
         best_BMC = jnp.minimum(best_BMC - jax.nn.logsumexp(logits_BMV, axis=-1, keepdims=True), 0)
     return state.replace(id_BMC=id_BMC.astype(jnp.int32), score_BMC=best_BMC)

@@ -13,6 +13,7 @@ import numpy as np
 
 from jax_probe_mtp.draft import NO_TOKEN, Candidates, fixed_candidates
 from jax_probe_mtp.draft_config import STATIC80_CHILDREN, RecycleConfig
+from jax_probe_mtp.topk import top_k
 from jax_probe_mtp.tree import NO_PARENT
 
 NUM_SUCCESSORS = 8
@@ -49,7 +50,7 @@ def harvest(table: Table, token_BR: jax.Array, is_used_BR: jax.Array, logits_BRV
       logits_BRV: float32 [B, R, V], after those tokens, over the temperature of rows that are sampled.
     """
     E, V, C = table.id_EVC.shape
-    best_BRC, id_BRC = jax.lax.top_k(logits_BRV, C)
+    best_BRC, id_BRC = top_k(logits_BRV, C)
     score_BRC = jnp.minimum(best_BRC - jax.nn.logsumexp(logits_BRV, axis=-1, keepdims=True), 0)
     token_EG = jnp.where(is_used_BR, token_BR, V).reshape(E, -1)
     is_same_EGG = token_EG[:, :, None] == token_EG[:, None, :]

@@ -1,10 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
 
-from jax_probe_mtp.sampling import Sampling, gumbel_noise, keep_likely, next_token, scores
+from jax_probe_mtp.sampling import Sampling, _keep_likely, gumbel_noise, keep_likely, next_token, scores
 
 V = 37
 
@@ -95,3 +97,67 @@ def test_frequencies_are_the_distributions():
     counts = np.bincount(draws, minlength=V)
     assert np.all(np.abs(counts - n * probability) <= 5 * np.sqrt(n * probability * (1 - probability)))
     assert counts[probability == 0].sum() == 0
+
+
+def kept_by_sorting(scaled, top_k, top_p):
+    """The cuts by their definition, in float64: level by level from the top."""
+    scaled = np.float64(scaled)
+    kept = scaled >= np.sort(scaled)[-top_k] if top_k else np.full(scaled.shape, True)
+    if top_p < 1:
+        mass = np.where(kept, np.exp(scaled - scaled.max()), 0)
+        cut = next(level for level in np.unique(scaled)[::-1] if mass[scaled >= level].sum() >= top_p * mass.sum())
+        kept &= scaled >= cut
+    return kept
+
+
+def cut_rows():
+    """Rows of all kinds: none, one or both cuts, distinct values, many ties, all equal, -inf, both signs, huge, tiny."""
+    rng = np.random.default_rng(3)
+    scaled, top_k, top_p = [], [], []
+    for values in (
+        rng.normal(size=300) * 3,
+        rng.integers(-4, 5, size=300) + 0.5,
+        np.full(300, -1.25),
+        np.where(rng.random(300) < 0.7, -np.inf, rng.normal(size=300)),
+        rng.normal(size=300) * 1e4,
+        1 + rng.integers(40, size=300) * 2.0**-23,
+        -(10.0 ** rng.uniform(-44, 30, size=300)),
+    ):
+        for k in (0, 1, 7, 60, 300):
+            for p in (1.0, 0.987, 0.683, 0.317, 1e-6):  # p * k is no integer: equal masses never end at the target
+                scaled.append(values)
+                top_k.append(k)
+                top_p.append(p)
+    return np.float32(scaled), np.int32(top_k), np.float32(top_p)
+
+
+@pytest.mark.parametrize("few_kernels", [False, True])
+def test_both_ways_to_cut_give_what_a_sort_gives(few_kernels):
+    scaled, top_k, top_p = cut_rows()
+    kept = jax.jit(functools.partial(_keep_likely, few_kernels=few_kernels))(scaled, top_k, top_p)
+    for row in range(len(scaled)):
+        expected = kept_by_sorting(scaled[row], top_k[row], top_p[row])
+        np.testing.assert_array_equal(kept[row], expected, err_msg=f"row {row}: {top_k[row]}, {top_p[row]}")
+
+
+@pytest.mark.parametrize("few_kernels", [False, True])
+def test_a_rows_cuts_do_not_depend_on_its_neighbours(few_kernels):
+    scaled, top_k, top_p = cut_rows()
+    cut = jax.jit(functools.partial(_keep_likely, few_kernels=few_kernels))
+    together = cut(scaled, top_k, top_p)
+    for row in range(0, len(scaled), 3):
+        alone = cut(scaled[row : row + 1], top_k[row : row + 1], top_p[row : row + 1])
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_a_gpu_gets_no_loop_and_no_branch_and_a_cpu_skips_cuts_that_no_row_asks_for():
+    """Each pass of a loop is kernels more, and a branch sends the host what it depends on."""
+    arguments = jnp.zeros((2, V)), jnp.zeros(2, jnp.int32), jnp.ones(2)
+    straight = jax.jit(functools.partial(_keep_likely, few_kernels=True)).lower(*arguments).as_text()
+    assert [straight.count(f"stablehlo.{name}") for name in ("while", "case", "if")] == [0, 0, 0]
+    for_gpu = jax.jit(keep_likely).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    for_cpu = jax.jit(keep_likely).trace(*arguments).lower(lowering_platforms=("cpu",)).as_text()
+    assert (for_gpu.count("stablehlo.while"), for_cpu.count("stablehlo.while")) == (0, 2)
+    compiled = jax.jit(keep_likely).lower(*arguments).compile().as_text()
+    if jax.default_backend() == "cpu":
+        assert compiled.count(" conditional(") == 2  # the cuts', none for the choice of the platform

@@ -1,0 +1,89 @@
+"""The best k of a vocabulary in two exact stages: several times cheaper than one pass over all of it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 128  # consecutive ids that are represented by their maximum
+COUNTED_BLOCK = 64  # where places are counted: maxima and candidates are then about as many, 1,000 to 3,000
+
+
+def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """What `jax.lax.top_k` gives: the k largest along the last axis, best first, ties to the lower id.
+
+    Args:
+      values: [..., V], without NaN; -inf and ties are fine. With NaN the ids are in range, but which is left open.
+      k: static.
+
+    Returns:
+      Values [..., k] and ids int32 [..., k].
+    """
+    if values.shape[-1] < max(1 << 14, 4 * k * BLOCK):  # too few values for a first stage to pay
+        return jax.lax.top_k(values, k)
+    if values.dtype != jnp.float32:
+        return _by_blocks(values, k)
+    by_counting = functools.partial(_by_counting, k=k)
+    by_blocks = functools.partial(_by_blocks, k=k)
+    return jax.lax.platform_dependent(values, cuda=by_counting, rocm=by_counting, default=by_blocks)
+
+
+def _by_blocks(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The best k of the k blocks with the largest maxima, of equal ones the lower, and of the ids behind the last block.
+
+    Nothing else can be among the best k. Take a value x outside: k blocks come before its own. Each holds its maximum,
+    which is larger than x, or equal and in a lower block, so at a lower id. That makes k values that go before x.
+
+    The chosen blocks are put in order, so candidates stand by id, and the tie at a lower place is the one at a lower id.
+    """
+    lead, V = values.shape[:-1], values.shape[-1]
+    num_blocks = V // BLOCK
+    in_blocks = num_blocks * BLOCK
+    best = jnp.max(values[..., :in_blocks].reshape(*lead, num_blocks, BLOCK), axis=-1)
+    block = jnp.sort(jax.lax.top_k(best, k)[1], axis=-1)
+    id_of = (block[..., None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)).reshape(*lead, k * BLOCK)
+    if in_blocks < V:  # not padded: padding could stand for a real -inf, and copies all values
+        rest = jnp.arange(in_blocks, V, dtype=jnp.int32)
+        id_of = jnp.concatenate([id_of, jnp.broadcast_to(rest, (*lead, rest.size))], axis=-1)
+    best, place = jax.lax.top_k(jnp.take_along_axis(values, id_of, axis=-1, mode="clip"), k)
+    return best, jnp.take_along_axis(id_of, place, axis=-1, mode="clip")
+
+
+def _by_counting(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The same two stages for a GPU: a value's place is the number of values before it, and no sort is a kernel of its own.
+
+    n values take n^2 comparisons, which is nothing to a GPU at these sizes; its sorts cost 15 to 280 microseconds.
+    """
+    lead, V = values.shape[:-1], values.shape[-1]
+    key_V = _ordered(values)
+    num_blocks = V // COUNTED_BLOCK
+    in_blocks = num_blocks * COUNTED_BLOCK
+    best = jnp.max(key_V[..., :in_blocks].reshape(*lead, num_blocks, COUNTED_BLOCK), axis=-1)
+    number = jnp.broadcast_to(jnp.arange(num_blocks, dtype=jnp.int32), best.shape)
+    block = _take_first(_place(best, number), k, number)
+    id_of = block[..., None] * COUNTED_BLOCK + jnp.arange(COUNTED_BLOCK, dtype=jnp.int32)
+    rest = jnp.broadcast_to(jnp.arange(in_blocks, V, dtype=jnp.int32), (*lead, V - in_blocks))
+    id_of = jnp.concatenate([id_of.reshape(*lead, k * COUNTED_BLOCK), rest], axis=-1)
+    place = _place(jnp.take_along_axis(key_V, id_of, axis=-1, mode="clip"), id_of)
+    ids = _take_first(place, k, id_of)
+    return jnp.take_along_axis(values, ids, axis=-1, mode="clip"), ids
+
+
+def _ordered(values: jax.Array) -> jax.Array:
+    """Int32 that order as float32 values do in `jax.lax.top_k`, 0 above -0."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+def _place(key: jax.Array, number: jax.Array) -> jax.Array:
+    """How many come before each: those with a larger key, and of equal ones those with a lower number."""
+    is_before = (key[..., None, :] > key[..., None]) | (
+        (key[..., None, :] == key[..., None]) & (number[..., None, :] < number[..., None])
+    )
+    return jnp.sum(is_before, axis=-1, dtype=jnp.int32)
+
+
+def _take_first(place: jax.Array, k: int, array: jax.Array) -> jax.Array:
+    """The entries at places 0 to k - 1, in order."""
+    is_at = place[..., None, :] == jnp.arange(k)[:, None]
+    return jnp.sum(jnp.where(is_at, array[..., None, :], 0), axis=-1, dtype=array.dtype)
