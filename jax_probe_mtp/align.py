@@ -194,6 +194,7 @@ def residuals(
     text_TD = model.embed(params, token_T)
     x_BRD = jnp.concatenate([text_TD, masks_QMD.reshape(-1, D).astype(text_TD.dtype)])[None]
     yield x_BRD[0]
+    attend = model.attend_where(can_attend_RR[None])
     for layer, k_BKSh, v_BKSh in zip(params["layers"], cache.k, cache.v, strict=True):
-        x_BRD, _, _ = model.decoder_layer(layer, cfg, x_BRD, rope, k_BKSh, v_BKSh, 0, can_attend_RR[None])
+        x_BRD, _, _ = model.decoder_layer(layer, cfg, x_BRD, rope, k_BKSh, v_BKSh, 0, attend)
         yield x_BRD[0]

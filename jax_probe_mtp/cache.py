@@ -4,15 +4,18 @@ Slots of one row, S of capacity and R of scratch:
 
     [ committed 0 .. length | free .. S | scratch S .. S + R ]
 
-A prefill chunk is written where its tokens stay. A decode call's block goes to the scratch, at the same place for every
-row of the batch (no scatter), and the accepted path is copied from there to the end of the committed part. So a full
-cache needs no spare slots inside its capacity.
+A prefill chunk is written where its tokens stay, and so is the only row of a call of plain decoding. A decode call's
+block goes to the scratch, at the same place for every row of the batch (no scatter), and the accepted path is copied from
+there to the end of the committed part. So a full cache needs no spare slots inside its capacity.
 """
+
+import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jax_probe_mtp import fused_keep
 from jax_probe_mtp.config import ModelConfig
 
 
@@ -38,8 +41,14 @@ def allocate(cfg: ModelConfig, *, batch_size: int, capacity: int, scratch: int, 
 
 
 def write_rows(slots_BKSh: jax.Array, rows_BTKh: jax.Array, start: jax.Array | int) -> jax.Array:
-    """Puts T consecutive rows at slot `start`, the same for every batch row; `start + T` must be within the slots."""
-    return jax.lax.dynamic_update_slice_in_dim(slots_BKSh, rows_BTKh.swapaxes(1, 2), start, axis=2)
+    """Puts T consecutive rows at slot `start`, one for all batch rows or int32 [B]; `start + T` must be within the slots."""
+    rows_BKTh = rows_BTKh.swapaxes(1, 2)
+    if jnp.ndim(start) and rows_BKTh.shape[0] > 1:
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+        return jax.vmap(write)(slots_BKSh, rows_BKTh, start)
+    # One batch row is no special case but in speed: a slice is written by one kernel, a scatter is not.
+    first = jnp.reshape(start, -1)[0] if jnp.ndim(start) else start
+    return jax.lax.dynamic_update_slice_in_dim(slots_BKSh, rows_BKTh, first, axis=2)
 
 
 def keep_path(cache: KVCache, path_BP: jax.Array, length_B: jax.Array) -> KVCache:
@@ -61,8 +70,12 @@ def keep_path(cache: KVCache, path_BP: jax.Array, length_B: jax.Array) -> KVCach
         rows_KPh = jnp.take(slots_KSh, cache.capacity + path_P, axis=1, mode="clip")
         return jax.lax.dynamic_update_slice_in_dim(slots_KSh, rows_KPh, length, axis=1)
 
-    keep_all = jax.vmap(keep)
-    return cache.replace(
-        k=tuple(keep_all(k, path_BP, length_B) for k in cache.k),
-        v=tuple(keep_all(v, path_BP, length_B) for v in cache.v),
-    )
+    def keep_all(path_BP: jax.Array, length_B: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(jax.vmap(keep)(array, path_BP, length_B) for array in slots)
+
+    def by_kernel(path_BP: jax.Array, length_B: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
+        return fused_keep.copy_rows(slots, cache.capacity + path_BP, length_B)
+
+    on_cuda = by_kernel if fused_keep.is_supported(cache.k[0].shape[-1]) else keep_all
+    slots = jax.lax.platform_dependent(path_BP, length_B, *cache.k, *cache.v, cuda=on_cuda, default=keep_all)
+    return cache.replace(k=slots[: len(cache.k)], v=slots[len(cache.k) :])

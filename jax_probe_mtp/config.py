@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 FAMILIES = ("llama", "qwen2", "qwen3")
+ATTENTIONS = ("auto", "plain", "fused")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,13 +90,18 @@ class DecodeConfig:
       capacity: S, cache slots of a row; a row needs prompt + new tokens - 1 of them.
       is_sampled: True when some row has a temperature above 0; a greedy program draws no noise.
       prefill_chunk: prompt tokens that enter the model at a time.
+      attention: of decode calls: "auto" takes the fused kernel on CUDA GPUs, where it has one for the model's heads, and
+        plain attention elsewhere; "plain" or "fused" says which. Off CUDA the fused one is interpreted: slow, for tests.
     """
 
     capacity: int
     is_sampled: bool = False
     prefill_chunk: int = 512
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}.")
         if self.capacity < 1 or self.prefill_chunk < 1:
             raise ValueError(
                 f"capacity and prefill_chunk must be at least 1, got {self.capacity} and {self.prefill_chunk}."

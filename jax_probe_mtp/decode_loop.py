@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from jax_probe_mtp import cache as kv
 from jax_probe_mtp import draft, model, recycle, sampling, sources, verify
+from jax_probe_mtp.attend import attend_block
 from jax_probe_mtp.config import DecodeConfig, ModelConfig
 from jax_probe_mtp.draft_config import DraftConfig
-from jax_probe_mtp.masks import block_can_attend, block_positions
+from jax_probe_mtp.masks import block_positions, block_visible
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import Request
 from jax_probe_mtp.tree import Tree, ancestors_or_self
@@ -153,7 +154,9 @@ def prefill(
         position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
         x_BCD = model.embed(params, ids)
-        hidden_BCD, cache = model.forward(params, cfg, x_BCD, position_BC, cache, start, can_attend_BCS)
+        hidden_BCD, cache = model.forward(
+            params, cfg, x_BCD, position_BC, cache, start, model.attend_where(can_attend_BCS)
+        )
         is_used_BC = position_BC < request.prompt_length_B[:, None] - 1
         return cache, sources.read_prompt(
             source, params, cfg, draft_cfg, ids, is_used_BC, hidden_BCD, _draw(request, decode_cfg)
@@ -182,10 +185,11 @@ def step(
 ) -> DecodeState:
     """One call of the model: draft, forward, verify, commit, learn. Rows that are done stay as they are."""
     tree = draft_tree(request, state, draft_cfg)
-    logits_BRV, cache = _run_block(params, cfg, tree, state, draft_cfg, decode_cfg.capacity)
+    logits_BRV, cache = _run_block(params, cfg, tree, state, draft_cfg, decode_cfg)
     choose = _chooser(logits_BRV, tree, state.length_B, request, decode_cfg)
     accepted = verify.walk(tree, choose, max_depth=draft_cfg.max_depth)
-    cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
+    if not _is_in_place(draft_cfg):
+        cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
     after = _commit(request, state.replace(cache=cache), accepted)
     source = sources.learn(
         state.source,
@@ -216,8 +220,13 @@ def _draw(request: Request, decode_cfg: DecodeConfig) -> sampling.Sampling | Non
     return request.sampling if decode_cfg.is_sampled else None
 
 
+def _is_in_place(draft_cfg: DraftConfig) -> bool:
+    """True when the block is the root alone: it always stays, so it is written where it belongs, behind the prefix."""
+    return draft_cfg.num_rows == 1
+
+
 def _run_block(
-    params: Params, cfg: ModelConfig, tree: Tree, state: DecodeState, draft_cfg: DraftConfig, capacity: int
+    params: Params, cfg: ModelConfig, tree: Tree, state: DecodeState, draft_cfg: DraftConfig, decode_cfg: DecodeConfig
 ) -> tuple[jax.Array, kv.KVCache]:
     """Logits [B, R, V] of the tree's nodes and of every node's masks, their keys and values in the cache's scratch."""
     N, M = draft_cfg.num_nodes, draft_cfg.masks_per_node
@@ -226,9 +235,12 @@ def _run_block(
     masks_BLD = jnp.tile(masks_BMD.astype(nodes_BND.dtype), (1, N, 1))  # L = N M rows, owner by owner
     position_BR = block_positions(tree.depth_BN, state.length_B, M)
     is_ancestor_BNN = ancestors_or_self(tree.parent_BN, max_depth=draft_cfg.max_depth)
-    can_attend_BRS = block_can_attend(is_ancestor_BNN, state.length_B, M, capacity)
+    start = state.length_B if _is_in_place(draft_cfg) else state.cache.capacity
+    num_slots = state.cache.k[0].shape[2]
+    is_visible_BRR = block_visible(is_ancestor_BNN, M)
+    attend = attend_block(cfg, is_visible_BRR, state.length_B, start, num_slots, decode_cfg.attention)
     x_BRD = jnp.concatenate([nodes_BND, masks_BLD], axis=1)
-    hidden_BRD, cache = model.forward(params, cfg, x_BRD, position_BR, state.cache, capacity, can_attend_BRS)
+    hidden_BRD, cache = model.forward(params, cfg, x_BRD, position_BR, state.cache, start, attend)
     return model.logits(params, cfg, hidden_BRD), cache
 
 

@@ -43,24 +43,47 @@ def block_positions(depth_BN: jax.Array, length_B: jax.Array, num_masks: int) ->
     return length_B[:, None] + depth_BN[:, owner_R] + index_R
 
 
-def block_can_attend(is_ancestor_BNN: jax.Array, length_B: jax.Array, num_masks: int, capacity: int) -> jax.Array:
-    """What each row of a block may read: the committed prefix, its owner's path, and its owner's masks up to itself.
+def block_visible(is_ancestor_BNN: jax.Array, num_masks: int) -> jax.Array:
+    """What each row of a block may read of the block: its owner's path, and its owner's masks up to itself.
 
     Args:
       is_ancestor_BNN: bool [B, N, N], `tree.ancestors_or_self`.
-      length_B: int32 [B], committed slots of each row.
       num_masks: M; static.
-      capacity: S, slots before the block's; static.
 
     Returns:
-      bool [B, R, S + R]: S slots of the cache, then the block's own rows.
+      bool [B, R, R].
 
     Source: ESP (arXiv:2603.17942), Section 3.3.
     """
     B, N, _ = is_ancestor_BNN.shape
     owner_R, index_R = block_layout(N, num_masks)
-    is_prefix_BS = jnp.arange(capacity) < length_B[:, None]
     is_own_mask_RR = (owner_R[:, None] == owner_R) & (index_R <= index_R[:, None])
     own_masks = np.broadcast_to(is_own_mask_RR[:, N:], (B, owner_R.size, N * num_masks))
-    prefix = jnp.broadcast_to(is_prefix_BS[:, None], (B, owner_R.size, capacity))
-    return jnp.concatenate([prefix, is_ancestor_BNN[:, owner_R], own_masks], axis=2)
+    return jnp.concatenate([is_ancestor_BNN[:, owner_R], own_masks], axis=2)
+
+
+def block_can_attend(
+    is_visible_BRR: jax.Array, length_B: jax.Array, start: jax.Array | int, num_slots: int
+) -> jax.Array:
+    """What each row of a block may read of the cache: the committed prefix, and of the block what is visible to it.
+
+    Args:
+      is_visible_BRR: bool [B, R, R], `block_visible`.
+      length_B: int32 [B], committed slots of each row.
+      start: slot of the block's first row, for all batch rows or int32 [B].
+      num_slots: S; static.
+
+    Returns:
+      bool [B, R, S].
+    """
+    R = is_visible_BRR.shape[1]
+    slot_S = jnp.arange(num_slots)
+    is_prefix_B1S = (slot_S < length_B[:, None])[:, None]
+    if R == 1:
+        return is_prefix_B1S | (slot_S == jnp.reshape(start, (-1, 1)))[:, None]
+    if jnp.ndim(start):
+        raise ValueError(
+            f"a block of {R} rows begins at the same slot in all batch rows, got an array of {jnp.shape(start)}."
+        )
+    behind = num_slots - start - R
+    return is_prefix_B1S | jnp.pad(is_visible_BRR, ((0, 0), (0, 0), (start, behind)))

@@ -1,5 +1,8 @@
 """The forward pass of Llama, Qwen2 and Qwen3 (dense); it knows nothing of trees, probes or sampling."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +10,8 @@ from jax_probe_mtp import layers
 from jax_probe_mtp.cache import KVCache, allocate, write_rows
 from jax_probe_mtp.config import ModelConfig
 from jax_probe_mtp.params import Params
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, K, G, h], k and v [B, K, S, h] -> as q
 
 
 def embed(params: Params, ids: jax.Array) -> jax.Array:
@@ -21,7 +26,7 @@ def forward(
     position_BT: jax.Array,
     cache: KVCache,
     start: jax.Array | int,
-    can_attend_BTS: jax.Array,
+    attend: Attend,
 ) -> tuple[jax.Array, KVCache]:
     """Runs T rows through the model, writing their keys and values into the cache before they are attended to.
 
@@ -34,8 +39,8 @@ def forward(
       x_BTD: input embeddings, in the model's dtype.
       position_BT: int32 [B, T], rotary positions.
       cache: where the rows before these are.
-      start: slot of the first of the T rows; the same for all batch rows.
-      can_attend_BTS: bool [B, T, S], over all slots of the cache, scratch and the T fresh rows included.
+      start: slot of the first of the T rows, for all batch rows or int32 [B].
+      attend: attention over the slots of the cache, the T fresh rows among them; such as `attend_where(can_attend_BTS)`.
 
     Returns:
       The hidden states [B, T, D] before the final norm, and the cache with the rows written.
@@ -43,7 +48,7 @@ def forward(
     rope = layers.rope_table(cfg, position_BT)
     all_k, all_v = [], []
     for layer, k_BKSh, v_BKSh in zip(params["layers"], cache.k, cache.v, strict=True):
-        x_BTD, k_BKSh, v_BKSh = decoder_layer(layer, cfg, x_BTD, rope, k_BKSh, v_BKSh, start, can_attend_BTS)
+        x_BTD, k_BKSh, v_BKSh = decoder_layer(layer, cfg, x_BTD, rope, k_BKSh, v_BKSh, start, attend)
         all_k.append(k_BKSh)
         all_v.append(v_BKSh)
     return x_BTD, cache.replace(k=tuple(all_k), v=tuple(all_v))
@@ -57,11 +62,11 @@ def decoder_layer(
     k_BKSh: jax.Array,
     v_BKSh: jax.Array,
     start: jax.Array | int,
-    can_attend_BTS: jax.Array,
+    attend: Attend,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One layer of `forward`: the residual stream after it, and its keys and values with the T fresh rows written."""
     G = cfg.queries_per_kv
-    normed = layers.rms_norm(x_BTD, layer["attn_norm"], cfg.norm_eps)
+    x_BTD, normed = layers.norm_residual(x_BTD, layer["attn_norm"], cfg.norm_eps)
     qkv_BTKnh = layers.product("btd,dknh->btknh", normed, layer["qkv"])
     if cfg.has_qkv_bias:
         qkv_BTKnh += layer["qkv_bias"]
@@ -71,10 +76,17 @@ def decoder_layer(
         k_BTKh = layers.rms_norm(k_BTKh, layer["k_norm"], cfg.norm_eps)
     k_BKSh = write_rows(k_BKSh, layers.rotate(k_BTKh, *rope), start)
     v_BKSh = write_rows(v_BKSh, v_BTKh, start)
-    mixed_BTKGh = layers.attention(layers.rotate(q_BTKGh, *rope), k_BKSh, v_BKSh, can_attend_BTS)
-    x_BTD = x_BTD + layers.product("btkgh,kghd->btd", mixed_BTKGh, layer["out"])
-    normed = layers.rms_norm(x_BTD, layer["mlp_norm"], cfg.norm_eps)
+    mixed_BTKGh = attend(layers.rotate(q_BTKGh, *rope), k_BKSh, v_BKSh)
+    # One axis to sum over: with three of them XLA copies the weight into the order of the attention's result.
+    mixed_BTI = mixed_BTKGh.reshape(*x_BTD.shape[:2], -1)
+    x_BTD = x_BTD + layers.product("bti,id->btd", mixed_BTI, layer["out"].reshape(-1, cfg.width))
+    x_BTD, normed = layers.norm_residual(x_BTD, layer["mlp_norm"], cfg.norm_eps)
     return x_BTD + layers.gated_mlp(normed, layer["gate_up"], layer["down"]), k_BKSh, v_BKSh
+
+
+def attend_where(can_attend_BTS: jax.Array) -> Attend:
+    """Plain attention over all slots; bool [B, T, S], True where a row may read a slot."""
+    return functools.partial(layers.attention, can_attend_BTS=can_attend_BTS)
 
 
 def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
@@ -104,4 +116,4 @@ def full_hidden(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.A
     cache = allocate(cfg, batch_size=B, capacity=0, scratch=T, dtype=params["embed"].dtype)
     position_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
     is_causal_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), jnp.bool_)), (B, T, T))
-    return forward(params, cfg, embed(params, tokens_BT), position_BT, cache, 0, is_causal_BTT)[0]
+    return forward(params, cfg, embed(params, tokens_BT), position_BT, cache, 0, attend_where(is_causal_BTT))[0]
