@@ -253,7 +253,7 @@ def summary(
     }
 
 
-def environment(checkpoint: Checkpoint) -> dict[str, Any]:
+def environment(dtype: str) -> dict[str, Any]:
     """What a measurement depends on besides its settings: versions, device, dtype, the code's commit where it is known."""
     device = jax.devices()[0]
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
@@ -264,7 +264,7 @@ def environment(checkpoint: Checkpoint) -> dict[str, Any]:
         "python": platform.python_version(),
         "backend": jax.default_backend(),
         "device": f"{platform.machine()}, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind,
-        "dtype": str(checkpoint.params["embed"].dtype),
+        "dtype": dtype,
     }
 
 

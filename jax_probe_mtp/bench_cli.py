@@ -69,7 +69,7 @@ def _bench(args: argparse.Namespace) -> int:
     checkpoint = options.load(args.model, args.dtype, args.revision)
     header = {
         "format": bench_record.FORMAT,
-        "environment": bench.environment(checkpoint),
+        "environment": bench.environment(str(checkpoint.params["embed"].dtype)),
         "model": bench.model_identity(checkpoint),
         "settings": {
             "questions": args.questions.name,
@@ -177,7 +177,7 @@ def _align(args: argparse.Namespace) -> int:
     alignment = align.measure(
         checkpoint, prompts, probe, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
     )
-    environment = bench.environment(checkpoint) | {"model": bench.model_identity(checkpoint)}
+    environment = bench.environment(str(checkpoint.params["embed"].dtype)) | {"model": bench.model_identity(checkpoint)}
     for path in align_report.write_alignment(alignment, environment, args.output):
         print(path)
     return 0

@@ -249,7 +249,7 @@ def test_identity_tells_models_apart(tiny, checkpoint):
 
 
 def test_the_environment_is_stated(checkpoint):
-    environment = bench.environment(checkpoint)
+    environment = bench.environment(str(checkpoint.params["embed"].dtype))
     assert environment["dtype"] == "float32"
     assert environment["backend"] == "cpu"
     assert {"jax_probe_mtp", "git_commit", "jax", "jaxlib", "numpy", "python", "device"} < set(environment)
