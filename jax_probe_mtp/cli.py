@@ -1,6 +1,7 @@
 """The commands: flags in, library calls, text out on stdout and everything else on stderr."""
 
 import argparse
+import dataclasses
 import io
 import os
 import sys
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import jax
 
-from jax_probe_mtp import bench_cli, demo_model, exactness, options, records
+from jax_probe_mtp import auto_tree, bench_cli, demo_model, exactness, options, records
 from jax_probe_mtp.checkpoint import Checkpoint
-from jax_probe_mtp.draft_config import PLAIN, DraftConfig
+from jax_probe_mtp.draft_config import PLAIN, DraftConfig, ProbeConfig, draft_name
 from jax_probe_mtp.generation import DEFAULT_DRAFT, Decoder, Generation, Prompt, Settings
 from jax_probe_mtp.messages import Parser, one_line
 
@@ -77,9 +78,11 @@ def _generate(args: argparse.Namespace) -> int:
         raise ValueError("--input and --output go together: a file of prompts in, a file of answers out.")
     if args.output:
         records.check_output(args.output, args.input)
-    draft, settings, raw = options.draft_config(args), options.settings(args), _records(args)
+    draft, settings, raw = options.draft_config(args, takes_auto=True), options.settings(args), _records(args)
     checkpoint = options.load(args.model, args.dtype, args.revision)
     prompts = options.prompts(checkpoint, raw, use_chat_template=not args.no_chat_template)
+    choice = _choose(checkpoint, prompts, draft, settings) if args.tree == options.AUTO else None
+    draft = choice.draft if choice else draft
     decoder = Decoder(checkpoint, draft)
     generations: Iterable[Generation] = decoder.run(prompts, settings)
     if args.output:
@@ -89,8 +92,29 @@ def _generate(args: argparse.Namespace) -> int:
         for generation in generations:
             print(generation.text)
     if args.stats:
+        if choice:
+            print(f"auto: {choice}", file=sys.stderr)
         print(f"{decoder.stats}; {draft.num_rows} rows a call", file=sys.stderr)
     return 0
+
+
+def _choose(checkpoint: Checkpoint, prompts: list[Prompt], like: DraftConfig, settings: Settings) -> auto_tree.Choice:
+    """The tree that pays for these prompts, all of which are checked before anything is measured."""
+    assert isinstance(like, ProbeConfig)
+    if settings.batch_size >= 1:  # else it is `choose` that says so
+        settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(prompts)))
+    _, _, decode_cfg = Decoder(checkpoint, PLAIN).request(prompts, settings)
+    settings = dataclasses.replace(settings, capacity=decode_cfg.capacity)  # of the longest prompt
+    try:
+        folder = demo_model.cache_folder() / "auto_tree"
+    except ValueError as error:
+        print(f"what a call costs is not kept: {one_line(error)}", file=sys.stderr)
+        folder = None
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    return auto_tree.choose(checkpoint, settings, like=like, folder=folder, say=say)
 
 
 def _with_progress(generations: Iterable[Generation], total: int) -> Iterator[Generation]:
@@ -100,10 +124,15 @@ def _with_progress(generations: Iterable[Generation], total: int) -> Iterator[Ge
 
 
 def _verify(args: argparse.Namespace) -> int:
-    draft, settings, raw = options.draft_config(args), options.settings(args), _records(args)
+    draft, settings, raw = options.draft_config(args, takes_auto=True), options.settings(args), _records(args)
     checkpoint = options.load(args.model, args.dtype, args.revision)
     prompts = options.prompts(checkpoint, raw, use_chat_template=not args.no_chat_template)
-    return _compare(checkpoint, prompts, args.method, draft, settings, show=lambda _: None)
+    name = args.method
+    if args.tree == options.AUTO:
+        choice = _choose(checkpoint, prompts, draft, settings)
+        print(f"auto: {choice}", file=sys.stderr)
+        draft, name = choice.draft, draft_name(choice.draft)
+    return _compare(checkpoint, prompts, name, draft, settings, show=lambda _: None)
 
 
 def _compare(

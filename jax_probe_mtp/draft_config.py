@@ -7,6 +7,7 @@ says whether a batch hands something on to the next.
 
 import dataclasses
 
+DEFAULT_MASK_EMA = 0.1  # lambda of ESP's Eq. (5)
 MASK_INITS = ("mean", "last_k", "sample", "offset")
 MAX_MASKS = 3
 MAX_OFFSET = 1e6  # deviations; an infinite mask would put NaN into the attention of every row
@@ -256,6 +257,38 @@ class RecycleConfig:
 
 DraftConfig = ProbeConfig | NgramConfig | RecycleConfig
 PLAIN = ProbeConfig()  # plain decoding: no masks, no drafts
+_OPTION_OF = {  # field -> what `runs.py` calls it
+    "mask_init": "init",
+    "mask_offset": "offset",
+    "prune": "prune",
+    "rank_with_noise": "noise",
+    "max_ngram": "n",
+    "match": "match",
+    "is_warm": "warm",
+}
+
+
+def draft_name(draft_cfg: DraftConfig, mask_ema: float = DEFAULT_MASK_EMA) -> str:
+    """The draft source as `runs.parse_run` reads it, such as "probe:14"; what is not the default stands behind an @."""
+    options: dict[str, object] = {}
+    for field in dataclasses.fields(draft_cfg):
+        value = getattr(draft_cfg, field.name)
+        if field.name in _OPTION_OF and value != field.default:
+            options[_OPTION_OF[field.name]] = int(value) if isinstance(value, bool) else value
+    if isinstance(draft_cfg, NgramConfig):
+        name = f"ngram:{draft_cfg.num_drafts}"
+    elif isinstance(draft_cfg, RecycleConfig):
+        name = f"recycle:{draft_cfg.tree}"
+    elif not draft_cfg.masks_per_node:
+        return "ar"
+    else:
+        shape = f"dynamic{draft_cfg.block_complexity}k{draft_cfg.num_masks}"
+        name = f"probe:{shape if draft_cfg.is_dynamic else '+'.join(map(str, draft_cfg.tree))}"
+        if draft_cfg.mask_init != "offset":
+            options.pop("offset", None)  # it has no effect
+        if mask_ema != DEFAULT_MASK_EMA:
+            options["ema"] = mask_ema
+    return name + ("@" + ",".join(f"{option}={value}" for option, value in options.items()) if options else "")
 
 
 def _check_whole(name: str, value: int, least: int, most: int) -> None:

@@ -15,7 +15,7 @@ from jax_probe_mtp import decode_loop, recycle, sources
 from jax_probe_mtp import tokenizer as text
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig
-from jax_probe_mtp.draft_config import DraftConfig, ProbeConfig, RecycleConfig
+from jax_probe_mtp.draft_config import DEFAULT_MASK_EMA, DraftConfig, ProbeConfig, RecycleConfig, draft_name
 from jax_probe_mtp.request import Request, make_request
 
 Program = Callable[..., Any]
@@ -46,7 +46,7 @@ class Settings:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    mask_ema: float = 0.1
+    mask_ema: float = DEFAULT_MASK_EMA
     batch_size: int = 1
     capacity: int | None = None
     prompt_slots: int | None = None
@@ -62,6 +62,7 @@ class Generation:
       token_ids: the new tokens, the end-of-text token included where it was generated.
       text: their text, without special tokens.
       finish_reason: "stop" at an end-of-text token, "length" at the limit.
+      draft: what drafted it, by `draft_name`.
       calls: decode calls, without the prefill.
       committed: tokens that those calls gave; the prefill's first token is not among them.
       accepted_by_depth: drafts accepted at depth 1, 2, ..., before the cut at the end of the text.
@@ -72,6 +73,7 @@ class Generation:
     token_ids: list[int]
     text: str
     finish_reason: str
+    draft: str
     calls: int
     committed: int
     accepted_by_depth: list[int]
@@ -128,13 +130,16 @@ class Decoder:
         size = max(1, min(settings.batch_size, len(prompts)))
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         requests = [self.request(batch, settings, size) for batch in batches]
-        return self._run(batches, requests)
+        return self._run(batches, requests, settings)
 
     def _run(
-        self, batches: list[Sequence[Prompt]], requests: list[tuple[jax.Array, Request, DecodeConfig]]
+        self,
+        batches: list[Sequence[Prompt]],
+        requests: list[tuple[jax.Array, Request, DecodeConfig]],
+        settings: Settings,
     ) -> Iterator[Generation]:
         for batch, request in zip(batches, requests, strict=True):
-            yield from self._generations(batch, self._decode(*request))
+            yield from self._generations(batch, settings, self._decode(*request))
 
     def run_batch(self, batch: Sequence[Prompt], settings: Settings) -> list[Generation]:
         """One batch of at most `settings.batch_size` prompts, with idle rows in the places left.
@@ -153,14 +158,17 @@ class Decoder:
             stats.compile_seconds = self.stats.compile_seconds
             self.stats, self._table = stats, table
             self._has_run.add(shape)
-        return list(self._generations(batch, self._decode(prompt_BT, request, decode_cfg)))
+        return list(self._generations(batch, settings, self._decode(prompt_BT, request, decode_cfg)))
 
-    def _generations(self, batch: Sequence[Prompt], state: decode_loop.DecodeState) -> Iterator[Generation]:
+    def _generations(
+        self, batch: Sequence[Prompt], settings: Settings, state: decode_loop.DecodeState
+    ) -> Iterator[Generation]:
+        draft = draft_name(self.draft_cfg, settings.mask_ema)
         tokens, lengths, calls, accepted = jax.device_get(
             (state.token_BT, state.length_B, state.calls_B, state.accepted_by_depth_BD)
         )
         for row, prompt in enumerate(batch):  # the root, the newest token, is at `length`
-            yield self._generation(prompt, tokens[row, : lengths[row] + 1], calls[row], accepted[row])
+            yield self._generation(prompt, draft, tokens[row, : lengths[row] + 1], calls[row], accepted[row])
 
     def request(
         self, batch: Sequence[Prompt], settings: Settings, rows: int | None = None
@@ -220,7 +228,9 @@ class Decoder:
         self._programs[key] = jitted.lower(*args, **static, **more).compile()
         self.stats.compile_seconds += time.perf_counter() - start
 
-    def _generation(self, prompt: Prompt, tokens: np.ndarray, calls: int, accepted_by_depth: np.ndarray) -> Generation:
+    def _generation(
+        self, prompt: Prompt, draft: str, tokens: np.ndarray, calls: int, accepted_by_depth: np.ndarray
+    ) -> Generation:
         token_ids = tokens[len(prompt.token_ids) :].tolist()
         generation = Generation(
             id=prompt.id,
@@ -228,6 +238,7 @@ class Decoder:
             token_ids=token_ids,
             text=text.decode(self.checkpoint.tokenizer, token_ids),
             finish_reason="stop" if token_ids[-1] in self.checkpoint.eos_token_ids else "length",
+            draft=draft,
             calls=int(calls),
             committed=len(token_ids) - 1,
             accepted_by_depth=accepted_by_depth.tolist(),

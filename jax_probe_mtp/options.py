@@ -18,6 +18,7 @@ from jax_probe_mtp.draft_config import (
 from jax_probe_mtp.generation import DEFAULT_DRAFT, Prompt, Settings
 
 METHODS = ("probe", "ar", "ngram", "recycle")
+AUTO = "auto"  # the --tree that is chosen by what a call costs
 ALL_METHODS_OF = {  # which methods an option belongs to; with another one it is refused rather than ignored
     "tree": ("probe", "ngram", "recycle"),
     "num_masks": ("probe",),
@@ -48,8 +49,8 @@ def add_draft(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tree",
         metavar="T",
-        help="probe: candidates by depth, such as 14 or 15,4, or 'dynamic' (14); ngram: tokens of the chain (10); "
-        "recycle: nodes, root included, or 'static80' (60)",
+        help="probe: candidates by depth, such as 14 or 15,4, or 'dynamic' (14); generate and verify: or 'auto', what pays "
+        "here; ngram: tokens of the chain (10); recycle: nodes, root included, or 'static80' (60)",
     )
     parser.add_argument("--num-masks", type=int, metavar="K", help="mask tokens of each node, 1 to 3; 0 is plain")
     parser.add_argument("--block-complexity", type=int, metavar="BC", help="rows a call may have")
@@ -88,12 +89,20 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int = Setti
     )
 
 
-def draft_config(args: argparse.Namespace) -> DraftConfig:
+def draft_config(args: argparse.Namespace, *, takes_auto: bool = False) -> DraftConfig:
     """The way of drafting that the flags of `add_draft` and `--method` name.
+
+    Args:
+      args: the flags.
+      takes_auto: True where the command chooses a tree for `--tree auto`: the default tree then stands in its place.
 
     Raises:
       ValueError: one line, for an option of another method too.
     """
+    if args.tree == AUTO and args.method != "probe":
+        raise ValueError(f"--tree auto is for --method probe, not {args.method}.")
+    if args.tree == AUTO and not takes_auto:
+        raise ValueError("--tree auto is for generate and verify; name a tree here, such as --tree 14.")
     given = {name for name in ALL_METHODS_OF if getattr(args, name) is not None}
     if args.method == "ar":
         if given:
@@ -115,8 +124,10 @@ def _probe_config(args: argparse.Namespace) -> ProbeConfig:
     tree: tuple[int, ...] | str
     if args.num_masks == 0 and args.tree is None:
         return PLAIN
-    if args.tree is None:
+    if args.tree in (None, AUTO):
         for option, value in (("--num-masks", args.num_masks), ("--block-complexity", args.block_complexity)):
+            if value is not None and args.tree == AUTO:
+                raise ValueError(f"--tree auto chooses masks and rows itself: leave {option} {value} out.")
             if value is not None:
                 raise ValueError(f"{option} {value} needs a --tree, such as --tree 14; --method ar is plain decoding.")
         tree = DEFAULT_DRAFT.tree

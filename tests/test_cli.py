@@ -113,6 +113,7 @@ def test_generate_reads_and_writes_files(run, model, expected, tmp_path):
             "token_ids": expected[name][0],
             "text": text_of(expected[name][0]),
             "finish_reason": "stop" if expected[name][0][-1] == EOS else "length",
+            "draft": "probe:7+3",
             "calls": len(expected[name][1]),
             "committed": len(expected[name][0]) - 1,
             "accepted_by_depth": [sum(count >= depth for count in expected[name][1]) for depth in (1, 2)],
@@ -130,6 +131,7 @@ def test_ar_gives_the_same_tokens_in_more_calls(run, model, expected, tmp_path):
     lines = read_lines(output)
     assert [line["token_ids"] for line in lines] == [expected[name][0] for name in "abc"]
     assert [line["calls"] for line in lines] == [2, 23, 23]
+    assert {line["draft"] for line in lines} == {"ar"}
     assert all(len(accepted) <= calls for (_, accepted), calls in zip(expected.values(), (2, 23, 23), strict=True))
     assert sum(len(accepted) for _, accepted in expected.values()) < 48
 
@@ -389,6 +391,29 @@ BAD = {
         None,
         ["--prompt-slots", "66", "--capacity", "64", "--max-new-tokens", "9"],
         "at most 65",
+    ),
+    "an automatic chain": (
+        None,
+        ["--method", "ngram", "--tree", "auto"],
+        "--tree auto is for --method probe, not ngram",
+    ),
+    "an automatic table": (None, ["--method", "recycle", "--tree", "auto"], "is for --method probe, not recycle"),
+    "automatic plain decoding": (None, ["--method", "ar", "--tree", "auto"], "is for --method probe, not ar"),
+    "an automatic tree with masks": (None, ["--tree", "auto", "--num-masks", "0"], "leave --num-masks 0 out"),
+    "an automatic tree within rows": (
+        None,
+        ["--tree", "auto", "--block-complexity", "30"],
+        "leave --block-complexity 30 out",
+    ),
+    "an automatic tree for no batch": (
+        None,
+        ["--tree", "auto", "--batch-size", "0"],
+        "batch_size must be at least 1, got 0",
+    ),
+    "an automatic tree over the context": (
+        None,
+        ["--tree", "auto", "--max-new-tokens", "506"],
+        "7 tokens, with 506 new ones more than the model's context of 512",
     ),
     "an offset without its init": (None, ["--mask-offset", "10"], "--mask-offset is of --mask-init offset"),
     "negative temperature": (None, ["--temperature", "-1"], "got -1.0"),

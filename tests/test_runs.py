@@ -1,6 +1,7 @@
 import pytest
 
 from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig
+from jax_probe_mtp.draft_config import draft_name
 from jax_probe_mtp.runs import parse_run, parse_runs
 
 
@@ -32,6 +33,29 @@ def test_a_name_says_how_to_draft(name, draft, mask_ema, rows):
     assert (run.name, run.draft, run.mask_ema) == (name, draft, mask_ema)
     assert run.draft.num_rows == rows
     assert run.method == name.split(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("draft", "mask_ema", "name"),
+    [
+        (ProbeConfig(), 0.1, "ar"),
+        (ProbeConfig(prune=False), 0.5, "ar"),  # without masks nothing else has an effect
+        (ProbeConfig(tree=(14,)), 0.1, "probe:14"),
+        (ProbeConfig(tree=(15, 4), block_complexity=60), 0.1, "probe:15+4"),
+        (ProbeConfig(tree="dynamic", block_complexity=60, num_masks=2), 0.1, "probe:dynamic60k2"),
+        (ProbeConfig(tree=(4,), mask_init="last_k", prune=False), 0.5, "probe:4@init=last_k,prune=0,ema=0.5"),
+        (ProbeConfig(tree=(4,), mask_init="offset", mask_offset=-2.5), 0.1, "probe:4@init=offset,offset=-2.5"),
+        (ProbeConfig(tree=(4,), mask_offset=-2.5, rank_with_noise=False), 0.0, "probe:4@noise=0,ema=0.0"),
+        (NgramConfig(), 0.5, "ngram:10"),
+        (NgramConfig(num_drafts=4, max_ngram=2, match="first"), 0.1, "ngram:4@n=2,match=first"),
+        (RecycleConfig(), 0.1, "recycle:60"),
+        (RecycleConfig(tree="static80", is_warm=True), 0.1, "recycle:static80@warm=1"),
+    ],
+)
+def test_a_way_of_drafting_has_the_name_that_is_read_as_it(draft, mask_ema, name):
+    assert draft_name(draft, mask_ema) == name
+    run = parse_run(name)
+    assert (draft_name(run.draft, run.mask_ema), run.draft.num_rows) == (name, draft.num_rows)
 
 
 def test_plain_decoding_comes_first_named_or_not():
