@@ -96,5 +96,6 @@ def attention(q_BTKGh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, can_atte
 
 def gated_mlp(x_BTD: jax.Array, gate_up_D2F: jax.Array, down_FD: jax.Array) -> jax.Array:
     """down(silu(gate(x)) * up(x)), gate and up read as one matrix."""
-    gate_up = product("btd,dcf->btcf", x_BTD, gate_up_D2F)
-    return product("btf,fd->btd", jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1], down_FD)
+    gate_up_BTI = product("btd,di->bti", x_BTD, gate_up_D2F.reshape(x_BTD.shape[-1], -1))
+    gate_BTF, up_BTF = jnp.split(gate_up_BTI, 2, axis=-1)
+    return product("btf,fd->btd", jax.nn.silu(gate_BTF) * up_BTF, down_FD)

@@ -67,7 +67,9 @@ def decoder_layer(
     """One layer of `forward`: the residual stream after it, and its keys and values with the T fresh rows written."""
     G = cfg.queries_per_kv
     x_BTD, normed = layers.norm_residual(x_BTD, layer["attn_norm"], cfg.norm_eps)
-    qkv_BTKnh = layers.product("btd,dknh->btknh", normed, layer["qkv"])
+    # All products are of two axes: with more XLA may copy a weight into the order that suits a neighbour, in every call.
+    qkv_BTI = layers.product("btd,di->bti", normed, layer["qkv"].reshape(cfg.width, -1))
+    qkv_BTKnh = qkv_BTI.reshape(*x_BTD.shape[:2], *layer["qkv"].shape[1:])
     if cfg.has_qkv_bias:
         qkv_BTKnh += layer["qkv_bias"]
     q_BTKGh, k_BTKh, v_BTKh = qkv_BTKnh[:, :, :, :G], qkv_BTKnh[:, :, :, G], qkv_BTKnh[:, :, :, G + 1]
@@ -77,7 +79,6 @@ def decoder_layer(
     k_BKSh = write_rows(k_BKSh, layers.rotate(k_BTKh, *rope), start)
     v_BKSh = write_rows(v_BKSh, v_BTKh, start)
     mixed_BTKGh = attend(layers.rotate(q_BTKGh, *rope), k_BKSh, v_BKSh)
-    # One axis to sum over: with three of them XLA copies the weight into the order of the attention's result.
     mixed_BTI = mixed_BTKGh.reshape(*x_BTD.shape[:2], -1)
     x_BTD = x_BTD + layers.product("bti,id->btd", mixed_BTI, layer["out"].reshape(-1, cfg.width))
     x_BTD, normed = layers.norm_residual(x_BTD, layer["mlp_norm"], cfg.norm_eps)
