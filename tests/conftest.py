@@ -6,6 +6,7 @@ import jax
 import pytest
 from reference import Model
 
+from jax_probe_mtp.cli import main
 from jax_probe_mtp.config import ModelConfig
 from jax_probe_mtp.params import random_params
 
@@ -48,3 +49,29 @@ def make_tiny(cfg: ModelConfig, seed: int = 0) -> Tiny:
 def tiny() -> Tiny:
     """An untied model whose greedy text does not run into a loop, so that drafts are now right, now wrong."""
     return make_tiny(BASE, seed=3)
+
+
+@pytest.fixture
+def own_caches(monkeypatch, tmp_path):
+    """Neither the user's caches nor the hub are touched; JAX's own settings stay as they are."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture
+def run(capsys, own_caches):
+    """Runs a command in this process: its exit code, stdout and stderr."""
+
+    def run(*args):
+        try:
+            code = main([str(arg) for arg in args])
+        except SystemExit as exit:  # argparse's
+            code = exit.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -11,7 +11,6 @@ from checkpoints import make_checkpoint, words, write_folder
 
 from jax_probe_mtp import ProbeConfig, Settings, auto_tree, generate
 from jax_probe_mtp.auto_tree import PRIOR_TAU, choose, next_to_measure, pick
-from jax_probe_mtp.cli import main
 from jax_probe_mtp.draft_config import PLAIN
 from jax_probe_mtp.step_cost import Timing
 
@@ -304,26 +303,6 @@ def test_measures_a_real_model_and_decodes_with_the_choice(checkpoint):
     (got,) = generate(checkpoint, [PROMPT], draft=choice.draft, settings=settings)
     (plain,) = generate(checkpoint, [PROMPT], draft=PLAIN, settings=settings)
     assert got.token_ids == plain.token_ids
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Runs a command in this process, away from the user's caches: its exit code, stdout and stderr."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    before = jax.config.jax_compilation_cache_dir
-
-    def run(*args):
-        try:
-            code = main([str(arg) for arg in args])
-        except SystemExit as exit:  # argparse's
-            code = exit.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    yield run
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture(scope="module")

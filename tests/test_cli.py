@@ -12,7 +12,6 @@ import reference
 from checkpoints import EOS, SPECIAL, make_checkpoint, word, words, write_folder
 
 from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig, cli, exactness
-from jax_probe_mtp.cli import main
 from jax_probe_mtp.generation import Settings, Stats
 
 PROMPT = [5, 9, 2, 44, 17, 3, 3]
@@ -36,29 +35,8 @@ def model(tiny, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _no_traces_at_home(monkeypatch, tmp_path):
-    """Neither the user's caches nor the hub are touched; JAX's own settings stay as they are."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs a command in this process: its exit code, stdout and stderr."""
-
-    def run(*args):
-        try:
-            code = main([str(arg) for arg in args])
-        except SystemExit as exit:  # argparse's
-            code = exit.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def _no_traces_at_home(own_caches):
+    """Also where a test calls `main` itself or starts a process."""
 
 
 @pytest.fixture(scope="module")
