@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpy as np
 from jax_probe_mtp import decode_loop
 from jax_probe_mtp.config import DecodeConfig, ModelConfig
 from jax_probe_mtp.decode_loop import DecodeState
-from jax_probe_mtp.draft_config import DraftConfig
+from jax_probe_mtp.draft_config import DEFAULT_MASK_EMA, DraftConfig
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import Request
 from jax_probe_mtp.sampling import Sampling
@@ -60,7 +59,7 @@ def filled_state(
       params: the model's parameters.
       cfg: the model.
       draft_cfg: where drafts come from.
-      decode_cfg: capacity; holds `in_use + new_tokens` tokens, with a tree's depth to spare.
+      decode_cfg: capacity; holds `in_use + new_tokens` tokens.
       batch_size: B.
       in_use: committed slots of each row.
       new_tokens: tokens that each row is to emit in decode calls.
@@ -83,7 +82,7 @@ def filled_state(
             top_p_B=jnp.full(B, top_p, jnp.float32),
             seed_B=jnp.arange(B, dtype=jnp.uint32),
         ),
-        mask_ema=jnp.float32(0.1),
+        mask_ema=jnp.float32(DEFAULT_MASK_EMA),
     )
     prefill = functools.partial(decode_loop.prefill, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
     shapes = jax.eval_shape(prefill, params, jax.ShapeDtypeStruct((B, 1), jnp.int32), request)
@@ -107,14 +106,13 @@ def time_loop(
     state: DecodeState,
     *,
     repeats: int,
-    compiler_options: dict[str, Any] | None = None,
 ) -> Timing:
     """Times `loop(params, request, state)`, which steps a state to its end and counts its calls, after an untimed run.
 
     The state is donated and used again: each repeat begins at the same length, over what the last one wrote.
     """
     start = time.perf_counter()
-    compiled = jax.jit(loop, donate_argnums=2).lower(params, request, state).compile(compiler_options)
+    compiled = jax.jit(loop, donate_argnums=2).lower(params, request, state).compile()
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     length_B = np.asarray(state.length_B)
@@ -149,7 +147,6 @@ def time_step(
     repeats: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    compiler_options: dict[str, Any] | None = None,
 ) -> Timing:
     """Times whole decode calls: draft, tree, masks, forward, verify, commit, learn, in the loop that `decode` runs.
 
@@ -167,4 +164,4 @@ def time_step(
         top_p=top_p,
     )
     loop = functools.partial(decode_loop.run_steps, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
-    return time_loop(loop, params, request, state, repeats=repeats, compiler_options=compiler_options)
+    return time_loop(loop, params, request, state, repeats=repeats)
