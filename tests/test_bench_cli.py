@@ -4,9 +4,11 @@ import json
 
 import pytest
 from checkpoints import make_checkpoint, words, write_folder
-from test_cli import _no_traces_at_home, assert_refused, run  # noqa: F401  (fixtures)
+from test_cli import assert_refused
 
 from jax_probe_mtp import bench_cli, records
+
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 QUESTIONS = [(1, "first", [5, 9, 2]), (2, "second", [7, 3]), (3, "first", [60, 1, 33]), (4, "second", [8])]
 FAST = ["--no-chat-template", "--max-new-tokens", "6", "--capacity", "64", "--prompt-slots", "8"]
@@ -30,7 +32,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_bench_writes_one_record(run, model, questions, tmp_path):  # noqa: F811
+def test_bench_writes_one_record(run, model, questions, tmp_path):
     output = tmp_path / "r.json"
     code, out, err = run("bench", "--model", model, "--questions", questions, "--output", output, *RUNS, *FAST)
     assert code == 0, err
@@ -44,7 +46,7 @@ def test_bench_writes_one_record(run, model, questions, tmp_path):  # noqa: F811
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".json", ".partial")) == ["r.json"]
 
 
-def test_only_so_many_of_a_category(run, model, questions, tmp_path):  # noqa: F811
+def test_only_so_many_of_a_category(run, model, questions, tmp_path):
     output = tmp_path / "r.json"
     args = ["--model", model, "--questions", questions, "--per-category", "1", "--output", output]
     assert run("bench", *args, "--runs", "ar", *FAST)[0] == 0
@@ -52,7 +54,7 @@ def test_only_so_many_of_a_category(run, model, questions, tmp_path):  # noqa: F
     assert [run["run"] for run in read(output)["runs"]] == ["ar"]
 
 
-def test_an_interrupted_bench_goes_on(run, model, questions, tmp_path, monkeypatch):  # noqa: F811
+def test_an_interrupted_bench_goes_on(run, model, questions, tmp_path, monkeypatch):
     output = tmp_path / "r.json"
     args = ["bench", "--model", model, "--questions", questions, "--output", output, *RUNS, *FAST]
     honest = records.write_json
@@ -85,7 +87,7 @@ def test_an_interrupted_bench_goes_on(run, model, questions, tmp_path, monkeypat
     assert (code, read(output)) == (0, whole)
 
 
-def test_another_command_or_model_is_refused_and_both_are_named(run, model, questions, tmp_path, tiny):  # noqa: F811
+def test_another_command_or_model_is_refused_and_both_are_named(run, model, questions, tmp_path, tiny):
     output = tmp_path / "r.json"
     args = ["--questions", questions, "--output", output, *FAST]
     assert run("bench", "--model", model, *args, "--runs", "ar")[0] == 0
@@ -108,7 +110,7 @@ def test_another_command_or_model_is_refused_and_both_are_named(run, model, ques
     assert before != output.read_text()
 
 
-def test_what_does_not_fit_is_said_and_kept_in_the_record(run, model, questions, tmp_path):  # noqa: F811
+def test_what_does_not_fit_is_said_and_kept_in_the_record(run, model, questions, tmp_path):
     with questions.open("a") as file:
         file.write(json.dumps({"question_id": "long", "category": "first", "turns": [words(*[5] * 600)]}) + "\n")
     output = tmp_path / "r.json"
@@ -121,7 +123,7 @@ def test_what_does_not_fit_is_said_and_kept_in_the_record(run, model, questions,
     assert read(output)["is_complete"]
 
 
-def test_bench_says_with_its_exit_code_that_tokens_differ(run, model, questions, tmp_path, monkeypatch):  # noqa: F811
+def test_bench_says_with_its_exit_code_that_tokens_differ(run, model, questions, tmp_path, monkeypatch):
     honest = bench_cli.bench.Decoder.run_batch
 
     def wrong(self, batch, settings):
@@ -152,7 +154,7 @@ def test_bench_says_with_its_exit_code_that_tokens_differ(run, model, questions,
         ('{"question_id": 9, "category": "a", "turns": ["\\ud800"]}', "half of a surrogate pair"),
     ],
 )
-def test_a_bad_question_stops_before_the_model_is_read(run, questions, tmp_path, line, says):  # noqa: F811
+def test_a_bad_question_stops_before_the_model_is_read(run, questions, tmp_path, line, says):
     with questions.open("a") as file:
         file.write(line + "\n")
     args = ["--model", "none", "--questions", questions, "--per-category", "1", "--output", tmp_path / "r.json"]
@@ -160,7 +162,7 @@ def test_a_bad_question_stops_before_the_model_is_read(run, questions, tmp_path,
     assert_refused(run("align", *args[:-1], tmp_path / "folder"), says)
 
 
-def test_bad_arguments(run, model, questions, tmp_path):  # noqa: F811
+def test_bad_arguments(run, model, questions, tmp_path):
     args = ["bench", "--model", model, "--questions", questions]
     assert_refused(run(*args, "--output", tmp_path / "r.json", "--runs", "magic"), "run 'magic' cannot be read")
     assert_refused(run(*args, "--output", tmp_path / "none" / "r.json"), "in a folder that does not exist")
@@ -180,7 +182,7 @@ def test_bad_arguments(run, model, questions, tmp_path):  # noqa: F811
     assert not (tmp_path / "r.json").exists()
 
 
-def test_report_and_align_write_their_files(run, model, questions, tmp_path):  # noqa: F811
+def test_report_and_align_write_their_files(run, model, questions, tmp_path):
     pytest.importorskip("matplotlib")
     output = tmp_path / "r.json"
     assert run("bench", "--model", model, "--questions", questions, "--output", output, *RUNS, *FAST)[0] == 0
