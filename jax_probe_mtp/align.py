@@ -191,7 +191,7 @@ def residuals(
     can_attend_RR = jnp.concatenate([can_attend_RT, np.pad(own_masks, ((T, 0), (0, 0)))], axis=1)
     cache = allocate(cfg, batch_size=1, capacity=0, scratch=T + Q * M, dtype=params["embed"].dtype)
     rope = layers.rope_table(cfg, position_R[None])
-    text_TD = model.embed(params, token_T)
+    text_TD = model.embed(params, cfg, token_T)
     x_BRD = jnp.concatenate([text_TD, masks_QMD.reshape(-1, D).astype(text_TD.dtype)])[None]
     yield x_BRD[0]
     attend = model.attend_where(can_attend_RR[None])

@@ -5,6 +5,7 @@ import math
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 ATTENTIONS = ("auto", "plain", "fused")
+DATA, TENSOR = "data", "tensor"  # axes of a device mesh: batch rows are split over one, weights over the other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class ModelConfig:
       has_qkv_bias: True when q, k and v have biases (Qwen2).
       has_qk_norm: True when each q and k head is RMS-normed before rope (Qwen3).
       is_tied: True when the head is the embedding table.
+      is_sharded: True inside `jax.shard_map` over the axes `DATA` and `TENSOR`: weights are this device's part, and heads
+        and mlp width are counted in it (`mesh.local_config`). The vocabulary is counted whole.
     """
 
     family: str
@@ -44,6 +47,7 @@ class ModelConfig:
     has_qkv_bias: bool = False
     has_qk_norm: bool = False
     is_tied: bool = False
+    is_sharded: bool = False
 
     def __post_init__(self) -> None:
         sizes = (
@@ -70,7 +74,7 @@ class ModelConfig:
             raise ValueError(f"rope_divisors must be finite numbers above 0, got {list(self.rope_divisors)}.")
         if self.family not in FAMILIES:
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
-        for name in ("has_qkv_bias", "has_qk_norm", "is_tied"):
+        for name in ("has_qkv_bias", "has_qk_norm", "is_tied", "is_sharded"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         if not self.norm_eps > 0 or not self.rope_theta > 0:
@@ -92,12 +96,14 @@ class DecodeConfig:
       prefill_chunk: prompt tokens that enter the model at a time.
       attention: of decode calls: "auto" takes the fused kernel on CUDA GPUs, where it has one for the model's heads, and
         plain attention elsewhere; "plain" or "fused" says which. Off CUDA the fused one is interpreted: slow, for tests.
+      has_logprobs: True keeps the log-probability of every emitted token.
     """
 
     capacity: int
     is_sampled: bool = False
     prefill_chunk: int = 512
     attention: str = "auto"
+    has_logprobs: bool = False
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:

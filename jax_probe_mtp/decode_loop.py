@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax_probe_mtp import cache as kv
 from jax_probe_mtp import draft, model, recycle, sampling, sources, verify
 from jax_probe_mtp.attend import attend_block
-from jax_probe_mtp.config import DecodeConfig, ModelConfig
+from jax_probe_mtp.config import DATA, TENSOR, DecodeConfig, ModelConfig
 from jax_probe_mtp.draft_config import DraftConfig
 from jax_probe_mtp.masks import block_positions, block_visible
 from jax_probe_mtp.params import Params
@@ -35,6 +35,7 @@ class DecodeState(flax.struct.PyTreeNode, kw_only=True):
       calls_B: int32 [B], decode calls the row was active in, the prefill's not counted.
       accepted_by_depth_BD: int32 [B, D], drafts accepted at depth 1..D, before the cut at the end of the text; D is the
         deepest of the tree.
+      logprob_BT: float32 [B, S + 1], of each emitted token what `emitted_logprobs` says; None without `has_logprobs`.
     """
 
     token_BT: jax.Array
@@ -44,6 +45,7 @@ class DecodeState(flax.struct.PyTreeNode, kw_only=True):
     source: sources.SourceState
     calls_B: jax.Array
     accepted_by_depth_BD: jax.Array
+    logprob_BT: jax.Array | None = None
 
 
 class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
@@ -54,6 +56,7 @@ class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
       num_emitted_B: int32 [B], tokens emitted, an end-of-text token included.
       calls_B: int32 [B], decode calls, without the prefill; `num_emitted - 1` tokens came from them.
       accepted_by_depth_BD: int32 [B, D], accepted drafts by depth, before the cut at the end of the text.
+      logprob_BT: float32 [B, S + 1], the log-probabilities of emitted tokens; None without `has_logprobs`.
       table: the shared table of a warm `RecycleConfig`, to go on with in the next batch; else None.
     """
 
@@ -61,6 +64,7 @@ class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
     num_emitted_B: jax.Array
     calls_B: jax.Array
     accepted_by_depth_BD: jax.Array
+    logprob_BT: jax.Array | None
     table: recycle.Table | None
 
 
@@ -98,6 +102,7 @@ def decode(
         num_emitted_B=num_emitted(state, request),
         calls_B=state.calls_B,
         accepted_by_depth_BD=state.accepted_by_depth_BD,
+        logprob_BT=state.logprob_BT,
         table=sources.table_to_keep(state.source, draft_cfg),
     )
 
@@ -153,7 +158,7 @@ def prefill(
         ids = jax.lax.dynamic_slice_in_dim(prompt_BT, start, chunk, axis=1)
         position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
-        x_BCD = model.embed(params, ids)
+        x_BCD = model.embed(params, cfg, ids)
         hidden_BCD, cache = model.forward(
             params, cfg, x_BCD, position_BC, cache, start, model.attend_where(can_attend_BCS)
         )
@@ -162,7 +167,7 @@ def prefill(
             source, params, cfg, draft_cfg, ids, is_used_BC, hidden_BCD, _draw(request, decode_cfg)
         )
 
-    num_chunks = (jnp.max(request.prompt_length_B) - 1 + chunk - 1) // chunk
+    num_chunks = largest(cfg, jnp.max(request.prompt_length_B) - 1 + chunk - 1) // chunk
     cache, source = jax.lax.fori_loop(0, num_chunks, fill, (cache, source))
     return DecodeState(
         token_BT=jnp.pad(prompt_BT, ((0, 0), (0, S + 1 - T))),
@@ -172,7 +177,13 @@ def prefill(
         source=source,
         calls_B=jnp.zeros(B, jnp.int32),
         accepted_by_depth_BD=jnp.zeros((B, draft_cfg.max_depth), jnp.int32),
+        logprob_BT=jnp.zeros((B, S + 1), jnp.float32) if decode_cfg.has_logprobs else None,
     )
+
+
+def largest(cfg: ModelConfig, value: jax.Array) -> jax.Array:
+    """The largest of what the devices hold, so that all of them make the same turns of a loop."""
+    return jax.lax.pmax(value, (DATA, TENSOR)) if cfg.is_sharded else value
 
 
 def step(
@@ -190,10 +201,12 @@ def step(
     accepted = verify.walk(tree, choose, max_depth=draft_cfg.max_depth)
     if not _is_in_place(draft_cfg):
         cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
-    after = _commit(request, state.replace(cache=cache), accepted)
+    logprob_BP = emitted_logprobs(logits_BRV, accepted) if decode_cfg.has_logprobs else None
+    after = _commit(request, state.replace(cache=cache), accepted, logprob_BP)
     source = sources.learn(
         state.source,
         params,
+        cfg,
         draft_cfg,
         _draw(request, decode_cfg),
         request.mask_ema,
@@ -230,7 +243,7 @@ def _run_block(
 ) -> tuple[jax.Array, kv.KVCache]:
     """Logits [B, R, V] of the tree's nodes and of every node's masks, their keys and values in the cache's scratch."""
     N, M = draft_cfg.num_nodes, draft_cfg.masks_per_node
-    nodes_BND = model.embed(params, tree.token_BN)
+    nodes_BND = model.embed(params, cfg, tree.token_BN)
     masks_BMD = sources.masks(state.source, tree.token_BN.shape[0], cfg)
     masks_BLD = jnp.tile(masks_BMD.astype(nodes_BND.dtype), (1, N, 1))  # L = N M rows, owner by owner
     position_BR = block_positions(tree.depth_BN, state.length_B, M)
@@ -259,7 +272,16 @@ def _chooser(
     return draw
 
 
-def _commit(request: Request, state: DecodeState, accepted: verify.Accepted) -> DecodeState:
+def emitted_logprobs(logits_BRV: jax.Array, accepted: verify.Accepted) -> jax.Array:
+    """Log-probabilities of a call's tokens, float32 [B, P]: of the model's own softmax, before temperature and cuts."""
+    logits_BPV = jnp.take_along_axis(logits_BRV, accepted.node_BP[..., None], axis=1)
+    chosen_BP1 = jnp.take_along_axis(logits_BPV, accepted.token_BP[..., None], axis=2)
+    return chosen_BP1[..., 0] - jax.nn.logsumexp(logits_BPV, axis=-1)
+
+
+def _commit(
+    request: Request, state: DecodeState, accepted: verify.Accepted, logprob_BP: jax.Array | None
+) -> DecodeState:
     """Emits the accepted drafts and the bonus, cut at the end of the text; counts."""
     B, P = accepted.token_BP.shape
     place_P = jnp.arange(P)
@@ -275,8 +297,12 @@ def _commit(request: Request, state: DecodeState, accepted: verify.Accepted) -> 
     target_BP = jnp.where(place_P < num_new_B[:, None], target_BP, state.token_BT.shape[1])  # outside: dropped
     is_counted_B = ~state.is_done_B & (num_emitted_B > 0)
     reached_BD = accepted.num_accepted_B[:, None] > jnp.arange(P - 1)
+    at = (jnp.arange(B)[:, None], target_BP)
+    if logprob_BP is not None:
+        assert state.logprob_BT is not None
+        state = state.replace(logprob_BT=state.logprob_BT.at[at].set(logprob_BP, mode="drop"))
     return state.replace(
-        token_BT=state.token_BT.at[jnp.arange(B)[:, None], target_BP].set(accepted.token_BP, mode="drop"),
+        token_BT=state.token_BT.at[at].set(accepted.token_BP, mode="drop"),
         length_B=state.length_B + num_new_B,
         is_done_B=state.is_done_B | has_eos_B | (num_new_B >= room_B),
         calls_B=state.calls_B + is_counted_B,

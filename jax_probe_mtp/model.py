@@ -8,15 +8,32 @@ import jax.numpy as jnp
 
 from jax_probe_mtp import layers
 from jax_probe_mtp.cache import KVCache, allocate, write_rows
-from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.config import TENSOR, ModelConfig
 from jax_probe_mtp.params import Params
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, K, G, h], k and v [B, K, S, h] -> as q
 
 
-def embed(params: Params, ids: jax.Array) -> jax.Array:
+def embed(params: Params, cfg: ModelConfig, ids: jax.Array) -> jax.Array:
     """Input embeddings [..., D] of token ids [...]; ids outside the vocabulary give its nearest end."""
-    return jnp.take(params["embed"], ids, axis=0, mode="clip")
+    table_VD = params["embed"]
+    if not cfg.is_sharded:
+        return jnp.take(table_VD, ids, axis=0, mode="clip")
+    row = jnp.clip(ids, 0, cfg.vocab_size - 1) - jax.lax.axis_index(TENSOR) * table_VD.shape[0]
+    is_here = (row >= 0) & (row < table_VD.shape[0])
+    return sum_parts(cfg, jnp.where(is_here[..., None], jnp.take(table_VD, row, axis=0, mode="clip"), 0))
+
+
+def embedding_table(params: Params, cfg: ModelConfig) -> jax.Array:
+    """The whole table [V, D], gathered where it is split."""
+    if not cfg.is_sharded:
+        return params["embed"]
+    return jax.lax.all_gather(params["embed"], TENSOR, axis=0, tiled=True)[: cfg.vocab_size]
+
+
+def sum_parts(cfg: ModelConfig, x: jax.Array) -> jax.Array:
+    """The sum of what the devices that share the weights hold, on each of them; x itself where none are split."""
+    return jax.lax.psum(x, TENSOR) if cfg.is_sharded else x
 
 
 def forward(
@@ -80,9 +97,9 @@ def decoder_layer(
     v_BKSh = write_rows(v_BKSh, v_BTKh, start)
     mixed_BTKGh = attend(layers.rotate(q_BTKGh, *rope), k_BKSh, v_BKSh)
     mixed_BTI = mixed_BTKGh.reshape(*x_BTD.shape[:2], -1)
-    x_BTD = x_BTD + layers.product("bti,id->btd", mixed_BTI, layer["out"].reshape(-1, cfg.width))
+    x_BTD = x_BTD + sum_parts(cfg, layers.product("bti,id->btd", mixed_BTI, layer["out"].reshape(-1, cfg.width)))
     x_BTD, normed = layers.norm_residual(x_BTD, layer["mlp_norm"], cfg.norm_eps)
-    return x_BTD + layers.gated_mlp(normed, layer["gate_up"], layer["down"]), k_BKSh, v_BKSh
+    return x_BTD + sum_parts(cfg, layers.gated_mlp(normed, layer["gate_up"], layer["down"])), k_BKSh, v_BKSh
 
 
 def attend_where(can_attend_BTS: jax.Array) -> Attend:
@@ -94,7 +111,10 @@ def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array
     """Next-token logits, float32 [B, T, V], of hidden states; never rounded to a shorter dtype on the way."""
     normed = layers.rms_norm(hidden_BTD, params["final_norm"], cfg.norm_eps)
     head_VD = params["embed"] if cfg.is_tied else params["head"]
-    return layers.product("btd,vd->btv", normed, head_VD, out_dtype=jnp.float32)
+    logits_BTV = layers.product("btd,vd->btv", normed, head_VD, out_dtype=jnp.float32)
+    if not cfg.is_sharded:
+        return logits_BTV
+    return jax.lax.all_gather(logits_BTV, TENSOR, axis=2, tiled=True)[..., : cfg.vocab_size]
 
 
 def full_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
@@ -117,4 +137,4 @@ def full_hidden(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.A
     cache = allocate(cfg, batch_size=B, capacity=0, scratch=T, dtype=params["embed"].dtype)
     position_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
     is_causal_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), jnp.bool_)), (B, T, T))
-    return forward(params, cfg, embed(params, tokens_BT), position_BT, cache, 0, attend_where(is_causal_BTT))[0]
+    return forward(params, cfg, embed(params, cfg, tokens_BT), position_BT, cache, 0, attend_where(is_causal_BTT))[0]

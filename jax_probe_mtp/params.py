@@ -4,8 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.config import TENSOR, ModelConfig
 
 Params = dict[str, Any]
 
@@ -51,6 +52,21 @@ def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
     if not cfg.is_tied:
         params["head"] = leaf(cfg.vocab_size, D)
     return params
+
+
+def partition_specs(cfg: ModelConfig) -> Params:
+    """How each parameter is split over the devices of the axis `TENSOR`: by kv head, by F, by token; norms are not.
+
+    Returns:
+      A tree of `jax.sharding.PartitionSpec`, one a leaf of `abstract_params(cfg)`.
+    """
+    axis_of = {"embed": 0, "head": 0, "qkv": 1, "qkv_bias": 0, "out": 0, "gate_up": 2, "down": 0}
+
+    def spec(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
+        name = path[-1].key
+        return PartitionSpec(*[None] * axis_of[name], TENSOR) if name in axis_of else PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(spec, abstract_params(cfg))
 
 
 def random_params(cfg: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:

@@ -42,8 +42,8 @@ def start(
     if table is not None and not draft_cfg.keeps_table:
         raise ValueError(f"only RecycleConfig(is_warm=True) goes on with a table, got one with {draft_cfg}.")
     if isinstance(draft_cfg, ProbeConfig):
-        prompt_BTD = model.embed(params, prompt_BT)
-        return probe.start(probe.init_masks(params["embed"], prompt_BTD, prompt_length_B, seed_B, draft_cfg), draft_cfg)
+        embed_VD, prompt_BTD = model.embedding_table(params, cfg), model.embed(params, cfg, prompt_BT)
+        return probe.start(probe.init_masks(embed_VD, prompt_BTD, prompt_length_B, seed_B, draft_cfg), draft_cfg)
     if isinstance(draft_cfg, RecycleConfig):
         return recycle.empty_table(prompt_BT.shape[0], cfg.vocab_size, draft_cfg) if table is None else table
     return None
@@ -99,6 +99,7 @@ def propose(state: SourceState, token_BT: jax.Array, root_position_B: jax.Array,
 def learn(
     state: SourceState,
     params: Params,
+    cfg: ModelConfig,
     draft_cfg: DraftConfig,
     draw: Sampling | None,
     mask_ema: jax.Array,
@@ -115,6 +116,7 @@ def learn(
     Args:
       state: the state before the call.
       params: the model's parameters.
+      cfg: the model; static.
       draft_cfg: which source; static.
       draw: how the rows are sampled; None in a greedy program.
       mask_ema: lambda of ESP's Eq. (5).
@@ -127,7 +129,7 @@ def learn(
     """
     if isinstance(draft_cfg, ProbeConfig) and draft_cfg.masks_per_node:
         assert isinstance(state, probe.ProbeState)
-        committed_BPD = model.embed(params, committed_BP)
+        committed_BPD = model.embed(params, cfg, committed_BP)
         state = state.replace(masks_BMD=probe.update_masks(state.masks_BMD, committed_BPD, num_new_B, mask_ema))
         M = draft_cfg.masks_per_node
         row_BM = draft_cfg.num_nodes + last_node_B[:, None] * M + jnp.arange(M)

@@ -128,7 +128,7 @@ def forward_loop(
     def body(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         token_BR, state = carry
         hidden_BRD, cache = model.forward(
-            params, cfg, model.embed(params, token_BR), position_BR, state.cache, start, attend
+            params, cfg, model.embed(params, cfg, token_BR), position_BR, state.cache, start, attend
         )
         token_BR = jnp.argmax(model.logits(params, cfg, hidden_BRD), axis=-1).astype(jnp.int32)
         calls_B = state.calls_B + 1

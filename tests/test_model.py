@@ -55,10 +55,12 @@ def test_a_cached_continuation_equals_the_whole_text(tiny):
     ids = jnp.asarray(TOKENS[:, :8])
     position = jnp.broadcast_to(jnp.arange(8), (2, 8))
     causal = jnp.arange(15) <= position[..., None]
-    _, cache = forward(tiny.params, tiny.cfg, embed(tiny.params, ids), position, cache, 0, attend_where(causal))
+    _, cache = forward(
+        tiny.params, tiny.cfg, embed(tiny.params, tiny.cfg, ids), position, cache, 0, attend_where(causal)
+    )
     for i in range(3):
         token = jnp.take_along_axis(jnp.asarray(TOKENS), (lengths + i)[:, None], axis=1)
-        x = jnp.concatenate([embed(tiny.params, token * 0), embed(tiny.params, token)], axis=1)  # the token is row 1
+        x = embed(tiny.params, tiny.cfg, jnp.concatenate([token * 0, token], axis=1))  # the token is row 1
         slot = jnp.arange(15)
         can_attend = (slot < (lengths + i)[:, None]) | (slot == 12 + 1)
         position = jnp.broadcast_to((lengths + i)[:, None], (2, 2))
@@ -70,6 +72,8 @@ def test_a_cached_continuation_equals_the_whole_text(tiny):
         text = jnp.asarray(TOKENS[row : row + 1, :12])
         position = jnp.arange(12)[None]
         causal = jnp.arange(12) <= position[..., None]
-        _, fresh = forward(tiny.params, tiny.cfg, embed(tiny.params, text), position, whole, 0, attend_where(causal))
+        _, fresh = forward(
+            tiny.params, tiny.cfg, embed(tiny.params, tiny.cfg, text), position, whole, 0, attend_where(causal)
+        )
         for kept, expected in zip(cache.k + cache.v, fresh.k + fresh.v, strict=True):
             np.testing.assert_allclose(kept[row, :, :length], expected[0, :, :length], atol=1e-5)
