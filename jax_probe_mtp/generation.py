@@ -2,105 +2,25 @@
 
 import dataclasses
 import functools
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_probe_mtp import decode_loop, recycle, sources
 from jax_probe_mtp import tokenizer as text
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig
-from jax_probe_mtp.draft_config import DEFAULT_MASK_EMA, DraftConfig, ProbeConfig, RecycleConfig, draft_name
+from jax_probe_mtp.continuous import ContinuousDecoder, in_order, make_generation, make_newcomer
+from jax_probe_mtp.draft_config import DraftConfig, ProbeConfig, RecycleConfig, draft_name
+from jax_probe_mtp.params import Params
+from jax_probe_mtp.programs import Program, Programs
+from jax_probe_mtp.prompts import Generation, Prompt, Settings, Stats, record_seed
 from jax_probe_mtp.request import Request, make_request
 
-Program = Callable[..., Any]
 DEFAULT_DRAFT = ProbeConfig(tree=(14,))  # the better tree of the two with 30 rows in docs/fidelity.md
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """One record to generate from.
-
-    Attributes:
-      id: names the record; also picks its noise when it has no seed of its own.
-      token_ids: the prompt.
-      seed: seed of its noise, 0 to 2**32 - 1; from the run's seed and the id when None.
-    """
-
-    id: str | int
-    token_ids: list[int]
-    seed: int | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to generate; the values that `make_request` checks, and the size of a batch."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    mask_ema: float = DEFAULT_MASK_EMA
-    batch_size: int = 1
-    capacity: int | None = None
-    prompt_slots: int | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Generation:
-    """What came of one prompt.
-
-    Attributes:
-      id: the prompt's.
-      prompt_ids: its token ids.
-      token_ids: the new tokens, the end-of-text token included where it was generated.
-      text: their text, without special tokens.
-      finish_reason: "stop" at an end-of-text token, "length" at the limit.
-      draft: what drafted it, by `draft_name`.
-      calls: decode calls, without the prefill.
-      committed: tokens that those calls gave; the prefill's first token is not among them.
-      accepted_by_depth: drafts accepted at depth 1, 2, ..., before the cut at the end of the text.
-    """
-
-    id: str | int
-    prompt_ids: list[int]
-    token_ids: list[int]
-    text: str
-    finish_reason: str
-    draft: str
-    calls: int
-    committed: int
-    accepted_by_depth: list[int]
-
-
-@dataclasses.dataclass
-class Stats:
-    """Sums over a run: tau is `committed / calls`; `seconds` holds the prefills, and no compilation."""
-
-    calls: int = 0
-    committed: int = 0
-    new_tokens: int = 0
-    seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    compile_seconds: float = 0.0
-
-    @property
-    def tau(self) -> float:
-        """Acceptance length: tokens a decode call gives; 1 for plain decoding, and where there was no call."""
-        return self.committed / self.calls if self.calls else 1.0
-
-    def __str__(self) -> str:
-        speed = self.new_tokens / self.seconds if self.seconds else 0.0
-        return (
-            f"tau {self.tau:.3f}, {self.calls} calls for {self.committed} tokens, {speed:.1f} tokens/s "
-            f"({self.new_tokens} tokens in {self.seconds:.2f} s, and {self.compile_seconds:.1f} s of compilation)"
-        )
 
 
 class Decoder:
@@ -116,30 +36,40 @@ class Decoder:
         self._table: recycle.Table | None = None
         if isinstance(draft_cfg, RecycleConfig) and draft_cfg.keeps_table:
             self._table = recycle.empty_table(1, checkpoint.config.vocab_size, draft_cfg)
-        self._programs: dict[Any, Program] = {}
+        self._programs = Programs(checkpoint, draft_cfg)
         self._has_run: set[Any] = set()
 
     def run(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Generation]:
-        """Generates batch by batch, in order. All prompts are checked before the first one runs.
+        """Generates, in order, with all rows kept busy. All prompts are checked before the first one runs.
 
         Raises:
           ValueError: one line with the values and a way out; see `make_request`.
         """
-        if settings.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {settings.batch_size}.")
-        size = max(1, min(settings.batch_size, len(prompts)))
-        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        requests = [self.request(batch, settings, size) for batch in batches]
-        return self._run(batches, requests, settings)
+        return self._run(self.stream(prompts, settings), prompts)
 
-    def _run(
-        self,
-        batches: list[Sequence[Prompt]],
-        requests: list[tuple[jax.Array, Request, DecodeConfig]],
-        settings: Settings,
-    ) -> Iterator[Generation]:
-        for batch, request in zip(batches, requests, strict=True):
-            yield from self._generations(batch, settings, self._decode(*request))
+    def _run(self, stream: ContinuousDecoder, prompts: Sequence[Prompt]) -> Iterator[Generation]:
+        yield from in_order(stream.run(prompts))
+        self._table = stream.table
+
+    def stream(self, prompts: Sequence[Prompt], settings: Settings, *, streams_text: bool = False) -> ContinuousDecoder:
+        """What decodes these prompts, with no more rows than prompts; each is checked."""
+        capacity = settings.capacity or 1
+        for prompt in prompts:
+            decode_cfg = make_newcomer(self.checkpoint, self.draft_cfg, prompt, settings, settings.capacity)[2]
+            capacity = max(capacity, decode_cfg.capacity)
+        if settings.batch_size > len(prompts):
+            settings = dataclasses.replace(settings, batch_size=max(1, len(prompts)))
+        return ContinuousDecoder(
+            self.checkpoint,
+            self.draft_cfg,
+            settings,
+            capacity=capacity,
+            is_sampled=any(prompt.of("temperature", settings) > 0 for prompt in prompts),
+            streams_text=streams_text,
+            programs=self._programs,
+            stats=self.stats,
+            table=self._table,
+        )
 
     def run_batch(self, batch: Sequence[Prompt], settings: Settings) -> list[Generation]:
         """One batch of at most `settings.batch_size` prompts, with idle rows in the places left.
@@ -167,8 +97,12 @@ class Decoder:
         tokens, lengths, calls, accepted = jax.device_get(
             (state.token_BT, state.length_B, state.calls_B, state.accepted_by_depth_BD)
         )
-        for row, prompt in enumerate(batch):  # the root, the newest token, is at `length`
-            yield self._generation(prompt, draft, tokens[row, : lengths[row] + 1], calls[row], accepted[row])
+        for row, prompt in enumerate(batch):
+            token_ids = tokens[row, len(prompt.token_ids) : lengths[row] + 1].tolist()  # the newest is at `length`
+            counts = {"calls": int(calls[row]), "accepted_by_depth": accepted[row].tolist()}
+            generation = make_generation(self.checkpoint, prompt, token_ids, draft=draft, **counts)
+            self.stats.count(generation)
+            yield generation
 
     def request(
         self, batch: Sequence[Prompt], settings: Settings, rows: int | None = None
@@ -195,7 +129,7 @@ class Decoder:
         prefill, run_steps = self.compile(prompt_BT, request, decode_cfg)
         params = self.checkpoint.params
         start = time.perf_counter()
-        state = jax.block_until_ready(prefill(params, prompt_BT, request, table=self._table))
+        state = jax.block_until_ready(prefill(params, prompt_BT, request, self._table))
         filled = time.perf_counter()
         state = jax.block_until_ready(run_steps(params, request, state))
         self.stats.prefill_seconds += filled - start
@@ -209,48 +143,23 @@ class Decoder:
         They are two programs, so that a new prompt length compiles a prefill and no second decode loop. Several threads
         may compile at a time.
         """
-        loop_key = (_shapes(request), decode_cfg)  # the rest of the loop's state follows from these
-        prefill_key = (prompt_BT.shape, *loop_key)
-        static: dict[str, Any] = {"cfg": self.checkpoint.config, "draft_cfg": self.draft_cfg, "decode_cfg": decode_cfg}
-        args = (self.checkpoint.params, prompt_BT, request)
-        if prefill_key not in self._programs:
-            self._build(prefill_key, decode_loop.prefill, args, static, table=self._table)
-        if loop_key not in self._programs:
-            state = jax.eval_shape(functools.partial(decode_loop.prefill, **static), *args, table=self._table)
-            self._build(loop_key, decode_loop.run_steps, (args[0], request, state), static, donate="state")
-        return self._programs[prefill_key], self._programs[loop_key]
-
-    def _build(
-        self, key: Any, function: Program, args: tuple[Any, ...], static: dict[str, Any], donate: str = "", **more: Any
-    ) -> None:
-        start = time.perf_counter()
-        jitted = jax.jit(function, static_argnames=tuple(static), donate_argnames=donate or None)
-        self._programs[key] = jitted.lower(*args, **static, **more).compile()
-        self.stats.compile_seconds += time.perf_counter() - start
-
-    def _generation(
-        self, prompt: Prompt, draft: str, tokens: np.ndarray, calls: int, accepted_by_depth: np.ndarray
-    ) -> Generation:
-        token_ids = tokens[len(prompt.token_ids) :].tolist()
-        generation = Generation(
-            id=prompt.id,
-            prompt_ids=prompt.token_ids,
-            token_ids=token_ids,
-            text=text.decode(self.checkpoint.tokenizer, token_ids),
-            finish_reason="stop" if token_ids[-1] in self.checkpoint.eos_token_ids else "length",
-            draft=draft,
-            calls=int(calls),
-            committed=len(token_ids) - 1,
-            accepted_by_depth=accepted_by_depth.tolist(),
-        )
-        self.stats.calls += generation.calls
-        self.stats.committed += generation.committed
-        self.stats.new_tokens += len(token_ids)
-        return generation
+        if self._programs.mesh is not None:
+            raise ValueError("a batch on its own runs on one device; use `run`, which decodes on a mesh too.")
+        before = self._programs.compile_seconds
+        static: dict[str, Any] = {"decode_cfg": decode_cfg}
+        args = (prompt_BT, request, self._table)
+        prefill = self._programs.get(_prefill, *args, **static)
+        whole = {"cfg": self.checkpoint.config, "draft_cfg": self.draft_cfg} | static
+        state = jax.eval_shape(functools.partial(_prefill, **whole), self.checkpoint.params, *args)
+        run_steps = self._programs.get(decode_loop.run_steps, request, state, donate=(2,), **static)
+        self.stats.compile_seconds += self._programs.compile_seconds - before
+        return prefill, run_steps
 
 
-def _shapes(tree: Any) -> tuple[tuple[tuple[int, ...], str], ...]:
-    return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree))
+def _prefill(
+    params: Params, prompt_BT: jax.Array, request: Request, table: recycle.Table | None, **static: Any
+) -> decode_loop.DecodeState:
+    return decode_loop.prefill(params, prompt_BT, request, table=table, **static)
 
 
 def generate(
@@ -285,11 +194,3 @@ def generate(
         for i, prompt in enumerate(prompts)
     ]
     return list(decoder.run(records, Settings() if settings is None else settings))
-
-
-def record_seed(run_seed: int, prompt: Prompt) -> int:
-    """The seed of one record's noise: its own, else one drawn from the run's seed and its id, whatever its batch."""
-    if prompt.seed is not None:
-        return prompt.seed
-    digest = hashlib.sha256(f"{run_seed}:{prompt.id}".encode()).digest()
-    return int.from_bytes(digest[:4], "little")

@@ -34,6 +34,31 @@ class Request(flax.struct.PyTreeNode, kw_only=True):
     mask_ema: jax.Array
 
 
+def idle_request(rows: int, eos_token_ids: Sequence[int], mask_ema: float) -> Request:
+    """A request of rows that have no prompt and emit nothing."""
+    return Request(
+        prompt_length_B=jnp.ones(rows, jnp.int32),
+        max_new_tokens_B=jnp.zeros(rows, jnp.int32),
+        eos_E=jnp.asarray(list(eos_token_ids), jnp.int32),
+        sampling=Sampling(
+            temperature_B=jnp.zeros(rows, jnp.float32),
+            top_k_B=jnp.zeros(rows, jnp.int32),
+            top_p_B=jnp.ones(rows, jnp.float32),
+            seed_B=jnp.zeros(rows, jnp.uint32),
+        ),
+        mask_ema=jnp.float32(mask_ema),
+    )
+
+
+def join_requests(requests: Sequence[Request]) -> Request:
+    """The rows of several requests in one; what all rows share is the first one's."""
+    shared = {"eos_E": requests[0].eos_E, "mask_ema": requests[0].mask_ema}
+    if len(requests) == 1:
+        return requests[0]
+    rows = [request.replace(eos_E=None, mask_ema=None) for request in requests]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows).replace(**shared)
+
+
 def bucket(size: int) -> int:
     """The power of two, at least 64, that holds `size`: so that a new length is seldom a new program."""
     return max(SMALLEST_BUCKET, 1 << (size - 1).bit_length())

@@ -166,7 +166,7 @@ def test_programs_are_compiled_once_a_shape(checkpoint):
     decoder = Decoder(checkpoint, PROBE)
     list(decoder.run(PROMPTS[:1], DRAWN))
     assert decoder.stats.compile_seconds > 0
-    assert len(decoder._programs) == 2  # a prefill and a decode loop
+    assert len(decoder._programs) == 3  # an empty batch, a newcomer, the calls
 
     def added(prompts, **changes):
         programs, seconds = len(decoder._programs), decoder.stats.compile_seconds
@@ -180,8 +180,8 @@ def test_programs_are_compiled_once_a_shape(checkpoint):
     assert added(PROMPTS[1:2], seed=9, temperature=0.5, top_k=3, top_p=0.5, mask_ema=0.0, max_new_tokens=5) == 0
     short, longer = [Prompt(id=0, token_ids=[1] * 30)], [Prompt(id=0, token_ids=[1] * 70)]
     larger = {"temperature": 0.0, "capacity": 128, "max_new_tokens": 2}
-    assert added(short, **larger) == 2
-    assert added(longer, **larger) == 1  # a longer prompt is another prefill, no other loop
+    assert added(short, **larger) == 3
+    assert added(longer, **larger) == 1  # a longer prompt enters by another program, the calls are the same
     assert added(longer, **larger) == 0
 
 
