@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_probe_mtp import exactness, tokenizer
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.generation import Decoder, Generation, Prompt, Settings
+from jax_probe_mtp.mesh import mesh_of
+from jax_probe_mtp.params import Params, abstract_params
 from jax_probe_mtp.records import Question
 from jax_probe_mtp.runs import Run
 
@@ -271,10 +275,17 @@ def environment(dtype: str) -> dict[str, Any]:
 def model_identity(checkpoint: Checkpoint) -> dict[str, str]:
     """The model's name and a hash over its shape and a few values of every weight, which tells two models apart."""
     digest = hashlib.sha256(repr(checkpoint.config).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoint.params):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
-        first_values = leaf[(0,) * (leaf.ndim - 1)][:16]
-        digest.update(np.asarray(first_values, np.float32).tobytes())
+    mesh = mesh_of(checkpoint.params)
+    on_all_devices = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # where every process can read it
+
+    def first_values(params: Params) -> Params:
+        return jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:16].astype(jnp.float32), params)
+
+    values = jax.jit(first_values, out_shardings=on_all_devices)(checkpoint.params)
+    shapes = abstract_params(checkpoint.config)
+    for (path, leaf), shape in zip(jax.tree_util.tree_leaves_with_path(values), jax.tree.leaves(shapes), strict=True):
+        digest.update(f"{jax.tree_util.keystr(path)} {shape.shape}".encode())
+        digest.update(np.asarray(leaf).tobytes())
     return {"name": Path(checkpoint.name).name, "fingerprint": digest.hexdigest()[:16]}
 
 

@@ -1,20 +1,19 @@
 """The commands: flags in, library calls, text out on stdout and everything else on stderr."""
 
 import argparse
-import dataclasses
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import jax
 
-from jax_probe_mtp import auto_tree, bench_cli, demo_model, exactness, options, records
+from jax_probe_mtp import bench_cli, demo_model, exactness, generate_cli, jobs, options
 from jax_probe_mtp.checkpoint import Checkpoint
-from jax_probe_mtp.draft_config import PLAIN, DraftConfig, ProbeConfig, draft_name
+from jax_probe_mtp.draft_config import PLAIN, DraftConfig, draft_name
 from jax_probe_mtp.generation import DEFAULT_DRAFT, Decoder, Generation, Prompt, Settings
 from jax_probe_mtp.messages import Parser, one_line
+from jax_probe_mtp.prompt_file import Record
 
 DEMO_PROMPTS = ("Write a Python function that adds two numbers.", "What is the capital of France?")
 DEMO_TOKENS = 48
@@ -33,103 +32,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: the device gave up ({one_line(error)[:200]}); try a smaller --batch-size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        is_kept = args.command is _generate and args.output
-        print(
-            "error: interrupted" + ("; answers so far are in the .partial file beside --output" if is_kept else ""),
-            file=sys.stderr,
-        )
+        print("error: interrupted", file=sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="jax-probe-mtp", description="Lossless multi-token prediction for Llama and Qwen models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    generate = commands.add_parser("generate", allow_abbrev=False, help="answer a prompt, or a file of prompts")
-    generate.add_argument("--method", choices=options.METHODS, default="probe", help="ar is plain decoding")
-    generate.add_argument("--output", type=Path, metavar="G.jsonl", help="where the answers to --input go")
-    generate.add_argument("--stats", action="store_true", help="tau, calls and tokens/s on stderr")
-    generate.set_defaults(command=_generate)
+    generate_cli.add_commands(commands)
     verify = commands.add_parser(
         "verify", allow_abbrev=False, help="compare this method's tokens with plain decoding's"
     )
     drafting = [method for method in options.METHODS if method != "ar"]
     verify.add_argument("--method", choices=drafting, default="probe", help="what is compared with plain decoding")
     verify.set_defaults(command=_verify)
-    for command in (generate, verify):
-        options.add_model(command)
-        source = command.add_mutually_exclusive_group(required=True)
-        source.add_argument("--prompt", help="one prompt")
-        source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
-        options.add_draft(command)
-        options.add_sampling(command)
+    generate_cli.add_prompts(verify)
+    options.add_model(verify)
+    options.add_draft(verify)
+    options.add_sampling(verify)
+    options.add_stream(verify)
     bench_cli.add_commands(commands)
     demo = commands.add_parser("demo", help="fetch SmolLM2-135M-Instruct, answer two prompts, show the proof")
     demo.set_defaults(command=_demo)
     return parser
 
 
-def _records(args: argparse.Namespace) -> list[dict]:
-    """Reads the prompts before anything slow starts."""
-    return records.read_prompts(args.input) if args.input else [{"id": 0, "prompt": args.prompt}]
-
-
-def _generate(args: argparse.Namespace) -> int:
-    if bool(args.input) != bool(args.output):
-        raise ValueError("--input and --output go together: a file of prompts in, a file of answers out.")
-    if args.output:
-        records.check_output(args.output, args.input)
-    draft, settings, raw = options.draft_config(args, takes_auto=True), options.settings(args), _records(args)
-    checkpoint = options.load(args.model, args.dtype, args.revision)
-    prompts = options.prompts(checkpoint, raw, use_chat_template=not args.no_chat_template)
-    choice = _choose(checkpoint, prompts, draft, settings) if args.tree == options.AUTO else None
-    draft = choice.draft if choice else draft
-    decoder = Decoder(checkpoint, draft)
-    generations: Iterable[Generation] = decoder.run(prompts, settings)
-    if args.output:
-        for _ in _with_progress(records.write_generations(args.output, generations), len(raw)):
-            pass
-    else:
-        for generation in generations:
-            print(generation.text)
-    if args.stats:
-        if choice:
-            print(f"auto: {choice}", file=sys.stderr)
-        print(f"{decoder.stats}; {draft.num_rows} rows a call", file=sys.stderr)
-    return 0
-
-
-def _choose(checkpoint: Checkpoint, prompts: list[Prompt], like: DraftConfig, settings: Settings) -> auto_tree.Choice:
-    """The tree that pays for these prompts, all of which are checked before anything is measured."""
-    assert isinstance(like, ProbeConfig)
-    if settings.batch_size >= 1:  # else it is `choose` that says so
-        settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(prompts)))
-    _, _, decode_cfg = Decoder(checkpoint, PLAIN).request(prompts, settings)
-    settings = dataclasses.replace(settings, capacity=decode_cfg.capacity)  # of the longest prompt
-    try:
-        folder = demo_model.cache_folder() / "auto_tree"
-    except ValueError as error:
-        print(f"what a call costs is not kept: {one_line(error)}", file=sys.stderr)
-        folder = None
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    return auto_tree.choose(checkpoint, settings, like=like, folder=folder, say=say)
-
-
-def _with_progress(generations: Iterable[Generation], total: int) -> Iterator[Generation]:
-    from tqdm import tqdm
-
-    return iter(tqdm(generations, total=total, unit="record", file=sys.stderr, disable=None))
-
-
 def _verify(args: argparse.Namespace) -> int:
-    draft, settings, raw = options.draft_config(args, takes_auto=True), options.settings(args), _records(args)
-    checkpoint = options.load(args.model, args.dtype, args.revision)
-    prompts = options.prompts(checkpoint, raw, use_chat_template=not args.no_chat_template)
+    draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
+    records = generate_cli.read_records(args)  # before anything slow starts
+    opened = options.open_model(args.model, args.dtype, args.revision)
+    prompts = [jobs.encode(record, opened.tokenizer, use_chat_template=not args.no_chat_template) for record in records]
+    checkpoint = opened.load()
     name = args.method
     if args.tree == options.AUTO:
-        choice = _choose(checkpoint, prompts, draft, settings)
+        choice = generate_cli.choose_tree(checkpoint, prompts, draft, settings)
         print(f"auto: {choice}", file=sys.stderr)
         draft, name = choice.draft, draft_name(choice.draft)
     return _compare(checkpoint, prompts, name, draft, settings, show=lambda _: None)
@@ -169,11 +105,11 @@ def _demo(args: argparse.Namespace) -> int:
         print(f"fetching SmolLM2-135M-Instruct (98 MB) into {folder}", file=sys.stderr)
         convert_gguf(demo_model.fetch(folder), converted)
     checkpoint = options.load(converted, "float32")
-    raw = [{"id": i, "prompt": prompt} for i, prompt in enumerate(DEMO_PROMPTS)]
+    records = [Record(index=i, id=i, prompt=prompt) for i, prompt in enumerate(DEMO_PROMPTS)]
     print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
     status = _compare(
         checkpoint,
-        options.prompts(checkpoint, raw, use_chat_template=True),
+        [jobs.encode(record, checkpoint.tokenizer, use_chat_template=True) for record in records],
         "probe",
         DEFAULT_DRAFT,
         Settings(max_new_tokens=DEMO_TOKENS),

@@ -47,7 +47,7 @@ class ModelConfig:
     has_qkv_bias: bool = False
     has_qk_norm: bool = False
     is_tied: bool = False
-    is_sharded: bool = False
+    is_sharded: bool = dataclasses.field(default=False, repr=False)  # no part of what the model is
 
     def __post_init__(self) -> None:
         sizes = (

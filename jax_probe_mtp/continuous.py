@@ -13,16 +13,19 @@ import numpy as np
 from jax_probe_mtp import recycle, row_batch, sources
 from jax_probe_mtp import tokenizer as text
 from jax_probe_mtp.checkpoint import Checkpoint
-from jax_probe_mtp.config import DecodeConfig
+from jax_probe_mtp.config import DecodeConfig, ModelConfig
 from jax_probe_mtp.decode_loop import DecodeState
 from jax_probe_mtp.draft_config import DraftConfig, draft_name
+from jax_probe_mtp.messages import one_line
 from jax_probe_mtp.programs import EVERYWHERE, REQUEST, STATE, Program, Programs
 from jax_probe_mtp.prompts import Generation, Prompt, Settings, Stats, record_seed
-from jax_probe_mtp.request import Request, idle_request, join_requests, make_request
+from jax_probe_mtp.request import Request, check_settings, idle_request, join_requests, make_request
 from jax_probe_mtp.row_batch import Report
 from jax_probe_mtp.text_stream import TextStream
 
-Item = Prompt | Generation  # a generation: a record that ended before it began, by an error; it is passed on
+Item = Prompt | Generation  # a generation: a record that ended by an error before it began; it is passed on
+MOST_REFUSALS = 1000  # that are kept before they are handed on
+Numbered = tuple[int, Generation]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,11 +33,11 @@ class Update:
     """What a chunk of calls gave.
 
     Attributes:
-      finished: (number of the record in the stream, its generation), in the order in which they ended.
-      new_text: (number of the record, text to show) of rows whose text grew; only where texts are streamed.
+      finished: (number, generation) of the records that ended, in the order in which they did.
+      new_text: (number, text to show) of the records whose text grew; only where texts are streamed.
     """
 
-    finished: list[tuple[int, Generation]]
+    finished: list[Numbered]
     new_text: list[tuple[int, str]]
 
 
@@ -77,6 +80,32 @@ def make_newcomer(
         top_k=prompt.of("top_k", settings),
         top_p=prompt.of("top_p", settings),
         seeds=[record_seed(settings.seed, prompt)],
+        mask_ema=settings.mask_ema,
+        capacity=capacity,
+        prompt_slots=settings.prompt_slots,
+    )
+
+
+def check_sizes(
+    cfg: ModelConfig, draft_cfg: DraftConfig, settings: Settings, *, capacity: int, num_shards: int = 1
+) -> None:
+    """Checks what no record can make right, before anything is loaded.
+
+    Raises:
+      ValueError: one line with the values and a way out.
+    """
+    B, K = settings.batch_size, settings.calls_per_chunk
+    if B < 1 or K < 1:
+        raise ValueError(f"batch_size and calls_per_chunk must be at least 1, got {B} and {K}.")
+    if B % num_shards:
+        raise ValueError(f"batch_size {B} cannot be split over data={num_shards}; use a multiple of it.")
+    check_settings(
+        cfg,
+        draft_cfg,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
         mask_ema=settings.mask_ema,
         capacity=capacity,
         prompt_slots=settings.prompt_slots,
@@ -139,38 +168,36 @@ class ContinuousDecoder:
         Raises:
           ValueError: one line with the values and a way out.
         """
-        B, K = settings.batch_size, settings.calls_per_chunk
-        if B < 1 or K < 1:
-            raise ValueError(f"batch_size and calls_per_chunk must be at least 1, got {B} and {K}.")
+        self._programs = Programs(checkpoint, draft_cfg) if programs is None else programs
+        self._num_shards = self._programs.num_shards
+        check_sizes(checkpoint.config, draft_cfg, settings, capacity=capacity, num_shards=self._num_shards)
         self._checkpoint = checkpoint
         self._draft_cfg = draft_cfg
         self._settings = settings
         self._streams_text = streams_text
-        self._programs = Programs(checkpoint, draft_cfg) if programs is None else programs
-        self._num_shards = self._programs.num_shards
-        if B % self._num_shards:
-            raise ValueError(f"batch_size {B} cannot be split over data={self._num_shards}; use a multiple of it.")
         self._decode_cfg = DecodeConfig(capacity=capacity, is_sampled=is_sampled, has_logprobs=settings.logprobs)
+        self._draft_name = draft_name(draft_cfg, settings.mask_ema)
         self.stats = Stats() if stats is None else stats
         self.table = table
-        self._rows: list[_Row | None] = [None] * B
-        self._is_stopped_B = np.zeros(B, np.bool_)
+        self._rows: list[_Row | None] = [None] * settings.batch_size
+        self._is_stopped_B = np.zeros(settings.batch_size, np.bool_)
         self._waiting: collections.deque[_Newcomer] = collections.deque()
         self._finished: list[tuple[int, Generation]] = []
         self._new_text: list[tuple[int, str]] = []
 
-    def run(self, items: Iterable[Item], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Update]:
+    def run(
+        self, items: Iterable[tuple[int, Item]], should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Update]:
         """Decodes all prompts; gives an update after every chunk, while the device is busy with the next.
 
         Args:
-          items: prompts, taken as rows become free, and generations that are passed on.
+          items: (number, prompt), taken as rows become free; of a generation that is passed on as well. A prompt that
+            cannot run comes back with an error.
           should_stop: asked after each chunk; when True, the rows in use are given up, and the iterator ends.
-
-        Raises:
-          ValueError: from a prompt that cannot run; see `make_request`. Check before, or pass a generation on.
         """
-        numbered = enumerate(items)
-        self._prepare(numbered)
+        items = iter(items)
+        while self._prepare(items) and not self._waiting:
+            yield self._update()
         if not self._waiting:
             yield self._update()
             return
@@ -179,7 +206,10 @@ class ContinuousDecoder:
         while True:
             request, state = self._admit(request, state)
             if not any(self._rows):
-                break
+                if not self._prepare(items):
+                    break
+                yield self._update()
+                continue
             stopped_B = self._programs.place(self._is_stopped_B)
             state, report = self._call(
                 row_batch.run_calls,
@@ -195,7 +225,7 @@ class ContinuousDecoder:
             self.stats.compile_seconds += compile_seconds
             self.stats.host_seconds += time.perf_counter() - done - compile_seconds
             yield self._update()
-            self._prepare(numbered)
+            self._prepare(items)
             report = jax.device_get(report)
             before, done = done, time.perf_counter()
             self.stats.seconds += done - before - compile_seconds
@@ -205,24 +235,44 @@ class ContinuousDecoder:
         self.table = sources.table_to_keep(state.source, self._draft_cfg)
         yield self._update()
 
+    def refusal(self, prompt: Prompt, error: ValueError) -> Generation:
+        """What comes of a prompt that cannot run."""
+        return Generation(
+            id=prompt.id,
+            prompt_ids=prompt.token_ids,
+            token_ids=[],
+            text="",
+            finish_reason="error",
+            draft=self._draft_name,
+            calls=0,
+            committed=0,
+            accepted_by_depth=[0] * self._draft_cfg.max_depth,
+            error=one_line(error),
+        )
+
     def _call(self, function: Program, *args: Any, **how: Any) -> Any:
         program = self._programs.get(function, *args, decode_cfg=self._decode_cfg, **how)
         return program(self._checkpoint.params, *args)
 
-    def _prepare(self, items: Iterator[tuple[int, Item]]) -> None:
-        """Takes prompts from the stream, until one waits for each row."""
-        while len(self._waiting) < len(self._rows):
+    def _prepare(self, items: Iterator[tuple[int, Item]]) -> bool:
+        """Takes prompts from the stream until one waits for each row; False at the stream's end, with none waiting."""
+        while len(self._waiting) < len(self._rows) and len(self._finished) < MOST_REFUSALS + len(self._rows):
             try:
                 index, item = next(items)
             except StopIteration:
-                return
+                return bool(self._waiting)
             if isinstance(item, Generation):
                 self._finish(index, item)
                 continue
-            prompt_1T, request, _ = make_newcomer(
-                self._checkpoint, self._draft_cfg, item, self._settings, self._decode_cfg.capacity
-            )
+            try:
+                prompt_1T, request, _ = make_newcomer(
+                    self._checkpoint, self._draft_cfg, item, self._settings, self._decode_cfg.capacity
+                )
+            except ValueError as error:
+                self._finish(index, self.refusal(item, error))
+                continue
             self._waiting.append(_Newcomer(index=index, prompt=item, prompt_1T=prompt_1T, request=request))
+        return True
 
     def _empty_batch(self) -> tuple[Request, DecodeState]:
         request = self._programs.place(self._idle(len(self._rows)))
@@ -328,7 +378,7 @@ class ContinuousDecoder:
             self._checkpoint,
             row.prompt,
             row.token_ids,
-            draft=draft_name(self._draft_cfg, self._settings.mask_ema),
+            draft=self._draft_name,
             calls=row.calls,
             accepted_by_depth=row.accepted_by_depth,
             logprobs=row.logprobs if self._settings.logprobs else None,
@@ -351,12 +401,24 @@ class ContinuousDecoder:
         return update
 
 
-def in_order(updates: Iterable[Update]) -> Iterator[Generation]:
-    """The generations in the order of their prompts; those that end early wait for the ones before them."""
-    early: dict[int, Generation] = {}
-    following = 0
-    for update in updates:
-        early.update(update.finished)
-        while following in early:
-            yield early.pop(following)
-            following += 1
+class InOrder:
+    """Gives generations on in the order in which their prompts were taken; those that end early wait."""
+
+    def __init__(self) -> None:
+        self._taken: collections.deque[int] = collections.deque()
+        self._early: dict[int, Generation] = {}
+
+    def watch(self, items: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
+        """The items as they are; notes their order."""
+        for number, item in items:
+            self._taken.append(number)
+            yield number, item
+
+    def add(self, finished: Iterable[Numbered]) -> list[Numbered]:
+        """Takes generations in any order, and gives those whose turn it is."""
+        self._early.update(finished)
+        ready = []
+        while self._taken and self._taken[0] in self._early:
+            number = self._taken.popleft()
+            ready.append((number, self._early.pop(number)))
+        return ready

@@ -12,6 +12,7 @@ import numpy as np
 from jax_probe_mtp import model, sampling
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.continuous import make_newcomer
 from jax_probe_mtp.generation import Decoder, Generation, Prompt, Settings
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import bucket
@@ -69,7 +70,9 @@ def compare(
     """
     if expected.token_ids == got.token_ids:
         return None
-    draw = plain.request([prompt], settings)[1].sampling if settings.temperature > 0 else None
+    draw = None
+    if prompt.of("temperature", settings) > 0:
+        draw = make_newcomer(plain.checkpoint, plain.draft_cfg, prompt, settings, None)[1].sampling
     return first_difference(plain.checkpoint, prompt.token_ids, expected.token_ids, got.token_ids, draw)
 
 

@@ -13,7 +13,7 @@ from jax_probe_mtp import decode_loop, recycle, sources
 from jax_probe_mtp import tokenizer as text
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig
-from jax_probe_mtp.continuous import ContinuousDecoder, in_order, make_generation, make_newcomer
+from jax_probe_mtp.continuous import ContinuousDecoder, InOrder, make_generation, make_newcomer
 from jax_probe_mtp.draft_config import DraftConfig, ProbeConfig, RecycleConfig, draft_name
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.programs import Program, Programs
@@ -48,7 +48,9 @@ class Decoder:
         return self._run(self.stream(prompts, settings), prompts)
 
     def _run(self, stream: ContinuousDecoder, prompts: Sequence[Prompt]) -> Iterator[Generation]:
-        yield from in_order(stream.run(prompts))
+        in_order = InOrder()
+        for update in stream.run(in_order.watch(enumerate(prompts))):
+            yield from (generation for _, generation in in_order.add(update.finished))
         self._table = stream.table
 
     def stream(self, prompts: Sequence[Prompt], settings: Settings, *, streams_text: bool = False) -> ContinuousDecoder:

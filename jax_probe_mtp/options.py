@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jax_probe_mtp import tokenizer
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.draft_config import (
     MASK_INITS,
@@ -15,7 +14,7 @@ from jax_probe_mtp.draft_config import (
     ProbeConfig,
     RecycleConfig,
 )
-from jax_probe_mtp.generation import DEFAULT_DRAFT, Prompt, Settings
+from jax_probe_mtp.generation import DEFAULT_DRAFT, Settings
 
 METHODS = ("probe", "ar", "ngram", "recycle")
 AUTO = "auto"  # the --tree that is chosen by what a call costs
@@ -86,6 +85,25 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int = Setti
         type=int,
         metavar="T",
         help="pad all prompts to T: with --capacity, one program for all lengths",
+    )
+
+
+def add_stream(parser: argparse.ArgumentParser) -> None:
+    """How texts end early, and how often the rows are looked at."""
+    chunk = Settings().calls_per_chunk
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end an answer where this text appears; may be repeated",
+    )
+    parser.add_argument(
+        "--calls-per-chunk",
+        type=int,
+        default=chunk,
+        metavar="K",
+        help=f"decode calls between two looks at the rows: one that ended is then given the next prompt ({chunk})",
     )
 
 
@@ -163,8 +181,7 @@ def _whole(text: str | None) -> int | None:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """The settings that the flags of `add_sampling` name, and `--mask-ema` where the command has it."""
-    mask_ema = getattr(args, "mask_ema", None)
+    """The settings that the flags of `add_sampling` name, and those of other groups where the command has them."""
     return Settings(
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -174,21 +191,23 @@ def settings(args: argparse.Namespace) -> Settings:
         batch_size=args.batch_size,
         capacity=args.capacity,
         prompt_slots=args.prompt_slots,
-        **_present(mask_ema=mask_ema),
+        **_present(
+            mask_ema=getattr(args, "mask_ema", None),
+            stop=tuple(args.stop) if hasattr(args, "stop") else None,
+            calls_per_chunk=getattr(args, "calls_per_chunk", None),
+            logprobs=getattr(args, "logprobs", None),
+        ),
     )
+
+
+def open_model(model: str | Path, dtype: str | None, revision: str | None = None) -> Any:
+    """The `OpenedCheckpoint` that `--model`, `--dtype` and `--revision` name, its weights not yet read."""
+    from checkpoints_convert import open_checkpoint  # it imports this package, so not at the top
+
+    return open_checkpoint(model, dtype=dtype, revision=revision)
 
 
 def load(model: str | Path, dtype: str | None, revision: str | None = None) -> Checkpoint:
     """The checkpoint that `--model`, `--dtype` and `--revision` name."""
-    from checkpoints_convert import load_checkpoint  # it imports this package, so not at the top
-
-    return load_checkpoint(model, dtype=dtype, revision=revision)
-
-
-def prompts(checkpoint: Checkpoint, raw: list[dict], *, use_chat_template: bool) -> list[Prompt]:
-    """Records as `records.read_prompts` gives them, in tokens."""
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(checkpoint.tokenizer, text, use_chat_template=use_chat_template)
-
-    return [Prompt(id=r["id"], token_ids=encode(r["prompt"]), seed=r.get("seed")) for r in raw]
+    checkpoint: Checkpoint = open_model(model, dtype, revision).load()
+    return checkpoint

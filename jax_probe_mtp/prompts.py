@@ -133,6 +133,19 @@ class Stats:
         """Acceptance length: tokens a decode call gives; 1 for plain decoding, and where there was no call."""
         return self.committed / self.calls if self.calls else 1.0
 
+    def as_json(self) -> dict[str, float | None]:
+        """All of it, and what follows from it; null where there was nothing to divide by."""
+
+        def share(part: float, whole: float) -> float | None:
+            return part / whole if whole else None
+
+        return dataclasses.asdict(self) | {
+            "tau": self.tau,
+            "tokens_per_second": share(self.new_tokens, self.seconds),
+            "busy_share": share(self.busy_row_calls, self.row_calls),
+            "host_share": share(self.host_seconds, self.seconds),
+        }
+
     def __str__(self) -> str:
         speed = self.new_tokens / self.seconds if self.seconds else 0.0
         return (

@@ -107,17 +107,22 @@ def make_request(
     """
     if not prompts:
         raise ValueError("no prompts: give at least one.")
-    _check_values(max_new_tokens, temperature, top_k, top_p, mask_ema)
-    _check_draft(cfg, draft_cfg)
+    check_settings(
+        cfg,
+        draft_cfg,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        mask_ema=mask_ema,
+        capacity=capacity,
+        prompt_slots=prompt_slots,
+    )
     for token in eos_token_ids:
         if not _is_token(cfg, token):
             raise ValueError(f"end-of-text id {token} is none of the ids 0 to {cfg.vocab_size - 1}.")
     if rows is not None and rows < len(prompts):
         raise ValueError(f"{len(prompts)} prompts do not fit {rows} rows; raise rows or give fewer prompts.")
-    if capacity is not None and capacity > cfg.context_length:
-        raise ValueError(
-            f"capacity {capacity} is more than the model's context of {cfg.context_length}, which no row can use; lower it."
-        )
     seeds = [0] * len(prompts) if seeds is None else seeds
     if len(seeds) != len(prompts) or not all(0 <= seed < 2**32 for seed in seeds):
         raise ValueError(f"seeds must be {len(prompts)} numbers from 0 to 2**32 - 1, one a prompt, got {list(seeds)}.")
@@ -136,11 +141,8 @@ def make_request(
         )
     if prompt_slots is None:
         prompt_slots = min(bucket(longest), capacity + 1)
-    elif not longest <= prompt_slots <= capacity + 1:
-        raise ValueError(
-            f"prompt_slots {prompt_slots} must hold the longest prompt, {longest} tokens, and be at most {capacity + 1}, one "
-            f"more than the capacity."
-        )
+    elif not longest <= prompt_slots:
+        raise ValueError(f"prompt_slots {prompt_slots} must hold the longest prompt, {longest} tokens; raise it.")
     B, num_idle = rows or len(prompts), (rows or len(prompts)) - len(prompts)
     prompt_BT = np.zeros((B, prompt_slots), np.int32)
     for row, prompt in enumerate(prompts):
@@ -162,7 +164,23 @@ def make_request(
     return jnp.asarray(prompt_BT), request, DecodeConfig(capacity=capacity, is_sampled=temperature > 0)
 
 
-def _check_values(max_new_tokens: int, temperature: float, top_k: int, top_p: float, mask_ema: float) -> None:
+def check_settings(
+    cfg: ModelConfig,
+    draft_cfg: DraftConfig,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    mask_ema: float,
+    capacity: int | None = None,
+    prompt_slots: int | None = None,
+) -> None:
+    """Checks what no prompt can make right; see `make_request`.
+
+    Raises:
+      ValueError: one line with the values and a way out.
+    """
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens}.")
     if not temperature >= 0 or temperature == float("inf"):
@@ -173,6 +191,15 @@ def _check_values(max_new_tokens: int, temperature: float, top_k: int, top_p: fl
         raise ValueError(f"top_k must be 0 (all tokens) or more, got {top_k}.")
     if not 0 <= mask_ema <= 1:
         raise ValueError(f"mask_ema must be between 0 (frozen masks) and 1, got {mask_ema}.")
+    if capacity is not None and capacity > cfg.context_length:
+        raise ValueError(
+            f"capacity {capacity} is more than the model's context of {cfg.context_length}, which no row can use; lower it."
+        )
+    if capacity is not None and prompt_slots is not None and prompt_slots > capacity + 1:
+        raise ValueError(
+            f"prompt_slots {prompt_slots} must be at most {capacity + 1}, one more than the capacity; lower it."
+        )
+    _check_draft(cfg, draft_cfg)
 
 
 def _is_token(cfg: ModelConfig, token: int) -> bool:

@@ -1,6 +1,6 @@
 """Text to ids and back, on top of a `transformers` fast tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_probe_mtp.messages import one_line
@@ -22,9 +22,21 @@ def encode(tokenizer: Any, prompt: str, *, use_chat_template: bool) -> list[int]
         raise ValueError(f"the prompt is not UTF-8 text (character {error.start}); convert it first.") from None
     if not use_chat_template:
         return list(tokenizer(prompt)["input_ids"])
+    return encode_messages(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Ids of a conversation in the chat template, with the assistant's turn opened.
+
+    Args:
+      tokenizer: with the template.
+      messages: objects of `role` and `content`.
+
+    Raises:
+      ValueError: if there is no template or it fails.
+    """
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template; pass --no-chat-template (use_chat_template=False).")
-    messages = [{"role": "user", "content": prompt}]
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is a program, and may raise anything

@@ -334,6 +334,7 @@ def test_the_command_decodes_with_what_pays(run, command, timer, tmp_path, costs
     generate, output = command
     assert run(*generate, "--method", "ar") == (0, "", "")
     plain = answers(output)
+    output.unlink()  # of another draft
     timer.costs = costs
     code, out, err = run(*generate, "--tree", "auto", "--stats")
     assert (code, out) == (0, "")
@@ -351,10 +352,12 @@ def test_the_command_decodes_with_what_pays(run, command, timer, tmp_path, costs
     assert {(asked[1].capacity, asked[2]["batch_size"]) for asked in timer.asked} == {(128, 2)}
     assert len(list((tmp_path / "cache" / "jax_probe_mtp" / "auto_tree").iterdir())) == 1
     timer.costs = {}
+    output.unlink()
     code, out, err = run(*generate, "--tree", "auto", "--stats")
     assert (code, out) == (0, "")
     assert err.splitlines()[0] == says.replace("(fresh: ", "(cached: ")
     assert answers(output) == got
+    output.unlink()
     assert run(*generate, "--tree", "auto") == (0, "", "")
 
 
@@ -363,6 +366,7 @@ def test_the_masks_options_stay(run, command, timer):
     options = ["--tree", "auto", "--mask-init", "last_k", "--mask-ema", "0.5", "--no-prune"]
     assert run(*generate, *options)[0] == 0
     assert {line["draft"] for line in answers(output)} == {"probe:14@init=last_k,prune=0,ema=0.5"}
+    output.unlink()
     assert run(*generate, "--mask-init", "last_k", "--mask-ema", "0.5", "--no-prune", "--tree", "14")[0] == 0
     assert {line["draft"] for line in answers(output)} == {"probe:14@init=last_k,prune=0,ema=0.5"}
 

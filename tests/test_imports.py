@@ -62,6 +62,10 @@ ORDER = [
     "options",
     "bench_cli",
     "demo_model",
+    "distributed",
+    "memory",
+    "jobs",
+    "generate_cli",
     "cli",
 ]
 PACKAGE = Path(jax_probe_mtp.__file__).parent

@@ -1,0 +1,63 @@
+"""Several processes that decode together: every one makes the same calls in the same order, and writes its share.
+
+All processes read the same prompts and see the same results, so that each knows alone what all do next. Only what one
+process alone can know is exchanged: which records its own file holds, and whether it has to stop.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+ERROR = 1  # the signal number that stands for "could not write"; no run is stopped by the real one (SIGHUP)
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes; before anything else of JAX is used.
+
+    Args:
+      coordinator: HOST:PORT of process 0; None where the cluster says so itself, as a TPU pod does.
+      num_processes: of the run; None as above.
+      process_id: of this one, from 0; None as above.
+
+    Raises:
+      ValueError: if the processes do not find each other.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is None for value in given) and any(value is not None for value in given):
+        raise ValueError(
+            "--coordinator, --num-processes and --process-id go together; on a TPU pod leave all three out."
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPU devices alone
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"the processes do not find each other ({error}); check the three options.") from None
+
+
+def own_path(path: Path) -> Path:
+    """The file that this process writes: `path` where it is the only one, else such as answers.0-of-2.jsonl."""
+    if jax.process_count() == 1:
+        return path
+    return path.with_name(f"{path.stem}.{jax.process_index()}-of-{jax.process_count()}{path.suffix}")
+
+
+def is_mine(number: int) -> bool:
+    """Whether this process writes the record of this number."""
+    return number % jax.process_count() == jax.process_index()
+
+
+def union(is_true: np.ndarray) -> np.ndarray:
+    """bool [n] -> bool [n], True where it is so in any process."""
+    if jax.process_count() == 1:
+        return is_true
+    packed = multihost_utils.process_allgather(np.packbits(is_true))
+    return np.unpackbits(np.bitwise_or.reduce(packed, axis=0), count=len(is_true)).astype(np.bool_)
+
+
+def largest(value: int) -> int:
+    """The largest value that any process has."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
