@@ -12,8 +12,8 @@ import numpy as np
 from jax_probe_mtp import model, sampling
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import ModelConfig
-from jax_probe_mtp.continuous import make_newcomer
 from jax_probe_mtp.generation import Decoder, Generation, Prompt, Settings
+from jax_probe_mtp.newcomer import make_newcomer
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import bucket
 

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 
 from jax_probe_mtp import auto_tree, bench, demo_model, distributed, jobs, memory, options, records
-from jax_probe_mtp.answer_file import merge
+from jax_probe_mtp.answer_merge import merge
 from jax_probe_mtp.checkpoint import Checkpoint
-from jax_probe_mtp.continuous import check_sizes
 from jax_probe_mtp.draft_config import PLAIN, DraftConfig, ProbeConfig, draft_name
 from jax_probe_mtp.generation import Decoder, Settings
 from jax_probe_mtp.mesh import check_mesh, make_mesh, parse_mesh
 from jax_probe_mtp.messages import one_line
+from jax_probe_mtp.newcomer import check_sizes
 from jax_probe_mtp.prompt_file import PromptFile, Record
 from jax_probe_mtp.prompts import Prompt, Stats
 

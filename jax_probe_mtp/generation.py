@@ -13,12 +13,14 @@ from jax_probe_mtp import decode_loop, recycle, sources
 from jax_probe_mtp import tokenizer as text
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig
-from jax_probe_mtp.continuous import ContinuousDecoder, InOrder, make_generation, make_newcomer
+from jax_probe_mtp.continuous import ContinuousDecoder, InOrder
 from jax_probe_mtp.draft_config import DraftConfig, ProbeConfig, RecycleConfig, draft_name
+from jax_probe_mtp.newcomer import make_newcomer
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.programs import Program, Programs
 from jax_probe_mtp.prompts import Generation, Prompt, Settings, Stats, record_seed
 from jax_probe_mtp.request import Request, make_request
+from jax_probe_mtp.row_text import make_generation
 
 DEFAULT_DRAFT = ProbeConfig(tree=(14,))  # the better tree of the two with 30 rows in docs/fidelity.md
 

@@ -1,10 +1,10 @@
 """What to decode: prompts, limits and sampling as arrays, checked before anything runs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.config import DecodeConfig, ModelConfig
@@ -36,17 +36,39 @@ class Request(flax.struct.PyTreeNode, kw_only=True):
 
 def idle_request(rows: int, eos_token_ids: Sequence[int], mask_ema: float) -> Request:
     """A request of rows that have no prompt and emit nothing."""
+    values: dict[str, list[Any]] = {"lengths": [1], "limits": [0], "seeds": [0]}
+    values = {name: value * rows for name, value in values.items()}
+    return _request(**values, temperature=0.0, top_k=0, top_p=1.0, eos_token_ids=eos_token_ids, mask_ema=mask_ema)
+
+
+def _request(
+    *,
+    lengths: Sequence[int],
+    limits: Sequence[int],
+    seeds: Sequence[int],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    eos_token_ids: Sequence[int],
+    mask_ema: float,
+) -> Request:
+    """The request of rows with one way of sampling. Its arrays are NumPy's: the host makes many, and a program takes them."""
+    B = len(lengths)
+
+    def array(values: object, dtype: type) -> Any:
+        return np.asarray(values, dtype)
+
     return Request(
-        prompt_length_B=jnp.ones(rows, jnp.int32),
-        max_new_tokens_B=jnp.zeros(rows, jnp.int32),
-        eos_E=jnp.asarray(list(eos_token_ids), jnp.int32),
+        prompt_length_B=array(lengths, np.int32),
+        max_new_tokens_B=array(limits, np.int32),
+        eos_E=array(list(eos_token_ids), np.int32),
         sampling=Sampling(
-            temperature_B=jnp.zeros(rows, jnp.float32),
-            top_k_B=jnp.zeros(rows, jnp.int32),
-            top_p_B=jnp.ones(rows, jnp.float32),
-            seed_B=jnp.zeros(rows, jnp.uint32),
+            temperature_B=array([temperature] * B, np.float32),
+            top_k_B=array([top_k] * B, np.int32),
+            top_p_B=array([top_p] * B, np.float32),
+            seed_B=array(seeds, np.uint32),
         ),
-        mask_ema=jnp.float32(mask_ema),
+        mask_ema=array(mask_ema, np.float32),
     )
 
 
@@ -56,7 +78,7 @@ def join_requests(requests: Sequence[Request]) -> Request:
     if len(requests) == 1:
         return requests[0]
     rows = [request.replace(eos_E=None, mask_ema=None) for request in requests]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows).replace(**shared)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows).replace(**shared)
 
 
 def bucket(size: int) -> int:
@@ -100,7 +122,8 @@ def make_request(
       prompt_slots: T, when prompts of several batches are to share a program; the smallest bucket when left out.
 
     Returns:
-      The prompts as int32 [B, T], padded on the right; the request; and the `DecodeConfig` it needs.
+      The prompts as int32 [B, T], padded on the right, in NumPy arrays as all the rest; the request; and the
+      `DecodeConfig` it needs.
 
     Raises:
       ValueError: one line with the values and a way out.
@@ -144,24 +167,20 @@ def make_request(
     elif not longest <= prompt_slots:
         raise ValueError(f"prompt_slots {prompt_slots} must hold the longest prompt, {longest} tokens; raise it.")
     B, num_idle = rows or len(prompts), (rows or len(prompts)) - len(prompts)
-    prompt_BT = np.zeros((B, prompt_slots), np.int32)
+    prompt_BT: Any = np.zeros((B, prompt_slots), np.int32)
     for row, prompt in enumerate(prompts):
         prompt_BT[row, : len(prompt)] = prompt
-    lengths = [len(prompt) for prompt in prompts] + [1] * num_idle
-    limits = [max_new_tokens] * len(prompts) + [0] * num_idle
-    request = Request(
-        prompt_length_B=jnp.asarray(lengths, jnp.int32),
-        max_new_tokens_B=jnp.asarray(limits, jnp.int32),
-        eos_E=jnp.asarray(list(eos_token_ids), jnp.int32),
-        sampling=Sampling(
-            temperature_B=jnp.full(B, temperature, jnp.float32),
-            top_k_B=jnp.full(B, min(top_k, cfg.vocab_size), jnp.int32),
-            top_p_B=jnp.full(B, max(top_p, SMALLEST_TOP_P), jnp.float32),
-            seed_B=jnp.asarray([*seeds, *[0] * num_idle], jnp.uint32),
-        ),
-        mask_ema=jnp.float32(mask_ema),
+    request = _request(
+        lengths=[len(prompt) for prompt in prompts] + [1] * num_idle,
+        limits=[max_new_tokens] * len(prompts) + [0] * num_idle,
+        seeds=[*seeds, *[0] * num_idle],
+        temperature=temperature,
+        top_k=min(top_k, cfg.vocab_size),
+        top_p=max(top_p, SMALLEST_TOP_P),
+        eos_token_ids=eos_token_ids,
+        mask_ema=mask_ema,
     )
-    return jnp.asarray(prompt_BT), request, DecodeConfig(capacity=capacity, is_sampled=temperature > 0)
+    return prompt_BT, request, DecodeConfig(capacity=capacity, is_sampled=temperature > 0)
 
 
 def check_settings(
