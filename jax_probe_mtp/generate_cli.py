@@ -122,8 +122,10 @@ def _generate_one(args: argparse.Namespace) -> int:
     draft = choice.draft if choice else draft
     decoder = Decoder(checkpoint, draft)
     if args.stream:
-        for update in decoder.stream(prompts, settings, streams_text=True).run(enumerate(prompts)):
-            print("".join(new for _, new in update.new_text), end="", flush=True)
+        if args.calls_per_chunk is None:
+            settings = dataclasses.replace(settings, calls_per_chunk=1)
+        for piece in decoder.stream_text(prompts[0], settings):
+            print(piece, end="", flush=True)
         print()
     else:
         for generation in decoder.run(prompts, settings):

@@ -75,6 +75,11 @@ class Decoder:
             table=self._table,
         )
 
+    def stream_text(self, prompt: Prompt, settings: Settings) -> Iterator[str]:
+        """One answer in pieces, whole characters only, as its calls give them."""
+        for update in self.stream([prompt], settings, streams_text=True).run([(0, prompt)]):
+            yield from (text for _, text in update.new_text)
+
     def run_batch(self, batch: Sequence[Prompt], settings: Settings) -> list[Generation]:
         """One batch of at most `settings.batch_size` prompts, with idle rows in the places left.
 
@@ -198,3 +203,34 @@ def generate(
         for i, prompt in enumerate(prompts)
     ]
     return list(decoder.run(records, Settings() if settings is None else settings))
+
+
+def stream(
+    checkpoint: Checkpoint,
+    prompt: str,
+    *,
+    draft: DraftConfig | None = None,
+    settings: Settings | None = None,
+    use_chat_template: bool = True,
+) -> Iterator[str]:
+    """Answers one prompt piece by piece: the pieces together are the text that `generate` gives.
+
+    Args:
+      checkpoint: from `checkpoints_convert.load_checkpoint`.
+      prompt: a user prompt, or plain text to go on with when `use_chat_template` is False.
+      draft: as for `generate`.
+      settings: as for `generate`; a piece comes after every `calls_per_chunk` calls, after each one when left out.
+      use_chat_template: as for `generate`.
+
+    Returns:
+      An iterator over texts, none of them empty. No character is cut in two, and a text that may yet become a stop string
+      waits until that is known.
+
+    Raises:
+      ValueError: one line with the values and a way out.
+    """
+    decoder = Decoder(checkpoint, DEFAULT_DRAFT if draft is None else draft)
+    token_ids = text.encode(checkpoint.tokenizer, prompt, use_chat_template=use_chat_template)
+    return decoder.stream_text(
+        Prompt(id=0, token_ids=token_ids), Settings(calls_per_chunk=1) if settings is None else settings
+    )

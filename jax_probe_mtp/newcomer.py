@@ -62,6 +62,8 @@ def check_sizes(
         raise ValueError(f"batch_size and calls_per_chunk must be at least 1, got {B} and {K}.")
     if B % num_shards:
         raise ValueError(f"batch_size {B} cannot be split over data={num_shards}; use a multiple of it.")
+    if not all(settings.stop):
+        raise ValueError("a stop text is empty, which would end every answer at once; leave it out.")
     check_settings(
         cfg,
         draft_cfg,

@@ -101,9 +101,8 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calls-per-chunk",
         type=int,
-        default=chunk,
         metavar="K",
-        help=f"decode calls between two looks at the rows: one that ended is then given the next prompt ({chunk})",
+        help=f"decode calls between two looks at the rows: then rows that ended get the next prompt ({chunk}; 1 with --stream)",
     )
 
 

@@ -13,6 +13,7 @@ from jax_probe_mtp.recycle import NUM_SUCCESSORS
 from jax_probe_mtp.sampling import Sampling
 
 SMALLEST_BUCKET = 64
+LARGEST_TEMPERATURE = 1e30  # a draw is uniform long before, and float32 soon ends
 SMALLEST_TOP_P = 1e-30  # keeps the best token alone, as any p as small does; much smaller ones are 0 in float32
 
 
@@ -202,8 +203,8 @@ def check_settings(
     """
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens}.")
-    if not temperature >= 0 or temperature == float("inf"):
-        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}.")
+    if not 0 <= temperature <= LARGEST_TEMPERATURE:
+        raise ValueError(f"temperature must be 0 (greedy) to {LARGEST_TEMPERATURE:g}, got {temperature}.")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}; 1 keeps all tokens.")
     if top_k < 0:

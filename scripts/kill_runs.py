@@ -22,7 +22,6 @@ import checkpoints_convert  # noqa: F401  (what the command imports late)
 from jax_probe_mtp import cli
 from jax_probe_mtp.records import write_json
 
-STARTING = 0.2  # share of the kills that hit a run before it has written anything
 LONGEST_RUN = 300.0  # seconds; more is an error
 
 
@@ -55,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     kills, torn, sizes = 0, 0, []
     while kills < args.kills:
         before = _size(answers)
-        was_killed = _run_and_kill([*command, "--output", str(answers)], answers, draw, seconds_of_a_start)
+        is_ahead = len(_lines(answers)) * args.kills > args.records * (
+            kills + 1
+        )  # else no records would be left for the last
+        longest = seconds_of_a_start if is_ahead else None
+        was_killed = _run_and_kill([*command, "--output", str(answers)], answers, draw, longest)
         if not was_killed:
             break  # nothing was left to do
         kills += 1
@@ -125,11 +128,11 @@ def _wait(child: int, output: Path, size: int, seconds: float = LONGEST_RUN) -> 
     return True
 
 
-def _run_and_kill(command: list[str], output: Path, draw: random.Random, seconds_of_a_start: float) -> bool:
-    """False if the run ended before it could be killed."""
+def _run_and_kill(command: list[str], output: Path, draw: random.Random, longest: float | None) -> bool:
+    """Kills a run within so many seconds of its start, or (None) when it has written; False if it ended before."""
     size, child = _size(output), _start(command)
-    if draw.random() < STARTING:
-        is_running = _wait(child, output, sys.maxsize, draw.uniform(0, seconds_of_a_start))
+    if longest is not None:
+        is_running = _wait(child, output, sys.maxsize, draw.uniform(0, longest))
     else:
         is_running = _wait(child, output, size)
         time.sleep(draw.uniform(0, 0.02))
@@ -142,7 +145,7 @@ def _size(path: Path) -> int:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 if __name__ == "__main__":
