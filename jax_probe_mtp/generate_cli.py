@@ -206,12 +206,12 @@ def _mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:
 def _show_stats(
     args: argparse.Namespace, stats: Stats, draft: DraftConfig, choice: str | None, more: Mapping[str, Any]
 ) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if args.stats:
         if choice:
             print(f"auto: {choice}", file=sys.stderr)
-        print(f"{stats}; {draft.num_rows} rows a call", file=sys.stderr)
+        print(f"{stats}; {draft.num_rows} rows a call; host memory {peak / 2**30:.2f} GiB at most", file=sys.stderr)
     if args.stats_json:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": draft.num_rows, "choice": choice, **more}
         records.write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})
 
