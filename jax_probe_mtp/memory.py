@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-import os
 
 import jax
 import jax.numpy as jnp
+import psutil
 
 from jax_probe_mtp.config import TENSOR, ModelConfig
 from jax_probe_mtp.draft_config import DraftConfig, RecycleConfig
@@ -93,10 +93,7 @@ def device_limit() -> int | None:
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is not None or device.platform != "cpu":
         return limit
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(jax.local_devices())
-    except (ValueError, OSError):  # no such system
-        return None
+    return psutil.virtual_memory().available // len(jax.local_devices())
 
 
 def _gib(size: int) -> str:
