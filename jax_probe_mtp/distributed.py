@@ -43,6 +43,11 @@ def own_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.{jax.process_index()}-of-{jax.process_count()}{path.suffix}")
 
 
+def is_first() -> bool:
+    """Whether this is process 0."""
+    return jax.process_index() == 0
+
+
 def is_mine(number: int) -> bool:
     """Whether this process writes the record of this number."""
     return number % jax.process_count() == jax.process_index()

@@ -1,7 +1,6 @@
 """A file of prompts in, a file of answers out: what is left of a run that was cut off, as it comes, and nothing twice."""
 
 import contextlib
-import dataclasses
 import logging
 import signal
 import sys
@@ -147,12 +146,10 @@ class Job:
             if num_done:
                 log.info("%s holds %d of %d records: going on", self._output, num_done, total)
             stopped_by = self._decode(answers, signals, is_done)
-        num_done += self.stats.records
         if stopped_by:
             name = "another process" if stopped_by == distributed.ERROR else signal.Signals(stopped_by).name
-            log.warning(
-                "stopped by %s: %d of %d records are done; give the same command to go on", name, num_done, total
-            )
+            kept = f"{self._output} holds {answers.num_written} of {total} records"
+            log.warning("stopped by %s: %s; give the same command to go on", name, kept)
             return 128 + stopped_by
         if answers.num_errors:
             log.warning('%d records could not run; their "error" in %s says why', answers.num_errors, self._output)
@@ -199,14 +196,20 @@ class Job:
 
 def as_json(generation: Generation) -> dict[str, Any]:
     """An answer as a line of the output holds it; what it has no value for is left out."""
-    return {name: value for name, value in dataclasses.asdict(generation).items() if value is not None}
+    return {name: value for name, value in vars(generation).items() if value is not None}
 
 
 class _Progress:
-    """A bar on a terminal's stderr; elsewhere a line now and then."""
+    """A bar on a terminal's stderr; elsewhere a line now and then. Of several processes the first one shows it."""
 
     def __init__(self, total: int, num_done: int, stats: Stats) -> None:
-        self._bar = tqdm(total=total, initial=num_done, unit="record", file=sys.stderr, disable=None)
+        self._bar = tqdm(
+            total=total,
+            initial=num_done,
+            unit="record",
+            file=sys.stderr,
+            disable=None if distributed.is_first() else True,
+        )
         self._total, self._num_done, self._stats = total, num_done, stats
         self._start = self._last = time.monotonic()
         self._shown = 0
@@ -225,7 +228,7 @@ class _Progress:
             self._bar.set_postfix_str(speed, refresh=False)
             self._bar.update(stats.records - self._shown)
             self._shown = stats.records
-        elif now - self._last >= SECONDS_A_LINE and stats.records:
+        elif distributed.is_first() and now - self._last >= SECONDS_A_LINE and stats.records:
             done = self._num_done + stats.records
             left = (now - self._start) / stats.records * (self._total - done)
             log.info("%d of %d records, %s, about %s left", done, self._total, speed, tqdm.format_interval(left))
