@@ -24,8 +24,9 @@ from jax_probe_mtp.cache import allocate
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig, ModelConfig
 from jax_probe_mtp.draft_config import ProbeConfig
-from jax_probe_mtp.generation import Decoder, Prompt, Settings, record_seed
+from jax_probe_mtp.generation import Decoder, Prompt, Settings
 from jax_probe_mtp.params import Params
+from jax_probe_mtp.prompts import record_seed
 from jax_probe_mtp.request import Request, bucket
 
 CLASSES = ("accepted", "rejected")  # of drafts

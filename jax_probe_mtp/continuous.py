@@ -85,7 +85,7 @@ class ContinuousDecoder:
         check_sizes(checkpoint.config, draft_cfg, settings, capacity=capacity, num_shards=self._num_shards)
         self._checkpoint = checkpoint
         self._draft_cfg = draft_cfg
-        self._settings = settings
+        self._settings = dataclasses.replace(settings, capacity=capacity)
         self._streams_text = streams_text
         self._decode_cfg = DecodeConfig(capacity=capacity, is_sampled=is_sampled, has_logprobs=settings.logprobs)
         self._draft_name = draft_name(draft_cfg, settings.mask_ema)
@@ -170,9 +170,7 @@ class ContinuousDecoder:
                 self._finish(number, item)
                 continue
             try:
-                prompt_1T, request, _ = make_newcomer(
-                    self._checkpoint, self._draft_cfg, item, self._settings, self._decode_cfg.capacity
-                )
+                prompt_1T, request, _ = make_newcomer(self._checkpoint, self._draft_cfg, item, self._settings)
             except ValueError as error:
                 self._finish(number, self.refusal(item, error))
                 continue

@@ -72,7 +72,7 @@ def compare(
         return None
     draw = None
     if prompt.of("temperature", settings) > 0:
-        draw = make_newcomer(plain.checkpoint, plain.draft_cfg, prompt, settings, None)[1].sampling
+        draw = make_newcomer(plain.checkpoint, plain.draft_cfg, prompt, settings)[1].sampling
     return first_difference(plain.checkpoint, prompt.token_ids, expected.token_ids, got.token_ids, draw)
 
 

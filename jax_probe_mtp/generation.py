@@ -15,11 +15,11 @@ from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig
 from jax_probe_mtp.continuous import ContinuousDecoder, InOrder
 from jax_probe_mtp.draft_config import DraftConfig, ProbeConfig, RecycleConfig, draft_name
-from jax_probe_mtp.newcomer import make_newcomer
+from jax_probe_mtp.newcomer import make_batch, make_newcomer
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.programs import Program, Programs
-from jax_probe_mtp.prompts import Generation, Prompt, Settings, Stats, record_seed
-from jax_probe_mtp.request import Request, make_request
+from jax_probe_mtp.prompts import Generation, Prompt, Settings, Stats
+from jax_probe_mtp.request import Request
 from jax_probe_mtp.row_text import make_generation
 
 DEFAULT_DRAFT = ProbeConfig(tree=(14,))  # the better tree of the two with 30 rows in docs/fidelity.md
@@ -59,7 +59,7 @@ class Decoder:
         """What decodes these prompts, with no more rows than prompts; each is checked."""
         capacity = settings.capacity or 1
         for prompt in prompts:
-            decode_cfg = make_newcomer(self.checkpoint, self.draft_cfg, prompt, settings, settings.capacity)[2]
+            decode_cfg = make_newcomer(self.checkpoint, self.draft_cfg, prompt, settings)[2]
             capacity = max(capacity, decode_cfg.capacity)
         if settings.batch_size > len(prompts):
             settings = dataclasses.replace(settings, batch_size=max(1, len(prompts)))
@@ -116,23 +116,8 @@ class Decoder:
     def request(
         self, batch: Sequence[Prompt], settings: Settings, rows: int | None = None
     ) -> tuple[jax.Array, Request, DecodeConfig]:
-        """One batch as arrays, padded with idle rows to `rows`; see `make_request`, which also checks it."""
-        return make_request(
-            self.checkpoint.config,
-            self.draft_cfg,
-            [prompt.token_ids for prompt in batch],
-            names=[str(prompt.id) for prompt in batch],
-            rows=rows,
-            max_new_tokens=settings.max_new_tokens,
-            eos_token_ids=self.checkpoint.eos_token_ids,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            seeds=[record_seed(settings.seed, prompt) for prompt in batch],
-            mask_ema=settings.mask_ema,
-            capacity=settings.capacity,
-            prompt_slots=settings.prompt_slots,
-        )
+        """One batch as arrays, padded with idle rows to `rows`; see `make_batch`."""
+        return make_batch(self.checkpoint, self.draft_cfg, batch, settings, rows)
 
     def _decode(self, prompt_BT: jax.Array, request: Request, decode_cfg: DecodeConfig) -> decode_loop.DecodeState:
         prefill, run_steps = self.compile(prompt_BT, request, decode_cfg)

@@ -1,6 +1,7 @@
 """A prompt that waits for a row of a running batch, checked and laid out as arrays."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 
@@ -28,25 +29,47 @@ class Newcomer:
     request: Request
 
 
-def make_newcomer(
-    checkpoint: Checkpoint, draft_cfg: DraftConfig, prompt: Prompt, settings: Settings, capacity: int | None
+def make_batch(
+    checkpoint: Checkpoint,
+    draft_cfg: DraftConfig,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    rows: int | None = None,
 ) -> tuple[jax.Array, Request, DecodeConfig]:
-    """A batch of one prompt with its own settings; see `make_request`, which also checks it."""
+    """Prompts as arrays, with the settings of the run; see `make_request`, which also checks them.
+
+    Args:
+      checkpoint: the model.
+      draft_cfg: where drafts come from.
+      prompts: what to decode.
+      settings: of all of them.
+      rows: B, when it is more than the prompts.
+    """
     return make_request(
         checkpoint.config,
         draft_cfg,
-        [prompt.token_ids],
-        names=[str(prompt.id)],
-        max_new_tokens=prompt.of("max_new_tokens", settings),
+        [prompt.token_ids for prompt in prompts],
+        names=[str(prompt.id) for prompt in prompts],
+        rows=rows,
+        max_new_tokens=settings.max_new_tokens,
         eos_token_ids=checkpoint.eos_token_ids,
-        temperature=prompt.of("temperature", settings),
-        top_k=prompt.of("top_k", settings),
-        top_p=prompt.of("top_p", settings),
-        seeds=[record_seed(settings.seed, prompt)],
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        seeds=[record_seed(settings.seed, prompt) for prompt in prompts],
         mask_ema=settings.mask_ema,
-        capacity=capacity,
+        capacity=settings.capacity,
         prompt_slots=settings.prompt_slots,
     )
+
+
+def make_newcomer(
+    checkpoint: Checkpoint, draft_cfg: DraftConfig, prompt: Prompt, settings: Settings
+) -> tuple[jax.Array, Request, DecodeConfig]:
+    """A batch of one prompt, with its own settings where it has some; see `make_batch`."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p")
+    own = dataclasses.replace(settings, **{name: prompt.of(name, settings) for name in names})
+    return make_batch(checkpoint, draft_cfg, [prompt], own)
 
 
 def check_sizes(

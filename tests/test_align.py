@@ -15,7 +15,8 @@ from checkpoints import make_checkpoint
 
 from jax_probe_mtp import align, align_report, decode_loop, model
 from jax_probe_mtp.draft_config import ProbeConfig
-from jax_probe_mtp.generation import Decoder, Prompt, Settings, record_seed
+from jax_probe_mtp.generation import Decoder, Prompt, Settings
+from jax_probe_mtp.prompts import record_seed
 
 PROMPTS = [Prompt(id="a", token_ids=[5, 9, 2, 44, 17, 3, 3]), Prompt(id=7, token_ids=[60, 1, 33, 8])]
 SETTINGS = Settings(max_new_tokens=24, mask_ema=0.3, batch_size=5)

@@ -8,7 +8,7 @@ import pytest
 import reference
 from checkpoints import EOS, make_checkpoint, words
 
-from jax_probe_mtp import bench, generation
+from jax_probe_mtp import bench, generation, prompts
 from jax_probe_mtp.bench import Bench
 from jax_probe_mtp.generation import Settings
 from jax_probe_mtp.params import random_params
@@ -191,7 +191,7 @@ def test_sampled_runs_are_exact_too(tiny, checkpoint):
     list(measured.measure())
     record = measured.record()
     for name, prompt in PROMPTS.items():
-        seed = generation.record_seed(7, generation.Prompt(id=name, token_ids=prompt))
+        seed = prompts.record_seed(7, generation.Prompt(id=name, token_ids=prompt))
         tokens, _ = reference.plain_decode(tiny.reference, prompt, max_new_tokens=20, eos=(EOS,), seed=seed, **draw)
         assert record["runs"][0]["by_question"][name]["committed"] == len(tokens) - 1
     assert [run["exact_match"] for run in record["runs"]] == [1, 1]

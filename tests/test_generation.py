@@ -10,7 +10,8 @@ from checkpoints import ASSISTANT, BOS, EOS, SPECIAL, USER, make_checkpoint, wor
 
 from jax_probe_mtp import DecodeConfig, ProbeConfig, RecycleConfig, Settings, decode, generate, tokenizer
 from jax_probe_mtp import generation as module
-from jax_probe_mtp.generation import Decoder, Prompt, Stats, record_seed
+from jax_probe_mtp.generation import Decoder, Prompt, Stats
+from jax_probe_mtp.prompts import record_seed
 
 TREE = {
     "tree": (7, 3),
