@@ -3,39 +3,62 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
+from jax_probe_mtp import tokenizer as text
+
+NOT_WHOLE = "\ufffd"  # what the bytes of a character decode to before the last of them is there
+MOST_NOT_WHOLE = 3  # of them that one more token can turn into a character
 
 
 class TextStream:
     """Takes tokens one by one. What it finds depends on their order alone, not on how many came in one call.
 
+    A token is decoded together with the few before it, since a tokenizer may put a space or a part of a character between
+    two of them. (`tokenizers.decoders.DecodeStream` does so as well, but raises where a model writes bytes that are no
+    text, and keeps whole characters back that come with a part of the next one.)
+
     Attributes:
-      text: the text so far, without special tokens and without a last character that is not whole; cut before the first
+      text: the text so far, without special tokens and without an end that is no whole character; cut before the first
         stop string.
       is_stopped: True once a stop string is complete. No more tokens are taken then.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         """Args: a `transformers.PreTrainedTokenizerFast`, and the texts that end the answer, none of them empty."""
-        self._backend = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._longest = max(map(len, self._stop), default=0)
+        self._ids: list[int] = []  # the tokens of the last whole text, then those after it
+        self._num_before = 0  # of these, those whose text is known
+        self._num_given = 0  # characters that those after them have given already
         self._num_shown = 0
         self.text = ""
         self.is_stopped = False
 
     def add(self, token_id: int) -> bool:
         """Takes one token; True if a stop string is complete with it."""
-        piece = self._stream.step(self._backend, token_id)
-        if piece and not self.is_stopped:
-            start = max(0, len(self.text) - self._longest + 1)  # a stop string that begins before was found before
-            self.text += piece
-            found = [place for stop in self._stop if (place := self.text.find(stop, start)) >= 0]
-            if found:
-                self.text = self.text[: min(found)]
-                self.is_stopped = True
+        if self.is_stopped:
+            return True
+        start = max(0, len(self.text) - self._longest + 1)  # a stop string that begins before was found before
+        self.text += self._new_characters(token_id)
+        found = [place for stop in self._stop if (place := self.text.find(stop, start)) >= 0]
+        if found:
+            self.text = self.text[: min(found)]
+            self.is_stopped = True
         return self.is_stopped
+
+    def _new_characters(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        known = text.decode(self._tokenizer, self._ids[: self._num_before])
+        window = text.decode(self._tokenizer, self._ids)
+        num_open = min(len(window) - len(window.rstrip(NOT_WHOLE)), MOST_NOT_WHOLE)
+        if num_open and not window.startswith(known):
+            return ""  # a run of byte tokens is no text at all until the last of them is there
+        new = window[len(known) + self._num_given : len(window) - num_open]
+        self._num_given += len(new)
+        if num_open == 0:
+            self._ids = self._ids[self._num_before :]
+            self._num_before, self._num_given = len(self._ids), 0
+        return new
 
     def show(self) -> str:
         """The text that is new since the last call and will stay: an end that may yet become a stop string is held back."""
