@@ -55,7 +55,7 @@ class TextStream:
             return ""  # a run of byte tokens is no text at all until the last of them is there
         new = window[len(known) + self._num_given : len(window) - num_open]
         self._num_given += len(new)
-        if num_open == 0:
+        if self._num_given and num_open == 0:  # a token without text, such as a special one, is no start for the next
             self._ids = self._ids[self._num_before :]
             self._num_before, self._num_given = len(self._ids), 0
         return new
