@@ -107,10 +107,11 @@ class ContinuousDecoder:
         Args:
           items: (number, prompt), taken as rows become free; of a generation that is passed on as well. A prompt that
             cannot run comes back with an error.
-          should_stop: asked after each chunk; when True, the rows in use are given up, and the iterator ends.
+          should_stop: asked after each chunk, and where no prompt can run; when True, the rows in use are given up, and
+            the iterator ends.
         """
         items = iter(items)
-        while self._prepare(items) and not self._waiting:
+        while self._prepare(items) and not self._waiting and not should_stop():
             yield self._update()
         if not self._waiting:
             yield self._update()
@@ -120,7 +121,7 @@ class ContinuousDecoder:
         while True:
             request, state = self._admit(request, state)
             if not any(self._rows):
-                if not self._prepare(items):
+                if not self._prepare(items) or should_stop():
                     break
                 yield self._update()
                 continue

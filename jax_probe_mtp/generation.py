@@ -61,8 +61,10 @@ class Decoder:
         for prompt in prompts:
             decode_cfg = make_newcomer(self.checkpoint, self.draft_cfg, prompt, settings)[2]
             capacity = max(capacity, decode_cfg.capacity)
-        if settings.batch_size > len(prompts):
-            settings = dataclasses.replace(settings, batch_size=max(1, len(prompts)))
+        shards = self._programs.num_shards
+        rows = max(1, -(-len(prompts) // shards)) * shards
+        if settings.batch_size > rows:
+            settings = dataclasses.replace(settings, batch_size=rows)
         return ContinuousDecoder(
             self.checkpoint,
             self.draft_cfg,
