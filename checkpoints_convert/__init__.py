@@ -3,6 +3,15 @@
 from checkpoints_convert.convert import convert_gguf, convert_hf
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.info import Info, read_info
-from checkpoints_convert.load import load_checkpoint
+from checkpoints_convert.load import OpenedCheckpoint, load_checkpoint, open_checkpoint
 
-__all__ = ["CheckpointError", "Info", "convert_gguf", "convert_hf", "load_checkpoint", "read_info"]
+__all__ = [
+    "CheckpointError",
+    "Info",
+    "OpenedCheckpoint",
+    "convert_gguf",
+    "convert_hf",
+    "load_checkpoint",
+    "open_checkpoint",
+    "read_info",
+]

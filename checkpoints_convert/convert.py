@@ -59,7 +59,7 @@ def _convert(model: OpenedModel, destination: Path, dtype: str | None, note: Not
         note(f"writing the tokenizer of {model.where}")
         model.load_tokenizer().save_pretrained(str(folder))
         note(f"reading {treedef.num_leaves} parameters as {dtype}")
-        save_params(folder, jax.tree.unflatten(treedef, leaves))
+        save_params(folder, jax.tree.unflatten(treedef, [read(None) for read in leaves]))
         metadata = Metadata(
             config=model.config, dtype=dtype, eos_token_ids=model.eos_token_ids, source=model.description
         )

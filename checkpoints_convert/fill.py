@@ -1,15 +1,18 @@
-"""Fills our parameters from a file's tensors: each leaf once, each tensor accounted for, a few rows at a time."""
+"""Fills our parameters from a file's tensors: each number once, each tensor accounted for, a few rows at a time."""
 
 import dataclasses
+import functools
+import math
 import re
-from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.placement import ReadPart, place, wanted_params
 from checkpoints_convert.sources import OpenedModel, TensorSource
-from checkpoints_convert.transforms import LAYOUTS, Layout
+from checkpoints_convert.transforms import LAYOUTS, Layout, Part
 from jax_probe_mtp.params import Params, abstract_params
 
 CHUNK_BYTES = 8 << 20  # of float32 rows read at once: a few temporaries of this size are all that converting adds
@@ -41,7 +44,7 @@ def plan(model: OpenedModel) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
     for path, leaf in leaves:
         layer = path[1].idx if len(path) > 1 else None
         try:
-            probe = np.broadcast_to(np.uint8(0), leaf.shape)  # one byte: only the shapes of its views are asked
+            probe = _probe(leaf.shape)
         except ValueError:
             raise CheckpointError(
                 f"{model.where}: its config asks for a parameter of shape {list(leaf.shape)}."
@@ -65,6 +68,11 @@ def plan(model: OpenedModel) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
     return planned, treedef
 
 
+def _probe(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of one byte that has a leaf's shape, to ask for the shapes of its views."""
+    return np.broadcast_to(np.uint8(0), shape)
+
+
 def _check_tensor(model: OpenedModel, name: str, expected: tuple[int, ...]) -> None:
     info = model.source.tensors.get(name)
     if info is None:
@@ -82,40 +90,50 @@ def _check_tensor(model: OpenedModel, name: str, expected: tuple[int, ...]) -> N
         )
 
 
-def read_leaves(model: OpenedModel, dtype: str) -> tuple[Iterator[np.ndarray], jax.tree_util.PyTreeDef]:
-    """The leaves of a model, one after the other, so that a caller may hand each on before the next is read.
+def read_leaves(model: OpenedModel, dtype: str) -> tuple[list[ReadPart], jax.tree_util.PyTreeDef]:
+    """The leaves of a model, to be read one after the other, so that a caller may hand each on before the next.
 
     Args:
       model: the opened checkpoint.
       dtype: "float32" or "bfloat16".
 
     Returns:
-      An iterator over the leaves, and the tree they unflatten to.
+      A function that reads each leaf or a part of it, and the tree they unflatten to.
+
+    Raises:
+      CheckpointError: if the tensors are not those of the model.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     leaves, treedef = plan(model)
-    return (_fill(leaf, model.source, dtype) for leaf in leaves), treedef
+    model.check_weights()
+    return [functools.partial(_read_part, leaf, model.source, jax.numpy.dtype(dtype)) for leaf in leaves], treedef
 
 
-def read_params(model: OpenedModel, dtype: str, put: Callable[[np.ndarray], object]) -> Params:
-    """The whole parameter tree, each leaf through `put`."""
+def read_params(model: OpenedModel, dtype: str, mesh: Mesh | None) -> Params:
+    """The whole parameter tree on the default device, or on a mesh as `mesh.sharded_params` says."""
     leaves, treedef = read_leaves(model, dtype)
-    return jax.tree.unflatten(treedef, [put(leaf) for leaf in leaves])
+    wanted = jax.tree.leaves(wanted_params(model.config, dtype, mesh))
+    return jax.tree.unflatten(treedef, [place(read, leaf) for read, leaf in zip(leaves, wanted, strict=True)])
 
 
-def _fill(leaf: _Leaf, source: TensorSource, dtype: str) -> np.ndarray:
-    target = np.empty(leaf.shape, jax.numpy.dtype(dtype))
+def _read_part(leaf: _Leaf, source: TensorSource, dtype: np.dtype, part: Part | None) -> np.ndarray:
+    """A part of a leaf, zeros where it goes behind the leaf's end; None is all of it."""
+    part = part or tuple(range(n) for n in leaf.shape)
+    target = np.zeros([len(axis) for axis in part], dtype)
+    within = tuple(range(n)[axis.start : axis.stop] for n, axis in zip(leaf.shape, part, strict=True))
+    not_padding = target[tuple(slice(len(axis)) for axis in within)]
     for name, layout in leaf.pieces:
-        view = layout.view(target)
-        num_rows = source.tensors[name].shape[0]
-        rows_each = num_rows // view.shape[0]  # rows of the file's tensor in one entry of the view's first axis
-        step = max(1, CHUNK_BYTES // (4 * view[0].size))
+        view = layout.view(not_padding)
+        rows, *columns = layout.file_ranges(_probe(leaf.shape), within)
+        rows_each = math.prod(view.shape[1 : layout.row_axes])  # of the file, in one entry of the view's first axis
+        row_size = math.prod(source.tensors[name].shape[1:])
+        step = max(1, CHUNK_BYTES // (4 * rows_each * row_size))
         for i in range(0, view.shape[0], step):
             j = min(i + step, view.shape[0])
-            rows = source.read(name, i * rows_each, j * rows_each)
+            block = source.read(name, rows.start + i * rows_each, rows.start + j * rows_each, *columns)
             # Casting to bfloat16 rounds to the nearest, ties to even.
-            view[i:j] = rows.reshape(j - i, *view.shape[1:])
+            view[i:j] = block.reshape(j - i, *view.shape[1:])
     return target
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from gguf import quants
+from gguf import GGML_QUANT_SIZES, quants
 
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.gguf_header import GGUFTensor
@@ -36,7 +36,7 @@ class GGUFSource:
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self._tensors
 
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read(self, name: str, start: int, stop: int, columns: range | None = None) -> np.ndarray:
         tensor = self._header[name]
         row_bytes, rest = divmod(tensor.num_bytes, tensor.shape[0])
         if rest or tensor.kind.name not in READABLE:
@@ -46,5 +46,11 @@ class GGUFSource:
         raw = np.fromfile(self._path, np.uint8, count=count, offset=tensor.offset + start * row_bytes)
         if raw.size != count:
             raise CheckpointError(f"{self._path}: tensor {name!r} ended after {raw.size} of {count} bytes.")
-        values = quants.dequantize(raw.reshape(stop - start, row_bytes), tensor.kind)
-        return values.reshape(stop - start, *tensor.shape[1:])
+        raw = raw.reshape(stop - start, row_bytes)
+        if columns is None:
+            return quants.dequantize(raw, tensor.kind).reshape(stop - start, *tensor.shape[1:])
+        # Numbers are packed in blocks: those that hold the columns, then what of them is asked for.
+        block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
+        first, last = columns.start // block, -(-columns.stop // block)
+        values = quants.dequantize(raw[:, first * block_bytes : last * block_bytes], tensor.kind)
+        return values[:, columns.start - first * block : columns.stop - first * block]

@@ -22,14 +22,6 @@ def open_hf(folder: Path) -> OpenedModel:
     """
     cfg, eos_token_ids = read_hf_config(folder)
     source = SafetensorsSource(folder)
-    ignored = [_BUFFERS]
-    if cfg.is_tied and HF_HEAD in source.tensors:
-        if HF_EMBED in source.tensors and not tensors_are_equal(source, HF_EMBED, HF_HEAD):
-            raise CheckpointError(
-                f"{source.tensors[HF_HEAD].file}: {HF_HEAD!r} differs from {HF_EMBED!r}, though config.json ties them; "
-                "set tie_word_embeddings to false there if the head is to be used."
-            )
-        ignored.append(HF_HEAD.replace(".", r"\."))
     rows = rows_for(HF, cfg)
     kinds = {source.tensors[name].dtype for name in source.tensors if not name.endswith("inv_freq")}
     return OpenedModel(
@@ -37,7 +29,7 @@ def open_hf(folder: Path) -> OpenedModel:
         eos_token_ids=eos_token_ids,
         source=source,
         rows=rows,
-        ignored=tuple(ignored),
+        ignored=(_BUFFERS, HF_HEAD.replace(".", r"\.")) if cfg.is_tied else (_BUFFERS,),
         dtype="bfloat16" if kinds == {"BF16"} else "float32",  # float16 and mixtures lose nothing in float32
         where=str(folder),
         description={
@@ -46,7 +38,16 @@ def open_hf(folder: Path) -> OpenedModel:
             "types": sorted(kinds),
         },
         load_tokenizer=lambda: load_hf_tokenizer(folder),
+        check_weights=lambda: _check_tied_head(source) if cfg.is_tied else None,
     )
+
+
+def _check_tied_head(source: SafetensorsSource) -> None:
+    if HF_HEAD in source.tensors and not tensors_are_equal(source, HF_EMBED, HF_HEAD):
+        raise CheckpointError(
+            f"{source.tensors[HF_HEAD].file}: {HF_HEAD!r} differs from {HF_EMBED!r}, though config.json ties them; "
+            "set tie_word_embeddings to false there if the head is to be used."
+        )
 
 
 def load_hf_tokenizer(folder: Path) -> Any:

@@ -1,9 +1,12 @@
-"""Loads a model of any kind."""
+"""Opens a model of any kind, and loads it."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import jax
-import numpy as np
+from jax.sharding import Mesh
 
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.fill import DTYPES, read_params
@@ -14,12 +17,73 @@ from checkpoints_convert.hub import folder_of
 from checkpoints_convert.sources import OpenedModel
 from checkpoints_convert.stored_params import load_params
 from jax_probe_mtp.checkpoint import Checkpoint
+from jax_probe_mtp.config import DATA, TENSOR, ModelConfig
+from jax_probe_mtp.mesh import check_mesh
+from jax_probe_mtp.params import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenedCheckpoint:
+    """A model of which all but the weights was read: enough to count its memory and to make tokens of a text.
+
+    Attributes:
+      config: the model.
+      tokenizer: a `transformers.PreTrainedTokenizerFast`.
+      eos_token_ids: the ids that end a text, at least one.
+      name: where it came from, for messages and records.
+      dtype: "float32" or "bfloat16", what the weights become.
+      read_params: reads the weights onto the default device (None) or a mesh; `load` is the way to ask for it.
+    """
+
+    config: ModelConfig
+    tokenizer: Any
+    eos_token_ids: tuple[int, ...]
+    name: str
+    dtype: str
+    read_params: Callable[[Mesh | None], Params]
+
+    def load(self, mesh: Mesh | None = None) -> Checkpoint:
+        """Reads the weights.
+
+        Args:
+          mesh: devices on the axes `DATA` and `TENSOR` to split them over, as `mesh.make_mesh` gives; of a run of several
+            processes, each reads its devices' part. None is JAX's default device.
+
+        Returns:
+          The checkpoint; on a mesh its parameters are those of `mesh.sharded_params`.
+
+        Raises:
+          CheckpointError: if weights are missing, damaged or not supported.
+          ValueError: if the mesh does not split the model into equal parts.
+        """
+        if mesh is not None:
+            rows = mesh.shape[DATA]  # there is no batch yet: as if of one row each
+            check_mesh(self.config, rows, rows, mesh.shape[TENSOR])
+        return Checkpoint(
+            params=self.read_params(mesh),
+            config=self.config,
+            tokenizer=self.tokenizer,
+            eos_token_ids=self.eos_token_ids,
+            name=self.name,
+        )
 
 
 def load_checkpoint(
-    model: str | Path, *, dtype: str | None = None, revision: str | None = None, endpoint: str | None = None
+    model: str | Path,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Checkpoint:
-    """Loads a model ready to decode.
+    """Loads a model ready to decode: `open_checkpoint` and `OpenedCheckpoint.load`, whose arguments and errors it has."""
+    return open_checkpoint(model, dtype=dtype, revision=revision, endpoint=endpoint).load(mesh)
+
+
+def open_checkpoint(
+    model: str | Path, *, dtype: str | None = None, revision: str | None = None, endpoint: str | None = None
+) -> OpenedCheckpoint:
+    """Opens a model, reading its configuration and tokenizer and none of its weights.
 
     Args:
       model: a folder made by `checkpoints-convert`, a Hugging Face folder, a .gguf file, or a hub id `org/name`.
@@ -28,7 +92,7 @@ def load_checkpoint(
       endpoint: address of the hub; None for huggingface_hub's own.
 
     Returns:
-      The checkpoint, its parameters on JAX's default device.
+      The opened model.
 
     Raises:
       CheckpointError: if the model is missing, damaged or not supported.
@@ -37,16 +101,25 @@ def load_checkpoint(
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     path = Path(model)
     if (path / METADATA).is_file() and revision is None:
-        return _load_converted(path, dtype, str(model))
+        metadata = read_metadata(path)
+        dtype = dtype or metadata.dtype
+        return OpenedCheckpoint(
+            config=metadata.config,
+            tokenizer=load_hf_tokenizer(path),
+            eos_token_ids=metadata.eos_token_ids,
+            name=str(model),
+            dtype=dtype,
+            read_params=functools.partial(load_params, path, metadata.config, dtype),
+        )
     opened = open_source(model, revision=revision, endpoint=endpoint)
-    tokenizer = opened.load_tokenizer()
-    params = read_params(opened, dtype or opened.dtype, _to_device)
-    return Checkpoint(
-        params=params,
+    dtype = dtype or opened.dtype
+    return OpenedCheckpoint(
         config=opened.config,
-        tokenizer=tokenizer,
+        tokenizer=opened.load_tokenizer(),
         eos_token_ids=opened.eos_token_ids,
         name=str(model),
+        dtype=dtype,
+        read_params=functools.partial(read_params, opened, dtype),
     )
 
 
@@ -60,18 +133,3 @@ def open_source(model: str | Path, *, revision: str | None = None, endpoint: str
             raise CheckpointError(f"{path} holds weights alone; give the folder it is in.")
         return open_gguf(path)
     return open_hf(folder_of(model, revision=revision, endpoint=endpoint))
-
-
-def _to_device(leaf: np.ndarray) -> jax.Array:
-    return jax.block_until_ready(jax.device_put(leaf))  # only then can the host's copy go
-
-
-def _load_converted(folder: Path, dtype: str | None, name: str) -> Checkpoint:
-    metadata = read_metadata(folder)
-    return Checkpoint(
-        params=load_params(folder, metadata.config, dtype or metadata.dtype),
-        config=metadata.config,
-        tokenizer=load_hf_tokenizer(folder),
-        eos_token_ids=metadata.eos_token_ids,
-        name=name,
-    )

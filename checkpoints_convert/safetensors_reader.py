@@ -43,12 +43,13 @@ class SafetensorsSource:
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self._tensors
 
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read(self, name: str, start: int, stop: int, columns: range | None = None) -> np.ndarray:
         path = self._paths[name]
+        block = (slice(start, stop),) if columns is None else (slice(start, stop), slice(columns.start, columns.stop))
         # Opened anew each time: the library maps the file, and pages stay counted as ours until it is closed.
         try:
             with safetensors.safe_open(path, "np") as file:
-                return file.get_slice(name)[start:stop]
+                return file.get_slice(name)[block]
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({one_line(error)}).") from None
 

@@ -1,4 +1,4 @@
-"""What every kind of checkpoint looks like from inside: an opened model, and tensors read by rows."""
+"""What every kind of checkpoint looks like from inside: an opened model, and tensors read in blocks."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -36,8 +36,11 @@ class TensorSource(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by its name in the file."""
 
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of a tensor's first axis, as float32, float16 or bfloat16."""
+    def read(self, name: str, start: int, stop: int, columns: range | None = None) -> np.ndarray:
+        """Rows `start` to `stop` of a tensor's first axis, as float32, float16 or bfloat16.
+
+        With `columns`, which only a matrix has, those of its second axis; None is all.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,7 @@ class OpenedModel:
       where: the folder or file, for messages.
       description: kind and file names, for the record.
       load_tokenizer: builds the `transformers.PreTrainedTokenizerFast`.
+      check_weights: what opening did not check because it means reading weights; raises CheckpointError.
     """
 
     config: ModelConfig
@@ -65,3 +69,4 @@ class OpenedModel:
     where: str
     description: dict[str, Any]
     load_tokenizer: Callable[[], Any]
+    check_weights: Callable[[], None] = lambda: None

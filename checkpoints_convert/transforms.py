@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+Part = tuple[range, ...]  # of an array: the indices of each axis
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -28,6 +30,31 @@ class Layout:
         shape = self.view(leaf).shape
         rows, columns = shape[: self.row_axes], shape[self.row_axes :]
         return (math.prod(rows), math.prod(columns)) if columns else (math.prod(rows),)
+
+    def file_ranges(self, leaf: np.ndarray, part: Part) -> Part:
+        """Where a part of a leaf lies in the tensor in the file.
+
+        The part is a smaller leaf, with a view of its own; the axis of the view that is shorter than the whole leaf's is
+        the one that was split, and tells which rows or columns of the file these are.
+
+        Args:
+          leaf: the whole leaf; only its shape is used.
+          part: a part of it, split along one axis at most.
+
+        Returns:
+          The rows and, unless the tensor is a vector, the columns that fill the view of the part, in order.
+        """
+        smaller = leaf[tuple(slice(axis.start, axis.stop) for axis in part)]
+        whole_shape, shape = self.view(leaf).shape, self.view(smaller).shape
+        split = [i for i, whole in enumerate(whole_shape) if shape[i] < whole]
+        starts = [axis.start for n, axis in zip(leaf.shape, part, strict=True) if len(axis) < n]
+        assert len(split) == len(starts) <= 1, (part, shape)
+        assert set(split) <= {0, self.row_axes}, (part, shape)  # elsewhere it would not be one block of the file
+        start_at = dict(zip(split, starts, strict=True))
+        first_row = start_at.get(0, 0) * math.prod(shape[1 : self.row_axes])
+        first_column = start_at.get(self.row_axes, 0) * math.prod(shape[self.row_axes + 1 :])
+        num_rows, *num_columns = self.file_shape(smaller)
+        return (range(first_row, first_row + num_rows), *(range(first_column, first_column + n) for n in num_columns))
 
     def export(self, leaf: np.ndarray) -> np.ndarray:
         """The inverse: the file's tensor, copied out of a leaf."""

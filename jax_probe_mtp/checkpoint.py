@@ -12,7 +12,7 @@ class Checkpoint:
     """A model ready to decode.
 
     Attributes:
-      params: the tree of `abstract_params(config)`, all leaves of one dtype.
+      params: the tree of `abstract_params(config)`, or on a mesh of `mesh.sharded_params`; all leaves of one dtype.
       config: the model.
       tokenizer: a `transformers.PreTrainedTokenizerFast`.
       eos_token_ids: the ids that end a text, at least one.

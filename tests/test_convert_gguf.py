@@ -267,6 +267,9 @@ def test_quantized_rows_are_what_the_format_says(tmp_path, name):
     got = np.concatenate([source.read("t", 0, 1), source.read("t", 1, 4), source.read("t", 4, 5)])
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-5)
+    for columns in (range(0, 256), range(250, 300), range(300, 512)):  # whole blocks, and parts of them
+        got = source.read("t", 1, 4, columns)
+        np.testing.assert_allclose(got, expected[1:4, columns], rtol=1e-6, atol=1e-5)
 
 
 def test_a_quantized_model_becomes_float32(tmp_path):

@@ -207,8 +207,9 @@ def test_buffers_and_an_equal_tied_head_are_ignored(tmp_path):
 
     extra["lm_head.weight"][-1, -1] += 1e-6
     folder = write_hf(tmp_path / "b", config, tensors | extra)
-    with pytest.raises(CheckpointError, match=r"'lm_head\.weight' differs from 'model\.embed_tokens\.weight'"):
-        open_hf(folder)
+    for read in (load_checkpoint, lambda path: convert_hf(path, tmp_path / "ours", note=lambda text: None)):
+        with pytest.raises(CheckpointError, match=r"'lm_head\.weight' differs from 'model\.embed_tokens\.weight'"):
+            read(folder)
 
 
 @pytest.mark.parametrize(
