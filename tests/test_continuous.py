@@ -113,8 +113,25 @@ def test_every_record_is_the_references_whatever_the_chunk(decode, expected, cal
     assert decoder.stats.new_tokens == sum(len(tokens) for tokens, _ in expected.values())
     # A row is busy in the calls of its text and in the one that belongs to its prefill.
     assert decoder.stats.busy_row_calls == sum(len(accepted) + 1 for _, accepted in expected.values())
-    assert decoder.stats.row_calls % 3 == 0
-    assert decoder.stats.row_calls >= decoder.stats.busy_row_calls
+    row_calls = counted_row_calls([len(expected[prompt.id][1]) + 1 for prompt in PROMPTS], 3, calls_per_chunk)
+    assert decoder.stats.row_calls == row_calls >= decoder.stats.busy_row_calls
+
+
+def counted_row_calls(calls_of_texts, rows, calls_per_chunk):
+    """Rows times calls, chunk by chunk: a chunk ends early when no row has anything left, a row is refilled after it."""
+    waiting, left, total = list(calls_of_texts), [], 0
+    while waiting or left:
+        while waiting and len(left) < rows:
+            left.append(waiting.pop(0))
+        made = min(calls_per_chunk, max(left))
+        total += rows * made
+        left = [calls - made for calls in left if calls > made]
+    return total
+
+
+def test_row_calls_are_counted_right_by_hand():
+    # 2 rows, chunks of 2 calls: (3, 1) then (1, 5) then (3) then (1): 2 + 2 + 2 + 1 calls
+    assert counted_row_calls([3, 1, 5], 2, 2) == 2 * 7
 
 
 def test_a_record_is_the_same_bit_for_bit_beside_any_neighbour(decode):
@@ -157,8 +174,12 @@ def test_stop_strings_cut_where_plain_decoding_would_have_stopped(checkpoint, de
             count, text = stopped_by_hand(checkpoint.tokenizer, tokens, stop)
             places[name] = count, text, tokens, accepted
     inside = at_the_end = 0
+    by_chunk = {}
     for calls_per_chunk in (1, 8):
         got = answers(decode(prompts, dataclasses.replace(SETTINGS, calls_per_chunk=calls_per_chunk, logprobs=True))[0])
+        logprobs = {name: answer.logprobs for name, answer in got.items()}
+        counts = {name: dataclasses.replace(answer, logprobs=None) for name, answer in got.items()}
+        by_chunk[calls_per_chunk] = counts, logprobs
         assert set(got) == set(places)
         for name, (count, text, tokens, accepted) in places.items():
             answer = got[name]
@@ -174,8 +195,23 @@ def test_stop_strings_cut_where_plain_decoding_would_have_stopped(checkpoint, de
                 assert answer.accepted_by_depth == depths
             inside += count < ends[calls]
             at_the_end += count == len(tokens)
+    assert by_chunk[1][0] == by_chunk[8][0]
+    for name, logprobs in by_chunk[1][1].items():
+        assert logprobs == pytest.approx(by_chunk[8][1][name], abs=1e-5)
     assert inside > 5, "no stop string was complete inside an accepted block"
     assert at_the_end
+
+
+def test_the_device_makes_no_call_for_a_row_that_a_stop_string_ended(decode, expected):
+    """The other text takes 7 calls, so that the last chunk of 2 ends after its first call: the stopped one would have more."""
+    stopped = dataclasses.replace(PROMPTS[8], stop=(words(expected["p8"][0][0]),))
+    assert [len(expected[name][1]) + 1 for name in ("p8", "p10")] == [12, 7]
+    updates, decoder = decode([stopped, PROMPTS[10]])
+    got = answers(updates)
+    assert got["p8"].token_ids == expected["p8"][0][:1]
+    assert got["p10"].token_ids == expected["p10"][0]
+    assert decoder.stats.row_calls == 3 * 7
+    assert decoder.stats.busy_row_calls == 2 + 7  # the stop is seen after the first chunk
 
 
 def test_the_runs_stop_strings_are_those_of_records_without_own_ones(decode, checkpoint, expected):
@@ -188,17 +224,25 @@ def test_the_runs_stop_strings_are_those_of_records_without_own_ones(decode, che
     assert got["own"].token_ids == tokens
 
 
-def test_streamed_text_adds_up(decode):
-    updates, _ = decode(PROMPTS[:7], streams_text=True)
-    texts = {}
-    for update in updates:
-        for number, new in update.new_text:
-            assert new
-            texts[number] = texts.get(number, "") + new
-    finished = answers(updates)
-    assert texts == {i: finished[prompt.id].text for i, prompt in enumerate(PROMPTS[:7]) if finished[prompt.id].text}
-    assert max(len(update.new_text) for update in updates) > 1
-    assert not any(update.new_text for update in decode(PROMPTS[:3])[0])
+def test_streamed_text_adds_up(decode, expected):
+    prompts = PROMPTS[:7]
+    shown = {prompt.id: [t for t in expected[prompt.id][0] if t not in SPECIAL] for prompt in prompts}
+    # The last word may yet become a stop string when it comes: it is held back to the end of the text.
+    waits = [dataclasses.replace(prompt, stop=(words(*shown[prompt.id][-1:]) + "!",)) for prompt in prompts]
+    for records in (prompts, waits):
+        updates, _ = decode(records, streams_text=True)
+        texts, in_time = {}, 0
+        for update in updates:
+            for number, new in update.new_text:
+                assert new
+                texts[number] = texts.get(number, "") + new
+            in_time += bool({number for number, _ in update.new_text} - {number for number, _ in update.finished})
+        finished = answers(updates)
+        assert {name: answer.text for name, answer in finished.items()} == {n: words(*shown[n]) for n in shown}
+        assert texts == {i: finished[prompt.id].text for i, prompt in enumerate(prompts) if finished[prompt.id].text}
+        assert max(len(update.new_text) for update in updates) > 1
+        assert in_time > 5, "texts came when they were finished"
+    assert not any(update.new_text for update in decode(waits)[0])  # not asked for
 
 
 def _refused(i):
@@ -236,6 +280,20 @@ def test_what_cannot_run_costs_itself_alone(decode, expected):
     assert sorted(number for update in updates for number, _ in update.finished) == list(range(6))
 
 
+def test_prompts_of_different_padded_lengths_share_the_rows(checkpoint, programs, tiny):
+    """The capacity is the stream's, where the settings have none: what does not fit it is refused, and not cut short."""
+    prompts = [Prompt(id=length, token_ids=[(7 * i + length) % 61 for i in range(length)]) for length in (8, 80, 3, 92)]
+    settings = dataclasses.replace(SETTINGS, max_new_tokens=12, capacity=None)
+    decoder = ContinuousDecoder(checkpoint, PROBE, settings, capacity=100, is_sampled=False, programs=programs)
+    got = answers(decoder.run(enumerate(prompts)))
+    for prompt in prompts[:3]:
+        limits = {"max_new_tokens": 12, "eos": (EOS,)}
+        tokens, gap = reference.plain_decode(tiny.reference, prompt.token_ids, **limits)
+        assert gap > 1e-3
+        assert got[prompt.id].token_ids == tokens
+    assert "cache holds 100 tokens, but prompt 92 + new 12 need 103" in got[92].error
+
+
 def test_refusals_are_handed_on_before_there_are_too_many(decode, expected, monkeypatch):
     monkeypatch.setattr(continuous, "MOST_REFUSALS", 10)
     items = [
@@ -250,6 +308,9 @@ def test_refusals_are_handed_on_before_there_are_too_many(decode, expected, monk
     got = answers(updates)
     assert len(got) == 92
     assert [got[prompt.id].token_ids for prompt in (PROMPTS[0], PROMPTS[2])] == [expected["p0"][0], expected["p2"][0]]
+    last, _ = decode([PROMPTS[0], *map(_refused, range(300)), PROMPTS[2]])  # all rows are empty when it is found
+    assert len(answers(last)) == 302
+    assert answers(last)["p2"].token_ids == expected["p2"][0]
     only, _ = decode([_refused(i) for i in range(33)])
     assert len(answers(only)) == 33
     assert answers(decode([])[0]) == {}
@@ -268,6 +329,35 @@ def test_a_wish_to_stop_is_heard_after_the_chunk(checkpoint, programs, expected)
     got = answers(updates)
     assert 0 < len(got) < len(PROMPTS)
     assert all(got[name].token_ids == expected[name][0] for name in got)
+
+
+@pytest.mark.parametrize("prompts", [[], PROMPTS[:1]], ids=["refusals alone", "after a prompt"])
+def test_a_wish_to_stop_is_heard_among_refusals_without_end(checkpoint, programs, prompts, monkeypatch):
+    monkeypatch.setattr(continuous, "MOST_REFUSALS", 10)
+    items = enumerate(itertools.chain(prompts, map(_refused, range(10**4))))
+    decoder = ContinuousDecoder(checkpoint, PROBE, SETTINGS, capacity=S, is_sampled=True, programs=programs)
+    got = []
+    for update in decoder.run(items, should_stop=lambda: len(got) > 500):
+        got.extend(generation.id for _, generation in update.finished)
+    assert 500 < len(got) < 600
+    assert ("p0" in got) == bool(prompts)
+
+
+def test_prompts_are_taken_as_rows_become_free(checkpoint, programs):
+    """Of a file without end no more is read than is needed: a prompt a row, and one that waits for it."""
+    taken = []
+
+    def items():
+        for number in itertools.count():
+            taken.append(number)
+            yield number, dataclasses.replace(PROMPTS[number % len(PROMPTS)], id=number)
+
+    decoder = ContinuousDecoder(checkpoint, PROBE, SETTINGS, capacity=S, is_sampled=True, programs=programs)
+    ended = []
+    for update in decoder.run(items(), should_stop=lambda: len(ended) >= 9):
+        ended.extend(update.finished)
+        assert len(taken) <= len(ended) + 2 * 3
+    assert len(ended) >= 9
 
 
 def test_a_list_is_checked_before_it_starts_and_given_in_order(checkpoint, expected):

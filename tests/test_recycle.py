@@ -148,9 +148,10 @@ def test_a_call_writes_what_active_rows_nodes_saw_over_the_temperature():
         seed_B=jnp.zeros(3, jnp.uint32),
     )
     cfg = RecycleConfig(tree=3, is_warm=True)
-    got = jax.jit(sources.learn, static_argnames="draft_cfg")(
+    got = jax.jit(sources.learn, static_argnames=("cfg", "draft_cfg"))(
         recycle.empty_table(3, 16, cfg),
         params={},
+        cfg=BASE,
         draft_cfg=cfg,
         draw=draw,
         mask_ema=jnp.float32(0.1),

@@ -1,6 +1,7 @@
 """A row that is given a new text: what its neighbours keep, what it leaves behind, and what a few calls report."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,12 @@ import reference
 from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig, make_request, recycle, row_batch
 from jax_probe_mtp.request import Request, idle_request
 
-EOS, B, S, T, R = 26, 3, 40, 12, 2  # rows, capacity, padded prompts, calls between two looks
-SOURCES = {
+EOS, B, S, T, R = 26, 3, 40, 12, 3  # rows, capacity, padded prompts, calls between two looks
+SOURCES = {  # shallow trees: each depth is compiled for itself
     "probe": ProbeConfig(tree=(7, 3)),
-    "ngram": NgramConfig(num_drafts=4, max_ngram=3),
-    "recycle": RecycleConfig(tree=12),
-    "warm": RecycleConfig(tree=12, is_warm=True),
+    "ngram": NgramConfig(num_drafts=2, max_ngram=3),
+    "recycle": RecycleConfig(tree=4),
+    "warm": RecycleConfig(tree=4, is_warm=True),
 }
 PROBE_OF_REFERENCE = {
     "tree": (7, 3),
@@ -120,10 +121,10 @@ def of_reference(tiny, source, text):
     if source == "probe":
         tokens, _, accepted = reference.probe_decode(tiny.reference, text.prompt, PROBE_OF_REFERENCE, **limits)
     elif source == "ngram":
-        how = {"num_drafts": 4, "max_ngram": 3, "match": "recent"}
+        how = {"num_drafts": 2, "max_ngram": 3, "match": "recent"}
         tokens, _, accepted = reference.ngram_decode(tiny.reference, text.prompt, **how, **limits)
     else:
-        how = {"num_nodes": 12, "max_depth": 6}
+        how = {"num_nodes": 4, "max_depth": 3}
         tokens, _, accepted, _, _ = reference.recycle_decode(tiny.reference, text.prompt, **how, **limits)
     assert tokens == plain
     return tokens, accepted
@@ -140,15 +141,20 @@ def bits(array):
     return np.ascontiguousarray(array).tobytes()
 
 
-@pytest.fixture(scope="module", params=list(SOURCES))
-def busy(request, tiny):
-    """A batch in the middle of three texts, and the source's name."""
-    batch = Batch(tiny, request.param)
-    for row, text in enumerate((A, D, LONG)):
-        batch.admit(row, text)
-    batch.run()
-    assert not np.any(batch.state.is_done_B)
-    return batch, request.param
+@pytest.fixture(scope="module")
+def busy(tiny):
+    """Makes a batch of a source, in the middle of three texts."""
+
+    @functools.cache
+    def make(source):
+        batch = Batch(tiny, source)
+        for row, text in enumerate((A, D, LONG)):
+            batch.admit(row, text)
+        batch.run()
+        assert not np.any(batch.state.is_done_B)
+        return batch
+
+    return make
 
 
 def _copy(batch):
@@ -158,8 +164,9 @@ def _copy(batch):
 
 
 @pytest.mark.parametrize("row", range(B))
-def test_a_newcomer_leaves_all_other_rows_bit_for_bit(busy, row):
-    batch, source = busy
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_newcomer_leaves_all_other_rows_bit_for_bit(busy, source, row):
+    batch = busy(source)
     after = _copy(batch)
     after.admit(row, C)
     others = [r for r in range(B) if r != row]
@@ -182,15 +189,16 @@ def test_a_newcomer_leaves_all_other_rows_bit_for_bit(busy, row):
     assert drawn.top_p_B[row] == np.float32(0.95)
 
 
-@pytest.mark.parametrize("is_idle", [True, False], ids=["idle", "no tokens"])
-def test_nobody_changes_nothing(busy, is_idle):
-    batch, source = busy
+@pytest.mark.parametrize(
+    ("source", "has_prompt"),
+    [*((source, False) for source in SOURCES), ("probe", True), ("ngram", True), ("recycle", True)],
+)
+def test_nobody_changes_nothing(busy, source, has_prompt):
+    """An idle place, and a prompt that may have no tokens; a shared table would learn from such a prompt."""
+    batch = busy(source)
     after = _copy(batch)
-    if is_idle:
-        nobody = jnp.zeros((1, T), jnp.int32), idle_request(1, [EOS], 0.1)
-    elif source == "warm":
-        pytest.skip("the shared table may learn from any prompt")
-    else:
+    nobody = jnp.zeros((1, T), jnp.int32), idle_request(1, [EOS], 0.1)
+    if has_prompt:
         prompt_1T, request, _ = batch.newcomer(C)
         nobody = prompt_1T, request.replace(max_new_tokens_B=jnp.zeros(1, jnp.int32))
     for row in range(B):
@@ -201,9 +209,7 @@ def test_nobody_changes_nothing(busy, is_idle):
 
 
 def test_a_warm_table_goes_on(busy, tiny):
-    batch, source = busy
-    if source != "warm":
-        pytest.skip("no shared table")
+    batch = busy("warm")
     after = _copy(batch)
     after.admit(1, C)
     logits_TV = tiny.reference.logits(tiny.reference.embed(C.prompt)) / C.draw["temperature"]
@@ -325,15 +331,15 @@ def test_reports_say_what_each_call_gave(probe_rows, tiny):
     given = {0: [], 2: []}
     before = {0: len(A.prompt) - 1, 2: len(C.prompt) - 1}
     while first < max(map(len, lengths.values())):
-        report = batch.run(5)
-        assert report.length_BK.tolist() == _expected_lengths(lengths, first, 5)
+        report = batch.run()
+        assert report.length_BK.tolist() == _expected_lengths(lengths, first, R)
         for row in (0, 2):
             num_new = int(report.length_BK[row].max()) - before[row]
             before[row] += num_new
             given[row] += report.token_BL[row, :num_new].tolist()
             place = slice(before[row] - num_new + 1, before[row] + 1)
             assert bits(report.logprob_BL[row, :num_new]) == bits(batch.state.logprob_BT[row, place])
-        first += 5
+        first += R
         assert report.is_done_B.tolist() == [first >= len(lengths[0]), True, first >= len(lengths[2])]
     assert np.any(report.length_BK == -1), "the last chunk was full: choose another number of calls"
     for row, text in ((0, A), (2, C)):
@@ -342,44 +348,45 @@ def test_reports_say_what_each_call_gave(probe_rows, tiny):
         assert report.calls_B[row] == len(accepted)
         assert report.accepted_by_depth_BD[row].tolist() == [sum(n > d for n in accepted) for d in range(2)]
 
-    report = batch.run(5)  # nobody is left
+    report = batch.run()  # nobody is left
     assert np.all(np.asarray(report.length_BK) == -1)
 
 
-def test_two_chunks_of_one_call_are_one_of_two(probe_rows):
+def test_chunks_of_one_call_are_one_of_as_many(probe_rows):
     batch, _ = probe_rows
-    ones, two = _copy(batch), _copy(batch)
-    for _ in range(2):
+    ones, together = _copy(batch), _copy(batch)
+    for _ in range(R):
         ones.run(1)
-    two.run(2)
-    for one, other in zip(jax.tree.leaves(ones.state), jax.tree.leaves(two.state), strict=True):
+    together.run(R)
+    for one, other in zip(jax.tree.leaves(ones.state), jax.tree.leaves(together.state), strict=True):
         if jnp.issubdtype(one.dtype, jnp.floating):
             np.testing.assert_allclose(one, other, atol=1e-5)
         else:
             np.testing.assert_array_equal(one, other)
-    first, second = ones.reports
-    [both] = two.reports
-    np.testing.assert_array_equal(np.concatenate([first.length_BK, second.length_BK], axis=1), both.length_BK)
-    for row, start in ((0, len(A.prompt) - 1), (2, len(C.prompt) - 1)):
-        middle, end = both.length_BK[row] - start
-        tokens = [*first.token_BL[row, :middle].tolist(), *second.token_BL[row, : end - middle].tolist()]
-        assert tokens == both.token_BL[row, :end].tolist()
+    [whole] = together.reports
+    np.testing.assert_array_equal(np.concatenate([one.length_BK for one in ones.reports], axis=1), whole.length_BK)
+    for row, text in ((0, A), (2, C)):
+        lengths, tokens = [len(text.prompt) - 1, *whole.length_BK[row].tolist()], []
+        for report, new in zip(ones.reports, np.diff(lengths), strict=True):
+            tokens += report.token_BL[row, :new].tolist()
+        assert tokens == whole.token_BL[row, : lengths[-1] - lengths[0]].tolist()
 
 
 def test_a_stopped_row_ends_and_the_others_do_not_notice(probe_rows):
     batch, lengths = probe_rows
     batch = _copy(batch)
     batch.run()
+    assert min(map(len, lengths.values())) > 2 * R, "a text ends too soon: choose others"
     going_on, stopped = _copy(batch), _copy(batch)
     free = going_on.run()
     report = stopped.run(stopped=[0])
-    assert report.length_BK.tolist() == [[lengths[0][1]] * 2, [0, 0], lengths[2][2:4]]
+    assert report.length_BK.tolist() == [[lengths[0][R - 1]] * R, [0] * R, lengths[2][R : 2 * R]]
     assert report.is_done_B.tolist() == [True, True, False]
     assert not free.is_done_B[0]
     assert stopped.outcome(0) == batch.outcome(0)
     assert stopped.outcome(2) == going_on.outcome(2) != batch.outcome(2)
     report = stopped.run(stopped=[2])  # the first one stays stopped, so no call is left to make
-    assert report.length_BK.tolist() == [[-1, -1]] * B
+    assert report.length_BK.tolist() == [[-1] * R] * B
     assert np.all(report.is_done_B)
 
 
@@ -410,7 +417,7 @@ def test_a_row_may_fill_its_capacity_from_any_prompt(tiny, length, new, slots):
         assert bits(before[name][[0, 2]]) == bits(new_leaf[[0, 2]]), name
     start, given = length - 1, []
     while not batch.state.is_done_B[1]:
-        report = batch.run(5)  # its last tokens are read next to the end of the array
+        report = batch.run()  # its last tokens are read next to the end of the array
         num_new = int(report.length_BK[1].max()) - start
         given += report.token_BL[1, :num_new].tolist()
         start += num_new

@@ -179,32 +179,47 @@ WITH_HALVES = [*WHOLE, [SPACE_AND_PART, 0x80, 0x9C], [SPACE_AND_PART, 0x82, 0xAC
 STOP_CHARACTERS = "aab é海🙂"
 
 
-@pytest.mark.parametrize("parts", [WHOLE, WITH_HALVES], ids=["whole", "halves"])
-def test_random_texts_against_lists_decoded_anew(tokenizer, parts):
-    drawn, stopped, held = random.Random(5), 0, 0
+def _random_texts(parts):
+    """Lists of parts, stop strings, and how many tokens there are: the text may end inside a character."""
+    drawn = random.Random(5)
     for _ in range(2000):
-        ids = list(itertools.chain.from_iterable(drawn.choices(parts, k=drawn.randrange(1, 12))))
-        ids = ids[: drawn.randrange(1, len(ids) + 1)]  # may end inside a character
+        chosen = drawn.choices(parts, k=drawn.randrange(1, 12))
         stop = [
             "".join(drawn.choices(STOP_CHARACTERS, k=drawn.choice([1, 2, 3, 4]))) for _ in range(drawn.randrange(4))
         ]
-        stream, shown = TextStream(tokenizer, stop), ""
-        place = None
-        for count in range(1, len(ids) + 1):
-            whole = decode(tokenizer, ids[:count])
-            sure = whole.rstrip(NOT_WHOLE)  # none of the texts holds this character
-            place = first_stop(sure, stop)
-            assert stream.add(ids[count - 1]) == (place is not None), (ids[:count], stop)
-            shown += stream.show()
-            expected = showable(sure, stop) if place is None else sure[:place]
-            assert expected.startswith(shown), (ids[:count], stop)
-            assert shown == expected or parts is WITH_HALVES, (ids[:count], stop)
-            held += place is None and shown != sure
-            if place is not None:
-                break
-        stopped += place is not None
-        shown += stream.finish(whole)
+        yield chosen, stop, drawn.random()
+
+
+def _compare(tokenizer, ids, sure_after_each, stop, *, shows_at_once=True):
+    """Token by token against the text that is sure by then: what stops, what is shown, what it ends as."""
+    stream, shown, held = TextStream(tokenizer, stop), "", 0
+    place = None
+    for count, (token, sure) in enumerate(zip(ids, sure_after_each, strict=True), start=1):
+        place = first_stop(sure, stop)
+        assert stream.add(token) == (place is not None), (ids[:count], stop)
+        shown += stream.show()
+        expected = showable(sure, stop) if place is None else sure[:place]
+        assert expected.startswith(shown), (ids[:count], stop)
+        assert shown == expected or not shows_at_once, (ids[:count], stop)
+        held += place is None and shown != sure
+        if place is not None:
+            break
+    whole = decode(tokenizer, ids[:count])
+    shown += stream.finish(whole)
+    if whole.startswith(sure):  # not where an open run of bytes takes whole characters back
         assert shown == stream.text == (whole if place is None else whole[:place]), (ids, stop)
+    return place is not None, held
+
+
+@pytest.mark.parametrize("parts", [WHOLE, WITH_HALVES], ids=["whole", "halves"])
+def test_random_texts_against_lists_decoded_anew(tokenizer, parts):
+    outcomes = []
+    for chosen, stop, share in _random_texts(parts):
+        ids = list(itertools.chain.from_iterable(chosen))
+        ids = ids[: 1 + int(share * len(ids))]
+        sure = [decode(tokenizer, ids[: n + 1]).rstrip(NOT_WHOLE) for n in range(len(ids))]  # no text ends with this
+        outcomes.append(_compare(tokenizer, ids, sure, stop, shows_at_once=parts is WHOLE))
+    stopped, held = map(sum, zip(*outcomes, strict=True))
     assert stopped > 100, "choose other stop strings"
     assert held > 100
 
@@ -231,11 +246,14 @@ def test_random_tokens_that_are_no_utf8_end_as_the_tokenizer_ends_them(tokenizer
 def sentencepiece():
     """Byte fallback as Llama 2's tokenizer has it: characters that are no token are spelt by bytes, ids 1 to 256."""
     vocab = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)} | {"▁a": 257, "b": 258, "▁": 259}
+    vocab |= {"</s>": EOS, "<user>": USER}
     backend = Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", additional_special_tokens=["<user>"]
+    )
 
 
 def _fallback(text):
@@ -247,6 +265,27 @@ def test_spaces_and_bytes_of_a_sentencepiece_tokenizer(sentencepiece):
     stream = TextStream(sentencepiece, ["🙂"])
     assert shown_after_each(stream, ids) == ["a", " a", "b", "", "", "海", " a", "", "é", "", "", "", ""]
     assert (stream.is_stopped, stream.text) == (True, "a ab海 aé")
+
+
+SENTENCEPIECE_PARTS = [([257], " a"), ([257], " a"), ([258], "b"), ([259], " "), ([EOS], ""), ([USER], "")]
+SENTENCEPIECE_PARTS += [(_fallback(character), character) for character in "cé海🙂"]
+
+
+def test_random_texts_of_a_sentencepiece_tokenizer(sentencepiece):
+    """Against the texts they are put together from: an open run of bytes hides the whole characters before it."""
+    outcomes = []
+    for chosen, stop, share in _random_texts(SENTENCEPIECE_PARTS):
+        ids, sure, text = [], [], ""
+        for part, part_text in chosen:
+            ids += part
+            sure += [text.removeprefix(" ")] * (len(part) - 1)  # the tokenizer takes the first space away
+            text += part_text
+            sure.append(text.removeprefix(" "))
+        count = 1 + int(share * len(ids))
+        outcomes.append(_compare(sentencepiece, ids[:count], sure[:count], stop))
+    stopped, held = map(sum, zip(*outcomes, strict=True))
+    assert stopped > 100, "choose other stop strings"
+    assert held > 100
 
 
 # A run of byte tokens decodes to U+FFFD as a whole as soon as one of them fits nowhere.
