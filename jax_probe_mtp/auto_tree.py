@@ -95,7 +95,9 @@ def choose(
         raise ValueError(f"temperature must be 0 (greedy) or more, got {settings.temperature}.")
     drafts = _drafts(like, checkpoint.config.vocab_size)
     prior = {rows: PRIOR_TAU[rows] for rows in drafts}
-    decode_cfg = DecodeConfig(capacity=max(capacity, SMALLEST_BUCKET), is_sampled=is_sampled)
+    decode_cfg = DecodeConfig(
+        capacity=max(capacity, SMALLEST_BUCKET), is_sampled=is_sampled, attention=settings.attention
+    )
     has_cuts = is_sampled and (settings.top_k > 0 or settings.top_p < 1)
     depends_on = _environment(checkpoint) | {
         "batch_size": settings.batch_size,

@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 FAMILIES = ("llama", "qwen2", "qwen3")
-ATTENTIONS = ("auto", "plain", "fused")
+ANCHORED = "anchored"
+ATTENTIONS = ("auto", "plain", "fused", ANCHORED)
 DATA, TENSOR = "data", "tensor"  # axes of a device mesh: batch rows are split over one, weights over the other
 
 
@@ -96,6 +97,8 @@ class DecodeConfig:
       prefill_chunk: prompt tokens that enter the model at a time.
       attention: of decode calls: "auto" takes the fused kernel on CUDA GPUs, where it has one for the model's heads, and
         plain attention elsewhere; "plain" or "fused" says which. Off CUDA the fused one is interpreted: slow, for tests.
+        "anchored" adds in the order of absolute positions, so that a token's logits do not depend on the call that gave
+        it: the exact mode (docs/exactness.md).
       has_logprobs: True keeps the log-probability of every emitted token.
     """
 

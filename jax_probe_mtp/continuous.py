@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_probe_mtp import recycle, row_batch, sources
+from jax_probe_mtp import recycle, row_batch, self_test, sources
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig
 from jax_probe_mtp.decode_loop import DecodeState
@@ -87,12 +87,14 @@ class ContinuousDecoder:
         self._draft_cfg = draft_cfg
         self._settings = dataclasses.replace(settings, capacity=capacity)
         self._streams_text = streams_text
-        self._decode_cfg = DecodeConfig(capacity=capacity, is_sampled=is_sampled, has_logprobs=settings.logprobs)
+        self._decode_cfg = DecodeConfig(
+            capacity=capacity, is_sampled=is_sampled, attention=settings.attention, has_logprobs=settings.logprobs
+        )
         self._draft_name = draft_name(draft_cfg, settings.mask_ema)
         self.stats = Stats() if stats is None else stats
         self.table = table
         self._compiled: dict[Any, Program] = {}
-        self._nobody = idle_request(1, checkpoint.eos_token_ids, settings.mask_ema)
+        self._nobody = idle_request(1, checkpoint.eos_token_ids, settings.mask_ema, settings.max_accept)
         self._rows: list[RowText | None] = [None] * settings.batch_size
         self._is_stopped_B = np.zeros(settings.batch_size, np.bool_)
         self._waiting: collections.deque[Newcomer] = collections.deque()
@@ -116,6 +118,7 @@ class ContinuousDecoder:
         if not self._waiting:
             yield self._update()
             return
+        self._check_exact()
         done, compiled = time.perf_counter(), self._programs.compile_seconds
         request, state = self._empty_batch()
         while True:
@@ -177,6 +180,13 @@ class ContinuousDecoder:
                 continue
             self._waiting.append(Newcomer(number=number, prompt=item, prompt_1T=prompt_1T, request=request))
         return True
+
+    def _check_exact(self) -> None:
+        if self._settings.is_exact:
+            checkpoint, rows = self._checkpoint, len(self._rows)
+            self_test.check(
+                self._programs, checkpoint.params, checkpoint.config, self._draft_cfg, self._decode_cfg, rows
+            )
 
     def _empty_batch(self) -> tuple[Request, DecodeState]:
         request = self._programs.place(join_requests([self._nobody] * len(self._rows)))

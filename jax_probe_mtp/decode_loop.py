@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax_probe_mtp import cache as kv
 from jax_probe_mtp import draft, model, recycle, sampling, sources, verify
 from jax_probe_mtp.attend import attend_block
-from jax_probe_mtp.config import DATA, TENSOR, DecodeConfig, ModelConfig
+from jax_probe_mtp.config import ANCHORED, DATA, TENSOR, DecodeConfig, ModelConfig
 from jax_probe_mtp.draft_config import DraftConfig
 from jax_probe_mtp.masks import block_positions, block_visible
 from jax_probe_mtp.params import Params
@@ -147,28 +147,18 @@ def prefill(
     if T > S + 1:
         raise ValueError(f"prompts padded to {T} tokens need a capacity of {T - 1}, got {S}; raise it or pad less.")
     cache = kv.allocate(cfg, batch_size=B, capacity=S, scratch=draft_cfg.num_rows, dtype=params["embed"].dtype)
-    num_slots = cache.k[0].shape[2]
     chunk = min(T, decode_cfg.prefill_chunk)
-
     source = sources.start(params, cfg, prompt_BT, request.prompt_length_B, request.sampling.seed_B, draft_cfg, table)
 
-    def fill(i: jax.Array, carry: tuple[kv.KVCache, sources.SourceState]) -> tuple[kv.KVCache, sources.SourceState]:
-        cache, source = carry
-        start = jnp.minimum(i * chunk, T - chunk)  # the last chunk may overlap the one before and compute it again
-        ids = jax.lax.dynamic_slice_in_dim(prompt_BT, start, chunk, axis=1)
-        position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
-        can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
-        x_BCD = model.embed(params, cfg, ids)
-        hidden_BCD, cache = model.forward(
-            params, cfg, x_BCD, position_BC, cache, start, model.attend_where(can_attend_BCS)
-        )
-        is_used_BC = position_BC < request.prompt_length_B[:, None] - 1
-        return cache, sources.read_prompt(
-            source, params, cfg, draft_cfg, ids, is_used_BC, hidden_BCD, _draw(request, decode_cfg)
-        )
+    def look(
+        source: sources.SourceState, start: jax.Array, ids_BC: jax.Array, hidden_BCD: jax.Array
+    ) -> sources.SourceState:
+        is_used_BC = start + jnp.arange(chunk) < request.prompt_length_B[:, None] - 1
+        draw = _draw(request, decode_cfg)
+        return sources.read_prompt(source, params, cfg, draft_cfg, ids_BC, is_used_BC, hidden_BCD, draw)
 
-    num_chunks = largest(cfg, jnp.max(request.prompt_length_B) - 1 + chunk - 1) // chunk
-    cache, source = jax.lax.fori_loop(0, num_chunks, fill, (cache, source))
+    num_tokens = largest(cfg, jnp.max(request.prompt_length_B) - 1)
+    cache, source = model.read_text(params, cfg, prompt_BT, cache, num_tokens, chunk, look, source)
     return DecodeState(
         token_BT=jnp.pad(prompt_BT, ((0, 0), (0, S + 1 - T))),
         length_B=request.prompt_length_B - 1,
@@ -196,9 +186,14 @@ def step(
 ) -> DecodeState:
     """One call of the model: draft, forward, verify, commit, learn. Rows that are done stay as they are."""
     tree = draft_tree(request, state, draft_cfg)
-    logits_BRV, cache = _run_block(params, cfg, tree, state, draft_cfg, decode_cfg)
-    choose = _chooser(logits_BRV, tree, state.length_B, request, decode_cfg)
-    accepted = verify.walk(tree, choose, max_depth=draft_cfg.max_depth)
+    logits_BRV, cache = run_block(params, cfg, tree, state, draft_cfg, decode_cfg)
+    accepted = verify.walk(
+        tree,
+        _chooser(logits_BRV, tree, state.length_B, request, decode_cfg),
+        max_depth=draft_cfg.max_depth,
+        max_accept=request.max_accept,
+        is_looped=decode_cfg.is_sampled and decode_cfg.attention == ANCHORED,
+    )
     if not _is_in_place(draft_cfg):
         cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
     logprob_BP = emitted_logprobs(logits_BRV, accepted) if decode_cfg.has_logprobs else None
@@ -238,7 +233,7 @@ def _is_in_place(draft_cfg: DraftConfig) -> bool:
     return draft_cfg.num_rows == 1
 
 
-def _run_block(
+def run_block(
     params: Params, cfg: ModelConfig, tree: Tree, state: DecodeState, draft_cfg: DraftConfig, decode_cfg: DecodeConfig
 ) -> tuple[jax.Array, kv.KVCache]:
     """Logits [B, R, V] of the tree's nodes and of every node's masks, their keys and values in the cache's scratch."""
@@ -251,7 +246,16 @@ def _run_block(
     start = state.length_B if _is_in_place(draft_cfg) else state.cache.capacity
     num_slots = state.cache.k[0].shape[2]
     is_visible_BRR = block_visible(is_ancestor_BNN, M)
-    attend = attend_block(cfg, is_visible_BRR, state.length_B, start, num_slots, decode_cfg.attention)
+    attend = attend_block(
+        cfg,
+        is_visible_BRR,
+        position_BR,
+        state.length_B,
+        start,
+        num_slots,
+        decode_cfg.attention,
+        longest_path=draft_cfg.max_depth + M,
+    )
     x_BRD = jnp.concatenate([nodes_BND, masks_BLD], axis=1)
     hidden_BRD, cache = model.forward(params, cfg, x_BRD, position_BR, state.cache, start, attend)
     return model.logits(params, cfg, hidden_BRD), cache
@@ -259,13 +263,15 @@ def _run_block(
 
 def _chooser(
     logits_BRV: jax.Array, tree: Tree, length_B: jax.Array, request: Request, decode_cfg: DecodeConfig
-) -> Callable[[jax.Array, int], jax.Array]:
+) -> Callable[[jax.Array, jax.Array | int], jax.Array]:
     """The model's own next token after a node of the tree, as `verify.walk` asks for it."""
     if not decode_cfg.is_sampled:  # all nodes at once: an argmax is cheap, and it is one kernel
         greedy_BN = jnp.argmax(logits_BRV[:, : tree.token_BN.shape[1]], axis=-1).astype(jnp.int32)
         return lambda node_B, depth: jnp.take_along_axis(greedy_BN, node_B[:, None], axis=1)[:, 0]
 
-    def draw(node_B: jax.Array, depth: int) -> jax.Array:  # of visited nodes alone: noise and cuts are not cheap
+    def draw(
+        node_B: jax.Array, depth: jax.Array | int
+    ) -> jax.Array:  # of visited nodes alone: noise and cuts are not cheap
         logits_BV = jnp.take_along_axis(logits_BRV, node_B[:, None, None], axis=1)[:, 0]
         return sampling.next_token(logits_BV, length_B + depth + 1, request.sampling)
 

@@ -50,6 +50,7 @@ def add_commands(commands: Any) -> None:
     options.add_draft(generate)
     options.add_sampling(generate)
     options.add_stream(generate)
+    options.add_exact(generate)
     generate.set_defaults(command=_generate)
     join = commands.add_parser("merge", allow_abbrev=False, help="one file of the answers of several processes")
     join.add_argument("parts", type=Path, nargs="+", metavar="PART.jsonl", help="what the processes wrote")
@@ -58,11 +59,12 @@ def add_commands(commands: Any) -> None:
     join.set_defaults(command=_merge)
 
 
-def add_prompts(parser: argparse.ArgumentParser) -> None:
-    """Where the prompts are."""
+def add_prompts(parser: argparse.ArgumentParser) -> Any:
+    """Where the prompts are; gives the group, one of which has to be given."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="one prompt")
     source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
+    return source
 
 
 def read_records(args: argparse.Namespace) -> list[Record]:
@@ -176,6 +178,7 @@ def _generate_file(args: argparse.Namespace) -> int:
             "chat_template": use_chat_template,
             **{name: getattr(settings, name) for name in DECIDES},
             "stop": list(settings.stop),
+            "exact": settings.is_exact,
         },
     }
     job = jobs.Job(

@@ -31,14 +31,15 @@ class Decoder:
     Compilation is done ahead of the call, so that it never hides in a timing.
     """
 
-    def __init__(self, checkpoint: Checkpoint, draft_cfg: DraftConfig) -> None:
+    def __init__(self, checkpoint: Checkpoint, draft_cfg: DraftConfig, programs: Programs | None = None) -> None:
+        """Args: the model, where drafts come from, and another decoder's programs for the same two, to share them."""
         self.checkpoint = checkpoint
         self.draft_cfg = draft_cfg
         self.stats = Stats()
         self._table: recycle.Table | None = None
         if isinstance(draft_cfg, RecycleConfig) and draft_cfg.keeps_table:
             self._table = recycle.empty_table(1, checkpoint.config.vocab_size, draft_cfg)
-        self._programs = Programs(checkpoint, draft_cfg)
+        self.programs = Programs(checkpoint, draft_cfg) if programs is None else programs
         self._has_run: set[Any] = set()
 
     def run(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Generation]:
@@ -61,7 +62,7 @@ class Decoder:
         for prompt in prompts:
             decode_cfg = make_newcomer(self.checkpoint, self.draft_cfg, prompt, settings)[2]
             capacity = max(capacity, decode_cfg.capacity)
-        shards = self._programs.num_shards
+        shards = self.programs.num_shards
         rows = max(1, -(-len(prompts) // shards)) * shards
         if settings.batch_size > rows:
             settings = dataclasses.replace(settings, batch_size=rows)
@@ -72,7 +73,7 @@ class Decoder:
             capacity=capacity,
             is_sampled=any(prompt.of("temperature", settings) > 0 for prompt in prompts),
             streams_text=streams_text,
-            programs=self._programs,
+            programs=self.programs,
             stats=self.stats,
             table=self._table,
         )
@@ -139,16 +140,16 @@ class Decoder:
         They are two programs, so that a new prompt length compiles a prefill and no second decode loop. Several threads
         may compile at a time.
         """
-        if self._programs.mesh is not None:
+        if self.programs.mesh is not None:
             raise ValueError("a batch on its own runs on one device; use `run`, which decodes on a mesh too.")
-        before = self._programs.compile_seconds
+        before = self.programs.compile_seconds
         static: dict[str, Any] = {"decode_cfg": decode_cfg}
         args = (prompt_BT, request, self._table)
-        prefill = self._programs.get(_prefill, *args, **static)
+        prefill = self.programs.get(_prefill, *args, **static)
         whole = {"cfg": self.checkpoint.config, "draft_cfg": self.draft_cfg} | static
         state = jax.eval_shape(functools.partial(_prefill, **whole), self.checkpoint.params, *args)
-        run_steps = self._programs.get(decode_loop.run_steps, request, state, donate=(2,), **static)
-        self.stats.compile_seconds += self._programs.compile_seconds - before
+        run_steps = self.programs.get(decode_loop.run_steps, request, state, donate=(2,), **static)
+        self.stats.compile_seconds += self.programs.compile_seconds - before
         return prefill, run_steps
 
 

@@ -94,6 +94,53 @@ def attention(q_BTKGh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, can_atte
     return out_BKRh.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4)
 
 
+def anchored_attention(
+    q_BTKGh: jax.Array,
+    k_BKSh: jax.Array,
+    v_BKSh: jax.Array,
+    anchor_BT: jax.Array,
+    tail_slot_BTJ: jax.Array,
+    is_tail_BTJ: jax.Array,
+) -> jax.Array:
+    """Attention whose sums run over absolute positions, in an order that a row's own position alone decides.
+
+    What a row reads comes in two parts under one softmax: slots below its anchor, where slot and position are the same,
+    and J positions from the anchor on, wherever in the cache they are. So it does not matter to a bit of the result whether
+    a token before it is committed or a draft of the same block.
+
+    Args:
+      q_BTKGh: queries of T rows, G for each of K kv heads.
+      k_BKSh: keys in the cache's slots.
+      v_BKSh: values in the cache's slots.
+      anchor_BT: int32 [B, T]; every slot below it is read.
+      tail_slot_BTJ: int32 [B, T, J], the slots of positions anchor, anchor + 1, ...
+      is_tail_BTJ: bool [B, T, J], True where the row reads it; each row reads itself.
+
+    Returns:
+      [B, T, K, G, h] in the queries' dtype.
+    """
+    B, T, K, G, h = q_BTKGh.shape
+    S, J = k_BKSh.shape[2], tail_slot_BTJ.shape[2]
+    q_BKRh = q_BTKGh.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, h)
+    scores = product("bkrh,bksh->bkrs", q_BKRh, k_BKSh, out_dtype=jnp.float32).reshape(B, K, G, T, S)
+    scores = jnp.where((jnp.arange(S) < anchor_BT[..., None])[:, None, None], scores, -jnp.inf)
+
+    def tail(slots_BKSh: jax.Array) -> jax.Array:
+        return jax.vmap(lambda slots_KSh, slot_TJ: slots_KSh[:, slot_TJ])(slots_BKSh, tail_slot_BTJ).astype(jnp.float32)
+
+    # The tail is a few positions of each row's own: elementwise products, and sums whose order is written down.
+    q_BKGT1h = q_BTKGh.transpose(0, 2, 3, 1, 4)[:, :, :, :, None].astype(jnp.float32)
+    tail_scores = jnp.sum(q_BKGT1h * tail(k_BKSh)[:, :, None], axis=-1)
+    tail_scores = jnp.where(is_tail_BTJ[:, None, None], tail_scores, -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([scores, tail_scores], axis=-1) * h**-0.5, axis=-1).astype(v_BKSh.dtype)
+    before_BKRh = product("bkrs,bksh->bkrh", weights[..., :S].reshape(B, K, G * T, S), v_BKSh, out_dtype=jnp.float32)
+    out_BKGTh = before_BKRh.reshape(B, K, G, T, h)
+    tail_v_BKTJh = tail(v_BKSh)
+    for j in range(J):
+        out_BKGTh += weights[..., S + j, None].astype(jnp.float32) * tail_v_BKTJh[:, :, None, :, j]
+    return out_BKGTh.transpose(0, 3, 1, 2, 4).astype(q_BTKGh.dtype)
+
+
 def gated_mlp(x_BTD: jax.Array, gate_up_D2F: jax.Array, down_FD: jax.Array) -> jax.Array:
     """down(silu(gate(x)) * up(x)), gate and up read as one matrix."""
     gate_up_BTI = product("btd,di->bti", x_BTD, gate_up_D2F.reshape(x_BTD.shape[-1], -1))

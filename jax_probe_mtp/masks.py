@@ -87,3 +87,35 @@ def block_can_attend(
         )
     behind = num_slots - start - R
     return is_prefix_B1S | jnp.pad(is_visible_BRR, ((0, 0), (0, 0), (start, behind)))
+
+
+def absolute_tail(
+    is_visible_BRR: jax.Array, position_BR: jax.Array, length_B: jax.Array, start: jax.Array | int, window: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a block's rows read, cut where a row's own position says: `layers.anchored_attention`'s last three arguments.
+
+    Of a row at position q the anchor is W max(0, q // W - 1), at most the committed length since a path has no more than
+    W rows above q; the tail is the 2 W positions from there. W = 4, a row at q = 13 two below its root at 11:
+
+      position   0 .. 7 | 8   9  10 | 11    12    13 | 14  15
+      read from  cache  | cache     | root child row | nothing
+
+    With 12 committed tokens and the row's parent as the root, or 13 and the row itself, the same positions are read in the
+    same order; that some come out of other slots changes nothing.
+
+    Args:
+      is_visible_BRR: bool [B, R, R], `block_visible`.
+      position_BR: int32 [B, R], `block_positions`.
+      length_B: int32 [B], committed slots.
+      start: slot of the block's first row, for all batch rows or int32 [B].
+      window: W, at least the rows of the longest path less one; static.
+
+    Returns:
+      int32 [B, R] anchor, int32 [B, R, 2 W] slots of the positions from there on, bool [B, R, 2 W] True where one is read.
+    """
+    anchor_BR = window * jnp.maximum(position_BR // window - 1, 0)
+    place_BRJ = anchor_BR[..., None] + jnp.arange(2 * window)
+    is_on_path_BRJR = is_visible_BRR[:, :, None, :] & (position_BR[:, None, None, :] == place_BRJ[..., None])
+    row_BRJ = jnp.argmax(is_on_path_BRJR, axis=-1).astype(jnp.int32)
+    slot_BRJ = jnp.where(place_BRJ < length_B[:, None, None], place_BRJ, jnp.reshape(start, (-1, 1, 1)) + row_BRJ)
+    return anchor_BR, slot_BRJ, place_BRJ <= position_BR[..., None]

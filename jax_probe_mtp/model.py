@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax_probe_mtp.cache import KVCache, allocate, write_rows
 from jax_probe_mtp.config import TENSOR, ModelConfig
 from jax_probe_mtp.params import Params
 
+Look = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]  # seen, start, ids [B, C], hidden [B, C, D] -> seen
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, K, G, h], k and v [B, K, S, h] -> as q
 
 
@@ -115,6 +117,48 @@ def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array
     if not cfg.is_sharded:
         return logits_BTV
     return jax.lax.all_gather(logits_BTV, TENSOR, axis=2, tiled=True)[..., : cfg.vocab_size]
+
+
+def read_text(
+    params: Params,
+    cfg: ModelConfig,
+    token_BT: jax.Array,
+    cache: KVCache,
+    num_tokens: jax.Array,
+    chunk: int,
+    look: Look,
+    seen: Any,
+) -> tuple[KVCache, Any]:
+    """Runs texts through the model from slot 0 on, chunk by chunk, causally; what padding writes lies behind the texts.
+
+    Args:
+      params: the tree of `abstract_params(cfg)`.
+      cfg: the model; static.
+      token_BT: int32 [B, T], padded on the right.
+      cache: holds T slots.
+      num_tokens: int32 scalar, tokens of the longest text; chunks behind it are not run.
+      chunk: C, tokens of a chunk, at most T; static.
+      look: is given what it has seen so far, a chunk's place, its tokens and its hidden states before the final norm; gives
+        what it has seen now. The last chunk may overlap the one before, whose tokens are computed again.
+      seen: what `look` begins with.
+
+    Returns:
+      The filled cache, and what was seen.
+    """
+    B, T = token_BT.shape
+    num_slots = cache.k[0].shape[2]
+
+    def fill(i: jax.Array, carry: tuple[KVCache, Any]) -> tuple[KVCache, Any]:
+        cache, seen = carry
+        start = jnp.minimum(i * chunk, T - chunk)
+        ids_BC = jax.lax.dynamic_slice_in_dim(token_BT, start, chunk, axis=1)
+        position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
+        can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
+        x_BCD = embed(params, cfg, ids_BC)
+        hidden_BCD, cache = forward(params, cfg, x_BCD, position_BC, cache, start, attend_where(can_attend_BCS))
+        return cache, look(seen, start, ids_BC, hidden_BCD)
+
+    return jax.lax.fori_loop(0, (num_tokens + chunk - 1) // chunk, fill, (cache, seen))
 
 
 def full_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:

@@ -45,7 +45,7 @@ def make_batch(
       settings: of all of them.
       rows: B, when it is more than the prompts.
     """
-    return make_request(
+    prompt_BT, request, decode_cfg = make_request(
         checkpoint.config,
         draft_cfg,
         [prompt.token_ids for prompt in prompts],
@@ -58,9 +58,11 @@ def make_batch(
         top_p=settings.top_p,
         seeds=[record_seed(settings.seed, prompt) for prompt in prompts],
         mask_ema=settings.mask_ema,
+        max_accept=settings.max_accept,
         capacity=settings.capacity,
         prompt_slots=settings.prompt_slots,
     )
+    return prompt_BT, request, dataclasses.replace(decode_cfg, attention=settings.attention)
 
 
 def make_newcomer(
@@ -95,6 +97,7 @@ def check_sizes(
         top_k=settings.top_k,
         top_p=settings.top_p,
         mask_ema=settings.mask_ema,
+        max_accept=settings.max_accept,
         capacity=capacity,
         prompt_slots=settings.prompt_slots,
     )

@@ -68,8 +68,8 @@ def add_draft(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm", **flag, help="recycle: one table for all prompts, which stays")
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int = Settings().max_new_tokens) -> None:
-    """Limits, sampling and sizes."""
+def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int | None = Settings().max_new_tokens) -> None:
+    """Limits, sampling and sizes. A limit of None says that none was given, and stands for the usual one."""
     settings = Settings()
     parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N")
     parser.add_argument("--temperature", type=float, default=settings.temperature, metavar="T", help="0 is greedy")
@@ -85,6 +85,15 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int = Setti
         type=int,
         metavar="T",
         help="pad all prompts to T: with --capacity, one program for all lengths",
+    )
+
+
+def add_exact(parser: argparse.ArgumentParser) -> None:
+    """The exact mode."""
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="in any dtype the tokens of the same program without accepted drafts; tested on this device at the start",
     )
 
 
@@ -182,7 +191,7 @@ def _whole(text: str | None) -> int | None:
 def settings(args: argparse.Namespace) -> Settings:
     """The settings that the flags of `add_sampling` name, and those of other groups where the command has them."""
     return Settings(
-        max_new_tokens=args.max_new_tokens,
+        max_new_tokens=Settings().max_new_tokens if args.max_new_tokens is None else args.max_new_tokens,
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
@@ -195,6 +204,7 @@ def settings(args: argparse.Namespace) -> Settings:
             stop=tuple(args.stop) if hasattr(args, "stop") else None,
             calls_per_chunk=getattr(args, "calls_per_chunk", None),
             logprobs=getattr(args, "logprobs", None),
+            is_exact=getattr(args, "exact", None),
         ),
     )
 

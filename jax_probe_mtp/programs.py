@@ -26,7 +26,14 @@ Program = Callable[..., Any]
 # How what a program takes and gives lies on a mesh: rows over `DATA`, kv heads over `TENSOR`.
 ROWS, EVERYWHERE = P(DATA), P()
 REQUEST: Any = Request(
-    **dict[str, Any](prompt_length_B=ROWS, max_new_tokens_B=ROWS, eos_E=EVERYWHERE, sampling=ROWS, mask_ema=EVERYWHERE)
+    **dict[str, Any](
+        prompt_length_B=ROWS,
+        max_new_tokens_B=ROWS,
+        eos_E=EVERYWHERE,
+        sampling=ROWS,
+        mask_ema=EVERYWHERE,
+        max_accept=EVERYWHERE,
+    )
 )
 STATE: Any = DecodeState(
     **dict[str, Any](
@@ -48,6 +55,7 @@ class Programs:
     Attributes:
       mesh: where the parameters lie; None on one device.
       compile_seconds: what compiling has taken so far.
+      tested: shapes at which `self_test` has found the exact mode exact.
     """
 
     def __init__(self, checkpoint: Checkpoint, draft_cfg: DraftConfig) -> None:
@@ -63,6 +71,7 @@ class Programs:
         }
         self._whole_config = checkpoint.config
         self.compile_seconds = 0.0
+        self.tested: set[Any] = set()
         self._compiled: dict[Any, Program] = {}
 
     @property

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from typing import Any
 
+from jax_probe_mtp.config import ANCHORED
 from jax_probe_mtp.draft_config import DEFAULT_MASK_EMA
 
 
@@ -42,6 +43,8 @@ class Settings:
       stop: texts that end an answer where they first appear; they are not part of it.
       batch_size: B, rows that are decoded at a time.
       calls_per_chunk: K, decode calls between two looks at the rows: a row that ends waits for the next look.
+      max_accept: drafts that a call accepts at most; None for all that are right, 0 for plain decoding by the same program.
+      is_exact: True for the exact mode: in any dtype, tokens do not depend on `max_accept` (docs/exactness.md).
       logprobs: True for the log-probability of each token, of the model's own softmax (no temperature, no cuts).
     """
 
@@ -54,9 +57,16 @@ class Settings:
     mask_ema: float = DEFAULT_MASK_EMA
     batch_size: int = 1
     calls_per_chunk: int = 8
+    max_accept: int | None = None
+    is_exact: bool = False
     logprobs: bool = False
     capacity: int | None = None
     prompt_slots: int | None = None
+
+    @property
+    def attention(self) -> str:
+        """The attention of decode calls, `DecodeConfig.attention`."""
+        return ANCHORED if self.is_exact else "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from jax_probe_mtp.recycle import NUM_SUCCESSORS
 from jax_probe_mtp.sampling import Sampling
 
 SMALLEST_BUCKET = 64
+NO_LIMIT = 2**31 - 1  # of accepted drafts
 LARGEST_TEMPERATURE = 1e30  # a draw is uniform long before, and float32 soon ends
 SMALLEST_TOP_P = 1e-30  # keeps the best token alone, as any p as small does; much smaller ones are 0 in float32
 
@@ -26,6 +27,7 @@ class Request(flax.struct.PyTreeNode, kw_only=True):
       eos_E: int32 [E], ids that end a text.
       sampling: temperature, top-k, top-p and seed of each row.
       mask_ema: float32 scalar, lambda of Eq. (5).
+      max_accept: int32 scalar, drafts that a call accepts at most; 0 is plain decoding by the very same program.
     """
 
     prompt_length_B: jax.Array
@@ -33,13 +35,22 @@ class Request(flax.struct.PyTreeNode, kw_only=True):
     eos_E: jax.Array
     sampling: Sampling
     mask_ema: jax.Array
+    max_accept: jax.Array
 
 
-def idle_request(rows: int, eos_token_ids: Sequence[int], mask_ema: float) -> Request:
+def idle_request(rows: int, eos_token_ids: Sequence[int], mask_ema: float, max_accept: int | None = None) -> Request:
     """A request of rows that have no prompt and emit nothing."""
-    values: dict[str, list[Any]] = {"lengths": [1], "limits": [0], "seeds": [0]}
-    values = {name: value * rows for name, value in values.items()}
-    return _request(**values, temperature=0.0, top_k=0, top_p=1.0, eos_token_ids=eos_token_ids, mask_ema=mask_ema)
+    return _request(
+        lengths=[1] * rows,
+        limits=[0] * rows,
+        seeds=[0] * rows,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_ids=eos_token_ids,
+        mask_ema=mask_ema,
+        max_accept=max_accept,
+    )
 
 
 def _request(
@@ -52,6 +63,7 @@ def _request(
     top_p: float,
     eos_token_ids: Sequence[int],
     mask_ema: float,
+    max_accept: int | None,
 ) -> Request:
     """The request of rows with one way of sampling. Its arrays are NumPy's: the host makes many, and a program takes them."""
     B = len(lengths)
@@ -70,15 +82,16 @@ def _request(
             seed_B=array(seeds, np.uint32),
         ),
         mask_ema=array(mask_ema, np.float32),
+        max_accept=array(NO_LIMIT if max_accept is None else min(max_accept, NO_LIMIT), np.int32),
     )
 
 
 def join_requests(requests: Sequence[Request]) -> Request:
     """The rows of several requests in one; what all rows share is the first one's."""
-    shared = {"eos_E": requests[0].eos_E, "mask_ema": requests[0].mask_ema}
+    shared = {name: getattr(requests[0], name) for name in ("eos_E", "mask_ema", "max_accept")}
     if len(requests) == 1:
         return requests[0]
-    rows = [request.replace(eos_E=None, mask_ema=None) for request in requests]
+    rows = [request.replace(**dict.fromkeys(shared)) for request in requests]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows).replace(**shared)
 
 
@@ -101,6 +114,7 @@ def make_request(
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     mask_ema: float = 0.1,
+    max_accept: int | None = None,
     capacity: int | None = None,
     prompt_slots: int | None = None,
 ) -> tuple[jax.Array, Request, DecodeConfig]:
@@ -119,6 +133,7 @@ def make_request(
       top_p: mass of the most likely tokens that stay, in (0, 1].
       seeds: one for each row, 0 to 2**32 - 1; zeros when left out.
       mask_ema: lambda of Eq. (5), 0 to 1.
+      max_accept: drafts that a call accepts at most; all that are right when left out.
       capacity: cache slots of a row; the smallest bucket that fits when left out.
       prompt_slots: T, when prompts of several batches are to share a program; the smallest bucket when left out.
 
@@ -139,6 +154,7 @@ def make_request(
         top_k=top_k,
         top_p=top_p,
         mask_ema=mask_ema,
+        max_accept=max_accept,
         capacity=capacity,
         prompt_slots=prompt_slots,
     )
@@ -180,6 +196,7 @@ def make_request(
         top_p=max(top_p, SMALLEST_TOP_P),
         eos_token_ids=eos_token_ids,
         mask_ema=mask_ema,
+        max_accept=max_accept,
     )
     return prompt_BT, request, DecodeConfig(capacity=capacity, is_sampled=temperature > 0)
 
@@ -193,6 +210,7 @@ def check_settings(
     top_k: int,
     top_p: float,
     mask_ema: float,
+    max_accept: int | None = None,
     capacity: int | None = None,
     prompt_slots: int | None = None,
 ) -> None:
@@ -211,6 +229,8 @@ def check_settings(
         raise ValueError(f"top_k must be 0 (all tokens) or more, got {top_k}.")
     if not 0 <= mask_ema <= 1:
         raise ValueError(f"mask_ema must be between 0 (frozen masks) and 1, got {mask_ema}.")
+    if max_accept is not None and not max_accept >= 0:
+        raise ValueError(f"max_accept must be at least 0, which is plain decoding, got {max_accept}.")
     if capacity is not None and capacity > cfg.context_length:
         raise ValueError(
             f"capacity {capacity} is more than the model's context of {cfg.context_length}, which no row can use; lower it."

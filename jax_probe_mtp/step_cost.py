@@ -14,7 +14,7 @@ from jax_probe_mtp.config import DecodeConfig, ModelConfig
 from jax_probe_mtp.decode_loop import DecodeState
 from jax_probe_mtp.draft_config import DEFAULT_MASK_EMA, DraftConfig
 from jax_probe_mtp.params import Params
-from jax_probe_mtp.request import Request
+from jax_probe_mtp.request import NO_LIMIT, Request
 from jax_probe_mtp.sampling import Sampling
 
 
@@ -83,6 +83,7 @@ def filled_state(
             seed_B=jnp.arange(B, dtype=jnp.uint32),
         ),
         mask_ema=jnp.float32(DEFAULT_MASK_EMA),
+        max_accept=jnp.int32(NO_LIMIT),
     )
     prefill = functools.partial(decode_loop.prefill, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
     shapes = jax.eval_shape(prefill, params, jax.ShapeDtypeStruct((B, 1), jnp.int32), request)

@@ -6,7 +6,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jax_probe_mtp.tree import Tree
+from jax_probe_mtp.tree import NO_PARENT, Tree
+
+Walk = tuple[jax.Array, jax.Array, jax.Array]  # int32 [B]: node, its own next token, nodes taken
 
 
 class Accepted(flax.struct.PyTreeNode, kw_only=True):
@@ -23,7 +25,14 @@ class Accepted(flax.struct.PyTreeNode, kw_only=True):
     num_accepted_B: jax.Array
 
 
-def walk(tree: Tree, next_token: Callable[[jax.Array, int], jax.Array], *, max_depth: int) -> Accepted:
+def walk(
+    tree: Tree,
+    next_token: Callable[[jax.Array, jax.Array | int], jax.Array],
+    *,
+    max_depth: int,
+    max_accept: jax.Array | int | None = None,
+    is_looped: bool = False,
+) -> Accepted:
     """Walks from the root to the child that holds the model's own next token, as long as there is one.
 
     The own next token at the last node is the bonus: right by itself, whatever the drafts were. Since every token comes
@@ -32,20 +41,40 @@ def walk(tree: Tree, next_token: Callable[[jax.Array, int], jax.Array], *, max_d
     Args:
       tree: the drafts that were in the call.
       next_token: (int32 [B] node, its depth along the walk) -> int32 [B], the token that plain decoding puts after it.
-        The depth is an int, the same for all rows that are still walking.
+        The depth is the same for all rows that are still walking; an int unless `is_looped`.
       max_depth: edges from the root to the deepest node; static.
+      max_accept: int32 scalar, drafts accepted at most: with 0 the bonus alone is left. None is no limit.
+      is_looped: True for one piece of code that asks for the tokens of all depths, a `lax.fori_loop`: a compiler may round
+        two copies of the same arithmetic differently. Static.
     """
-    node_B = jnp.zeros(tree.token_BN.shape[0], jnp.int32)
-    token_B = next_token(node_B, 0)
-    num_accepted_B = jnp.zeros_like(node_B)
-    nodes, tokens = [node_B], [token_B]
-    for depth in range(1, max_depth + 1):
+
+    def descend(depth: jax.Array | int, walked: Walk) -> Walk:
+        node_B, token_B, num_taken_B = walked
         is_match_BN = (tree.parent_BN == node_B[:, None]) & (tree.token_BN == token_B[:, None])
         # A row that stopped earlier is at a node whose children do not hold its token: it cannot match again.
         is_match_B = jnp.any(is_match_BN, axis=1)
+        if max_accept is not None:
+            is_match_B &= depth <= max_accept
         node_B = jnp.where(is_match_B, jnp.argmax(is_match_BN, axis=1).astype(jnp.int32), node_B)
         token_B = jnp.where(is_match_B, next_token(node_B, depth), token_B)
-        num_accepted_B += is_match_B
-        nodes.append(node_B)
-        tokens.append(token_B)
-    return Accepted(node_BP=jnp.stack(nodes, axis=1), token_BP=jnp.stack(tokens, axis=1), num_accepted_B=num_accepted_B)
+        return node_B, token_B, num_taken_B + is_match_B
+
+    nobody_B = jnp.zeros(tree.token_BN.shape[0], jnp.int32)
+    walked = nobody_B + NO_PARENT, tree.token_BN[:, 0], nobody_B  # above the root, whose token leads to it
+    if is_looped:
+
+        def go_on(depth: jax.Array, carry: tuple[Walk, jax.Array, jax.Array]) -> tuple[Walk, jax.Array, jax.Array]:
+            walked, node_BP, token_BP = carry
+            walked = descend(depth, walked)
+            return walked, node_BP.at[:, depth].set(walked[0]), token_BP.at[:, depth].set(walked[1])
+
+        nothing_BP = jnp.zeros((nobody_B.size, max_depth + 1), jnp.int32)
+        walked, node_BP, token_BP = jax.lax.fori_loop(0, max_depth + 1, go_on, (walked, nothing_BP, nothing_BP))
+    else:
+        nodes, tokens = [], []
+        for depth in range(max_depth + 1):
+            walked = descend(depth, walked)
+            nodes.append(walked[0])
+            tokens.append(walked[1])
+        node_BP, token_BP = jnp.stack(nodes, axis=1), jnp.stack(tokens, axis=1)
+    return Accepted(node_BP=node_BP, token_BP=token_BP, num_accepted_B=walked[2] - 1)

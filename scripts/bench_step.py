@@ -117,13 +117,14 @@ def read_bandwidth(gigabytes: float) -> float:
 def forward_loop(
     params: Params, request: Request, state: DecodeState, cfg: ModelConfig, num_rows: int, attention: str = "auto"
 ) -> DecodeState:
-    """Block after block of `num_rows` tokens through model, head and argmax, whose tokens are the next block."""
-    shape = state.length_B.shape[0], num_rows, num_rows
-    is_visible_BRR = jnp.broadcast_to(jnp.tril(jnp.ones(shape[1:], jnp.bool_)), shape)
-    position_BR = state.length_B[:, None] + jnp.arange(num_rows)
+    """Block after block of a root and its children through model, head and argmax, whose tokens are the next block."""
+    number_R = jnp.arange(num_rows)
+    is_visible_RR = (number_R == 0) | (number_R == number_R[:, None])
+    is_visible_BRR = jnp.broadcast_to(is_visible_RR, (state.length_B.shape[0], num_rows, num_rows))
+    position_BR = state.length_B[:, None] + (number_R > 0)
     start = state.length_B if num_rows == 1 else state.cache.capacity
     num_slots = state.cache.k[0].shape[2]
-    attend = attend_block(cfg, is_visible_BRR, state.length_B, start, num_slots, attention)
+    attend = attend_block(cfg, is_visible_BRR, position_BR, state.length_B, start, num_slots, attention, longest_path=1)
 
     def body(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         token_BR, state = carry

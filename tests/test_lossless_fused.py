@@ -133,5 +133,5 @@ def test_heads_without_a_kernel_get_plain_attention_everywhere():
 
 
 def test_another_word_for_the_attention_is_refused():
-    with pytest.raises(ValueError, match="attention must be one of auto, plain, fused, got 'flash'"):
+    with pytest.raises(ValueError, match="attention must be one of auto, plain, fused, anchored, got 'flash'"):
         DecodeConfig(capacity=8, attention="flash")

@@ -75,7 +75,7 @@ def measure_case(cfg, draft_cfg, of_reference, sizes, is_sampled):
     case = {
         "got": [[answer.token_ids, answer.calls, answer.accepted_by_depth] for answer in answers],
         "expected": [decode_slowly(model, draft_cfg, of_reference, prompt) for prompt in prompts],
-        "programs": len(several._programs),
+        "programs": len(several.programs),
     }
     if sizes == (4, 2):
         alone = Decoder(checkpoint, draft_cfg).run(prompts, SETTINGS)
@@ -125,7 +125,7 @@ def split(checkpoint, data, tensor):
 
 def measure_program(decoder):
     """What the decode program exchanges, and shapes that it knows."""
-    programs = {key[0].__name__: program for key, program in decoder._programs._compiled.items()}
+    programs = {key[0].__name__: program for key, program in decoder.programs._compiled.items()}
     text = programs[row_batch.run_calls.__name__].as_text()
     return {
         "all-gather": sorted(re.findall(r" = (\S+?\])\S* all-gather\(", text)),
