@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,8 +53,8 @@ def difference(ours_TV: np.ndarray, theirs_TV: np.ndarray) -> Difference:
     )
 
 
-def torch_model(cfg: ModelConfig, params: Params) -> Any:
-    """The transformers model with our parameters, in float32 on the CPU."""
+def torch_model(cfg: ModelConfig, params: Params, dtype: str = "float32") -> Any:
+    """The transformers model with our parameters, in "float32" or "bfloat16" on the CPU."""
     import torch
     import transformers
 
@@ -89,7 +90,33 @@ def torch_model(cfg: ModelConfig, params: Params) -> Any:
             model.model.rotary_emb.inv_freq /= torch.tensor(cfg.rope_divisors)
     if tensors:
         raise CheckpointError(f"transformers' {model_class.__name__} has parameters we do not: {', '.join(tensors)}.")
-    return model
+    return model.to(getattr(torch, dtype))
+
+
+def greedy(model: Any, prompt_ids: Sequence[int], *, max_new_tokens: int, eos_token_ids: Sequence[int]) -> list[int]:
+    """New tokens of transformers' own greedy `generate`: no sampling, beams or penalties, whatever a checkpoint asks for.
+
+    Args:
+      model: from `torch_model`, moved and cast as it should run.
+      prompt_ids: the prompt.
+      max_new_tokens: tokens at most.
+      eos_token_ids: ids that end the text; the one that does is the last new token.
+    """
+    import torch
+    import transformers
+
+    # Not an argument of `generate`, which fills that in from the model's own.
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(eos_token_ids),
+        pad_token_id=eos_token_ids[0],
+    )
+    ids = torch.tensor([list(prompt_ids)], device=model.device)
+    with torch.no_grad():
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids))
+    return [int(token) for token in whole[0, len(prompt_ids) :]]
 
 
 def compare(model: str) -> Difference:

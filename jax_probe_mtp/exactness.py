@@ -18,26 +18,42 @@ from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import bucket
 
 FLOAT32_TIE = 1e-4  # rounding differences between 1 and 30 rows reach 5.5e-5 on SmolLM2
+FOREIGN_TIE = 1e-3  # of another framework's float32, whose kernels round otherwise everywhere
+BFLOAT16_TIE = 2  # steps of bfloat16
+MANTISSA_BITS = {"float32": 23, "bfloat16": 7}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The first place where an output is not plain decoding's.
+    """A place where an output is not plain decoding's.
 
     Attributes:
       position: index into the new tokens.
       plain_token: plain decoding's token there; None if its output ended before.
       other_token: the other output's; None if it ended before.
-      gap: plain decoding's score of its own token less that of the other, below 0 where rounding chose
-        otherwise here; infinite where one output ended, or where top-k or top-p leave one of the tokens out.
+      plain_score: plain decoding's score of its own token: the logit, or where sampled logit / T plus noise. -inf where
+        there is no token, or top-k and top-p leave it out.
+      other_score: its score of the other token.
       tolerance: the largest gap that counts as a tie in the model's dtype.
+      step: distance of two neighbouring numbers of the model's dtype at the size of the best score.
     """
 
     position: int
     plain_token: int | None
     other_token: int | None
-    gap: float
+    plain_score: float
+    other_score: float
     tolerance: float
+    step: float
+
+    @property
+    def gap(self) -> float:
+        """The score of plain decoding's token less that of the other, below 0 where rounding chose otherwise here.
+
+        Infinite where one output ended, or where a cut leaves one of the tokens out.
+        """
+        scores = self.plain_score, self.other_score
+        return scores[0] - scores[1] if all(map(math.isfinite, scores)) else math.inf
 
     @property
     def is_tie(self) -> bool:
@@ -51,13 +67,19 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"{self.kind} at new token {self.position}: plain {self.plain_token}, this {self.other_token}, "
-            f"gap {self.gap:.2e} (a tie up to {self.tolerance:.0e})"
+            f"{self.kind} at new token {self.position}: plain {self.plain_token} ({self.plain_score:.6g}), "
+            f"this {self.other_token} ({self.other_score:.6g}), gap {self.gap:.2e}, {self.gap / self.step:.4g} steps "
+            f"(a tie up to {self.tolerance:.1e})"
         )
 
 
 def compare(
-    plain: Decoder, prompt: Prompt, settings: Settings, expected: Generation, got: Generation
+    plain: Decoder,
+    prompt: Prompt,
+    settings: Settings,
+    expected: Generation,
+    got: Generation,
+    float32_tie: float | None = None,
 ) -> Difference | None:
     """`first_difference` of what two decoders gave for one prompt.
 
@@ -67,13 +89,15 @@ def compare(
       settings: the settings of both.
       expected: plain decoding's output.
       got: the other output.
+      float32_tie: as for `first_difference`.
     """
     if expected.token_ids == got.token_ids:
         return None
     draw = None
     if prompt.of("temperature", settings) > 0:
         draw = make_newcomer(plain.checkpoint, plain.draft_cfg, prompt, settings)[1].sampling
-    return first_difference(plain.checkpoint, prompt.token_ids, expected.token_ids, got.token_ids, draw)
+    ids = prompt.token_ids, expected.token_ids, got.token_ids
+    return first_difference(plain.checkpoint, *ids, draw, FLOAT32_TIE if float32_tie is None else float32_tie)
 
 
 def first_difference(
@@ -82,6 +106,7 @@ def first_difference(
     plain_ids: Sequence[int],
     other_ids: Sequence[int],
     draw: sampling.Sampling | None = None,
+    float32_tie: float = FLOAT32_TIE,
 ) -> Difference | None:
     """Compares an output with plain decoding's and judges the first difference by plain decoding's own scores.
 
@@ -91,40 +116,60 @@ def first_difference(
       plain_ids: new tokens of plain decoding.
       other_ids: new tokens of the other.
       draw: how tokens were sampled, one row; None for greedy.
+      float32_tie: of float32 models.
 
     Returns:
-      None when all tokens are equal. In float32 a gap up to `FLOAT32_TIE`, divided by a temperature below 1, is a tie; in
-      bfloat16 one up to two of its steps at the size of the best score. Rounding cannot end a text early: there the gap
-      is infinite.
+      None when all tokens are equal. What counts as a tie is said at `rounding`. Rounding cannot end a text early: there the
+      gap is infinite.
     """
     if list(plain_ids) == list(other_ids):
         return None
     shared = _common_length(plain_ids, other_ids)
     plain_token, other_token = _at(plain_ids, shared), _at(other_ids, shared)
     score_V = _scores(checkpoint, [*prompt_ids, *plain_ids[:shared]], draw)
-    scores_of_both = [-math.inf if token is None else float(score_V[token]) for token in (plain_token, other_token)]
-    gap = scores_of_both[0] - scores_of_both[1] if np.isfinite(scores_of_both).all() else math.inf
-    if checkpoint.params["embed"].dtype == jnp.float32:
-        lowest_temperature = 1.0 if draw is None else min(1.0, float(draw.temperature_B[0]))
-        tolerance = FLOAT32_TIE / (lowest_temperature or 1.0)  # scores are logits / T, and so is their rounding
-    else:
-        tolerance = 2 * 2.0 ** (math.floor(math.log2(max(abs(float(np.max(score_V))), 1e-30))) - 7)
+    plain_score, other_score = (
+        -math.inf if token is None else float(score_V[token]) for token in (plain_token, other_token)
+    )
+    tolerance, step = rounding(checkpoint, float(np.max(score_V)), draw, float32_tie)
     return Difference(
         position=shared,
         plain_token=plain_token,
         other_token=other_token,
-        gap=gap,
+        plain_score=plain_score,
+        other_score=other_score,
         tolerance=tolerance,
+        step=step,
     )
+
+
+def rounding(
+    checkpoint: Checkpoint, best_score: float, draw: sampling.Sampling | None, float32_tie: float
+) -> tuple[float, float]:
+    """The largest gap that counts as a tie, and the step of the model's dtype at the size of the best score.
+
+    In bfloat16 two of its steps are a tie; in float32, whose sums are long beside its steps, `float32_tie`, divided by a
+    temperature below 1.
+    """
+    dtype = str(checkpoint.params["embed"].dtype)
+    step = 2.0 ** (math.floor(math.log2(max(abs(best_score), 1e-30))) - MANTISSA_BITS[dtype])
+    if dtype == "bfloat16":
+        return BFLOAT16_TIE * step, step
+    lowest_temperature = 1.0 if draw is None else min(1.0, float(draw.temperature_B[0]))
+    return float32_tie / (lowest_temperature or 1.0), step  # scores are logits / T, and so is their rounding
 
 
 def _scores(checkpoint: Checkpoint, tokens: list[int], draw: sampling.Sampling | None) -> np.ndarray:
     """What the token after `tokens` maximises, float32 [V], by one pass over the whole text."""
+    logits_1V = jnp.asarray(logits_after(checkpoint, tokens))[None]
+    return np.asarray(sampling.scores(logits_1V, jnp.asarray([len(tokens)]), draw)[0])
 
+
+def logits_after(checkpoint: Checkpoint, tokens: Sequence[int]) -> np.ndarray:
+    """Logits of what comes after a text, float32 [V], by one pass over it."""
     padded = np.zeros((1, bucket(len(tokens))), np.int32)
     padded[0, : len(tokens)] = tokens
-    logits_BV = _logits_at(checkpoint.params, checkpoint.config, jnp.asarray(padded), jnp.int32(len(tokens) - 1))
-    return np.asarray(sampling.scores(logits_BV, jnp.asarray([len(tokens)]), draw)[0])
+    logits_1V = _logits_at(checkpoint.params, checkpoint.config, jnp.asarray(padded), jnp.int32(len(tokens) - 1))
+    return np.asarray(logits_1V[0])
 
 
 @functools.partial(jax.jit, static_argnames="cfg")

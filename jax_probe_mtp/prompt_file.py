@@ -63,7 +63,7 @@ class PromptFile:
         self.has_stop = False
         digests = array("Q")
         unused: set[str] = set()
-        for record, fields, _, _ in _records(path):
+        for record, fields, _, _ in parsed_records(path):
             digests.append(id_digest(record.id))
             if record.temperature is not None:
                 self.max_temperature = max(record.temperature, self.max_temperature or 0.0)
@@ -79,7 +79,7 @@ class PromptFile:
             _check_ids_differ(path, digest)
 
     def __iter__(self) -> Iterator[Record]:
-        for record, *_ in _records(self.path):
+        for record, *_ in parsed_records(self.path):
             yield record
 
 
@@ -172,7 +172,7 @@ def _value(where: str, text: str) -> Any:
     return value
 
 
-def _records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, str]]:
+def parsed_records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, str]]:
     """Each record with its JSON object, the line's number and its name for messages."""
     for index, (number, where, fields) in enumerate(json_lines(path)):
         given_fields = fields.items() if isinstance(fields, dict) else ()
@@ -199,7 +199,7 @@ def _records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, str]]:
 def _check_ids_differ(path: Path, digest: int) -> None:
     """Reads the file once more for the ids of one digest: two different ones may share it by chance."""
     line_of: dict[str, int] = {}
-    for record, fields, number, where in _records(path):
+    for record, fields, number, where in parsed_records(path):
         name = str(record.id)
         if id_digest(name) != digest:
             continue

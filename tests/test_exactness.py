@@ -170,8 +170,10 @@ def test_bfloat16_tolerance_is_two_steps_at_the_best_score(checkpoint, tiny, bes
 
 
 def test_a_difference_reads_well():
-    values = {"position": 3, "plain_token": 5, "other_token": None, "tolerance": 1e-4}
-    assert str(Difference(gap=0.25, **values)) == (
-        "diverged at new token 3: plain 5, this None, gap 2.50e-01 (a tie up to 1e-04)"
+    values = {"position": 3, "plain_token": 5, "plain_score": 2.75, "step": 2**-22}
+    assert str(Difference(**values, other_token=7, other_score=2.5, tolerance=1e-4)) == (
+        "diverged at new token 3: plain 5 (2.75), this 7 (2.5), gap 2.50e-01, 1.049e+06 steps (a tie up to 1.0e-04)"
     )
-    assert str(Difference(gap=1e-4, **values)).startswith("tie at new token 3")  # the bound itself is a tie
+    assert str(Difference(**values, other_token=7, other_score=2.5, tolerance=0.25)).startswith("tie at new token 3")
+    ended = Difference(**values, other_token=None, other_score=-np.inf, tolerance=1e-4)
+    assert "this None (-inf), gap inf, inf steps" in str(ended)

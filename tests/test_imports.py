@@ -40,6 +40,7 @@ ORDER = [
     "row_batch",
     "step_cost",
     "programs",
+    "self_test",
     "prompts",
     "tokenizer",
     "text_stream",
@@ -48,6 +49,7 @@ ORDER = [
     "continuous",
     "generation",
     "exactness",
+    "teacher",
     "prompt_file",
     "records",
     "answer_file",
@@ -56,6 +58,10 @@ ORDER = [
     "bench",
     "auto_tree",
     "tables",
+    "verdicts",
+    "foreign",
+    "frequencies",
+    "output_file",
     "figures",
     "bench_record",
     "report_figures",
@@ -69,6 +75,7 @@ ORDER = [
     "memory",
     "jobs",
     "generate_cli",
+    "verify_cli",
     "cli",
 ]
 PACKAGE = Path(jax_probe_mtp.__file__).parent
@@ -110,7 +117,7 @@ def test_only_the_commands_know_the_converter_and_not_at_the_top():
         for module, is_at_top in imports(path)
         if module.split(".")[0] == "checkpoints_convert"
     }
-    assert importers == {("cli", False), ("options", False)}
+    assert importers == {("cli", False), ("options", False), ("verify_cli", False)}
 
 
 def test_only_the_comparison_with_transformers_imports_torch():
