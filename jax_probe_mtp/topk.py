@@ -14,6 +14,7 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
     Args:
       values: [..., V], without NaN; -inf and ties are fine. With NaN the ids are in range, but which is left open.
+        Subnormal numbers may count as 0, as they do in the arithmetic of some platforms (XLA's maximum on CPUs).
       k: static.
 
     Returns:
