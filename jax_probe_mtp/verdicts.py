@@ -22,8 +22,9 @@ class Verdict:
         "incomplete": the output is no whole answer; "unchecked": it could not be checked.
       num_tokens: tokens of the output.
       difference: the place that decides: the first one that diverged, else the first tie.
-      num_differences: tokens that are not the model's own choice; where outputs are compared with each other, at most 1,
-        since what follows a difference is another text.
+      num_compared: of these, those that were compared: where outputs are compared with each other, up to the first difference,
+        since what follows is another text; all when None.
+      num_differences: of the compared ones, tokens that are not the model's own choice.
       reason: why it is incomplete or unchecked.
       category: the record's, if it has one.
       more: other facts for its line.
@@ -33,6 +34,7 @@ class Verdict:
     kind: str
     num_tokens: int
     difference: Difference | None = None
+    num_compared: int | None = None
     num_differences: int = 0
     reason: str | None = None
     category: str | None = None
@@ -80,19 +82,19 @@ def kind_of(differences: Sequence[Difference], reason: str | None) -> tuple[str,
 
 
 def summary(verdicts: Iterable[Verdict]) -> dict[str, Any]:
-    """Counts of all verdicts, in whole and by category, and differences for every 1,000 tokens."""
+    """Counts of all verdicts, in whole and by category, and differences for every 1,000 compared tokens."""
     counts: dict[str, dict[str, int]] = {"": dict.fromkeys(KINDS, 0)}
     tokens = differences = 0
     for verdict in verdicts:
         for name in {"", verdict.category or ""}:
             counts.setdefault(name, dict.fromkeys(KINDS, 0))[verdict.kind] += 1
-        tokens += verdict.num_tokens
+        tokens += verdict.num_tokens if verdict.num_compared is None else verdict.num_compared
         differences += verdict.num_differences
     whole = counts.pop("")
     return {
         "records": sum(whole.values()),
         **whole,
-        "tokens": tokens,
+        "compared_tokens": tokens,
         "differences": differences,
         "differences_per_1000_tokens": 1000 * differences / tokens if tokens else None,
         "by_category": counts,
@@ -114,13 +116,14 @@ def counts_line(totals: dict[str, Any]) -> str:
 
 def markdown(title: str, run: dict[str, Any], totals: dict[str, Any], verdicts: Sequence[Verdict]) -> str:
     """A report for people: what was compared, the counts, and every record that is not the same."""
-    per_1000 = tables.number(totals["differences_per_1000_tokens"], ".3f")
+    rate = tables.number(totals["differences_per_1000_tokens"], ".3f")
     lines = [
         f"# {tables.cell(title)}",
         "",
         *(f"- {name}: {tables.cell(str(value))}" for name, value in run.items()),
         "",
-        f"{counts_line(totals)}. {totals['differences']} differences in {totals['tokens']} tokens, {per_1000} for every 1,000.",
+        f"{counts_line(totals)}. {totals['differences']} differences in {totals['compared_tokens']} tokens, {rate} for every "
+        "1,000.",
     ]
     if totals["by_category"]:
         rows = [[name, *(str(count[kind]) for kind in KINDS)] for name, count in totals["by_category"].items()]

@@ -88,6 +88,7 @@ def _compared(got: Generation, found: exactness.Difference | None, more: str) ->
         kind=kind,
         num_tokens=len(got.token_ids),
         difference=difference,
+        num_compared=found.position + 1 if found else None,
         num_differences=int(found is not None),
         more=more,
     )

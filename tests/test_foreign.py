@@ -214,7 +214,7 @@ def test_sums_and_their_exit_status():
     assert (totals["records"], totals["same"], totals["tie"], totals["diverged"]) == (4, 2, 1, 1)
     assert totals["by_category"]["math"] == dict.fromkeys(verdicts.KINDS, 0) | {"same": 1, "tie": 1}
     assert totals["by_category"].keys() == {"math", "qa"}
-    assert (totals["tokens"], totals["differences_per_1000_tokens"]) == (200, 10.0)
+    assert (totals["compared_tokens"], totals["differences_per_1000_tokens"]) == (200, 10.0)
     assert verdicts.counts_line(totals) == "2 same, 1 tie, 1 diverged"
     assert verdicts.counts_line(verdicts.summary([incomplete])) == "0 same, 0 tie, 0 diverged, 1 incomplete"
 

@@ -58,6 +58,7 @@ SECONDS = 300  # more is an error
 
 def measure(model, results):
     measured = {"cases": {name: measure_case(*case) for name, case in CASES.items()}}
+    measured["exact"] = [measure_exact(dtype) for dtype in ("float32", "bfloat16")]
     measured["program"] = measure_program(measured["cases"]["probe"].pop("decoder"))
     measured["weights"] = measure_weights(model)
     measured["refusals"] = measure_refusals()
@@ -82,6 +83,19 @@ def measure_case(cfg, draft_cfg, of_reference, sizes, is_sampled):
         case["logprobs"] = [[answer.logprobs for answer in answers], [answer.logprobs for answer in alone]]
         case["decoder"] = several
     return case
+
+
+def measure_exact(dtype):
+    """Tokens and log-probabilities of the exact mode, and its calls, without and with accepted drafts."""
+    checkpoint = random_checkpoint(BASE)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), checkpoint.params)
+    decoder = Decoder(split(dataclasses.replace(checkpoint, params=params), 2, 2), ProbeConfig(tree=(7, 3)))
+    measured = []
+    for limit in (0, None):
+        settings = dataclasses.replace(SETTINGS, is_exact=True, max_accept=limit)
+        answers = list(decoder.run(PROMPTS, settings))
+        measured.append([[[a.token_ids, a.logprobs] for a in answers], sum(a.calls for a in answers)])
+    return measured
 
 
 def decode_slowly(model, draft_cfg, of_reference, prompt):
@@ -226,6 +240,14 @@ def test_a_mesh_gives_the_logprobs_of_one_device(measured):
     assert len(several) == 10
     for got, expected in zip(several, one, strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(0, "float32"), (1, "bfloat16")])
+def test_the_exact_mode_has_the_same_bits_on_a_mesh(measured, number, dtype):
+    (plain, plain_calls), (drafted, calls) = measured["exact"][number]
+    assert drafted == plain
+    assert len(plain) == 10
+    assert calls < plain_calls == sum(len(tokens) - 1 for tokens, _ in plain)
 
 
 def test_a_decode_call_sums_and_gathers_no_weights(measured):

@@ -200,7 +200,7 @@ def test_transformers_asks_for_no_sampling_and_no_penalty(against_torch, plain, 
     assert against_torch()[1].endswith("3 same, 0 tie, 0 diverged\n")
 
 
-def test_another_token_of_transformers_is_judged(against_torch, plain, monkeypatch):
+def test_another_token_of_transformers_is_judged(against_torch, plain, monkeypatch, tmp_path):
     pytest.importorskip("torch")
     from checkpoints_convert import compare
 
@@ -211,9 +211,13 @@ def test_another_token_of_transformers_is_judged(against_torch, plain, monkeypat
         return [*tokens[:2], (tokens[2] + 1) % 26, *tokens[3:]] if prompt_ids == PROMPTS["b"] else tokens
 
     monkeypatch.setattr(compare, "greedy", greedy)
-    code, out, _ = against_torch()
+    code, out, _ = against_torch("--json", tmp_path / "r.json")
     assert (code, out.splitlines()[-1]) == (1, "2 same, 0 tie, 1 diverged")
     assert out.splitlines()[1].startswith(f"b: diverged at new token 2: plain {(plain['b'][2] + 1) % 26} (")
+    totals = json.loads((tmp_path / "r.json").read_text())["summary"]
+    compared = sum(len(tokens) for tokens in plain.values()) - len(plain["b"]) + 3  # what follows is another text
+    assert (totals["compared_tokens"], totals["differences"]) == (compared, 1)
+    assert totals["differences_per_1000_tokens"] == 1000 / compared
 
 
 def test_bfloat16_runs_in_transformers_too(against_torch):
