@@ -33,10 +33,23 @@ class OutputFile:
     def __iter__(self) -> Iterator[tuple[Record, list[int], str | None]]:
         """The record, its output's token ids and its category, line by line."""
         for record, fields, _, where in parsed_records(self._path):
-            category = fields.get("category")
-            if category is not None and (not isinstance(category, str) or not category):
-                raise ValueError(f"{where}: category must be a text, got {start(category)}.")
-            yield record, _token_ids(where, fields), category
+            yield record, _token_ids(where, fields), _category(where, fields)
+
+
+def categories(path: Path) -> dict[str | int, str | None]:
+    """The category of each record of a prompt file, None where it has none.
+
+    Raises:
+      ValueError: names the file, the line and what is wrong with it.
+    """
+    return {record.id: _category(where, fields) for record, fields, _, where in parsed_records(path)}
+
+
+def _category(where: str, fields: dict[str, Any]) -> str | None:
+    category = fields.get("category")
+    if category is not None and (not isinstance(category, str) or not category):
+        raise ValueError(f"{where}: category must be a text, got {start(category)}.")
+    return category
 
 
 def _token_ids(where: str, fields: dict[str, Any]) -> list[int]:

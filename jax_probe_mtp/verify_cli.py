@@ -14,7 +14,7 @@ from jax_probe_mtp.draft_config import PLAIN, DraftConfig, draft_name
 from jax_probe_mtp.foreign import Output, judge
 from jax_probe_mtp.frequencies import judge_frequencies
 from jax_probe_mtp.generation import Decoder
-from jax_probe_mtp.output_file import OutputFile
+from jax_probe_mtp.output_file import OutputFile, categories
 from jax_probe_mtp.prompts import Generation, Prompt, Settings
 from jax_probe_mtp.records import write_files, write_json
 from jax_probe_mtp.verdicts import Verdict
@@ -148,6 +148,7 @@ def _verify_method(args: argparse.Namespace) -> int:
     args.method = args.method or "probe"
     draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
     records = generate_cli.read_records(args)  # before anything slow starts
+    category_of = categories(args.input) if args.input else {}
     if args.against == "torch":
         if importlib.util.find_spec("torch") is None:
             raise ValueError("--against torch needs torch: pip install '.[torch]' from a checkout installs it.")
@@ -171,7 +172,9 @@ def _verify_method(args: argparse.Namespace) -> int:
         "against": args.against or "ar",
     }
     title = f"{run['draft']} against {'transformers' if args.against == 'torch' else 'plain decoding'}"
-    return _report(with_what(checkpoint, prompts, draft, settings, method=name), title, run, args)
+    found = with_what(checkpoint, prompts, draft, settings, method=name)
+    with_categories = (dataclasses.replace(each, category=category_of.get(each.id)) for each in found)
+    return _report(with_categories, title, run, args)
 
 
 def _verify_outputs(args: argparse.Namespace) -> int:

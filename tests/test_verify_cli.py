@@ -169,7 +169,8 @@ def test_without_torch_the_error_says_how_to_get_it(run, monkeypatch):
 
 @pytest.fixture
 def against_torch(run, model, tmp_path):
-    prompts = write(tmp_path / "p.jsonl", [{"id": name, "prompt_ids": ids} for name, ids in PROMPTS.items()])
+    records = [{"id": name, "prompt_ids": ids, "category": "bc"[name == "c"]} for name, ids in PROMPTS.items()]
+    prompts = write(tmp_path / "p.jsonl", records)
     flags = ["--input", prompts, "--against", "torch", "--max-new-tokens", str(NEW), "--tree", "4", "--batch-size", "3"]
     return lambda *more: run("verify", "--model", model, *flags, *more)
 
@@ -218,6 +219,8 @@ def test_another_token_of_transformers_is_judged(against_torch, plain, monkeypat
     compared = sum(len(tokens) for tokens in plain.values()) - len(plain["b"]) + 3  # what follows is another text
     assert (totals["compared_tokens"], totals["differences"]) == (compared, 1)
     assert totals["differences_per_1000_tokens"] == 1000 / compared
+    counts = {name: (each["same"], each["diverged"]) for name, each in totals["by_category"].items()}
+    assert counts == {"b": (1, 1), "c": (1, 0)}
 
 
 def test_bfloat16_runs_in_transformers_too(against_torch):
