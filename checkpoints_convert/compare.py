@@ -90,7 +90,12 @@ def torch_model(cfg: ModelConfig, params: Params, dtype: str = "float32") -> Any
             model.model.rotary_emb.inv_freq /= torch.tensor(cfg.rope_divisors)
     if tensors:
         raise CheckpointError(f"transformers' {model_class.__name__} has parameters we do not: {', '.join(tensors)}.")
-    return model.to(getattr(torch, dtype))
+    rope = model.model.rotary_emb
+    frequencies = {name: buffer.clone() for name, buffer in rope.named_buffers()}
+    model = model.to(getattr(torch, dtype))
+    for name, buffer in frequencies.items():  # float32 in any dtype, as `from_pretrained` leaves them
+        rope.register_buffer(name, buffer, persistent=False)
+    return model
 
 
 def greedy(model: Any, prompt_ids: Sequence[int], *, max_new_tokens: int, eos_token_ids: Sequence[int]) -> list[int]:

@@ -183,10 +183,7 @@ class ContinuousDecoder:
 
     def _check_exact(self) -> None:
         if self._settings.is_exact:
-            checkpoint, rows = self._checkpoint, len(self._rows)
-            self_test.check(
-                self._programs, checkpoint.params, checkpoint.config, self._draft_cfg, self._decode_cfg, rows
-            )
+            self_test.check(self._programs, self._checkpoint, self._draft_cfg, self._decode_cfg, len(self._rows))
 
     def _empty_batch(self) -> tuple[Request, DecodeState]:
         request = self._programs.place(join_requests([self._nobody] * len(self._rows)))

@@ -34,7 +34,7 @@ class Difference:
       plain_score: plain decoding's score of its own token: the logit, or where sampled logit / T plus noise. -inf where
         there is no token, or top-k and top-p leave it out.
       other_score: its score of the other token.
-      tolerance: the largest gap that counts as a tie in the model's dtype.
+      tolerance: the largest gap that counts as a tie in the model's dtype; -inf where nothing does.
       step: distance of two neighbouring numbers of the model's dtype at the size of the best score.
     """
 
@@ -69,7 +69,7 @@ class Difference:
         return (
             f"{self.kind} at new token {self.position}: plain {self.plain_token} ({self.plain_score:.6g}), "
             f"this {self.other_token} ({self.other_score:.6g}), gap {self.gap:.2e}, {self.gap / self.step:.4g} steps "
-            f"(a tie up to {self.tolerance:.1e})"
+            + (f"(a tie up to {self.tolerance:.1e})" if self.tolerance >= 0 else "(nothing is a tie)")
         )
 
 

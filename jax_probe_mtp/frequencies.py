@@ -8,7 +8,7 @@ Bretagnolle-Huber-Carol (van der Vaart and Wellner, Weak Convergence and Empiric
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +16,10 @@ import numpy as np
 from jax_probe_mtp import sampling
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.exactness import logits_after
-from jax_probe_mtp.foreign import Output
+from jax_probe_mtp.foreign import Output, how_drawn
+from jax_probe_mtp.messages import one_line
 from jax_probe_mtp.prompts import Settings
-from jax_probe_mtp.verdicts import DIVERGED, SAME, UNCHECKED, Verdict
+from jax_probe_mtp.verdicts import DIVERGED, INCOMPLETE, SAME, UNCHECKED, Verdict
 
 FALSE_ALARM = 1e-3  # q: how often answers that are drawn rightly may fail, at most
 MOST_CLASSES = 16
@@ -48,61 +49,82 @@ def judge_frequencies(checkpoint: Checkpoint, outputs: Iterable[Output], setting
       outputs: sampled independently of each other.
       settings: sampling of the outputs that have none of their own.
     """
-    groups: dict[tuple[object, ...], list[Output]] = {}
+    groups: dict[tuple[object, ...], _Group] = {}
     for output in outputs:
         cuts = (output.prompt.of(name, settings) for name in ("temperature", "top_k", "top_p"))
-        groups.setdefault((tuple(output.prompt.token_ids), *cuts), []).append(output)
+        key = (output.error, tuple(output.prompt.token_ids), *cuts)
+        group = groups.setdefault(key, _Group(first=dataclasses.replace(output, token_ids=[])))
+        group.first_tokens.extend(output.token_ids[:1])
+        group.num_empty += not output.token_ids
     return [_verdict(checkpoint, group, settings) for group in groups.values()]
 
 
-def _verdict(checkpoint: Checkpoint, group: list[Output], settings: Settings) -> Verdict:
-    prompt, tokens = group[0].prompt, [output.token_ids[0] for output in group if output.token_ids]
-    says = {"id": f"{len(group)} answers to the prompt of {prompt.id}", "num_tokens": len(tokens)}
-    says["category"] = group[0].category
-    temperature = prompt.of("temperature", settings)
-    errors = [output.error for output in group if output.error]
-    if errors or not prompt.token_ids:
-        return Verdict(kind=UNCHECKED, reason=errors[0] if errors else "the prompt is empty.", **says)  # type: ignore[arg-type]
-    if not temperature > 0:
-        return Verdict(kind=UNCHECKED, reason="greedy answers have no frequencies; state a temperature.", **says)  # type: ignore[arg-type]
-    expected_V = distribution(
-        checkpoint, prompt.token_ids, temperature, prompt.of("top_k", settings), prompt.of("top_p", settings)
-    )
-    found = distance(np.asarray(tokens), expected_V)
+@dataclasses.dataclass
+class _Group:
+    """Answers to one prompt.
+
+    Attributes:
+      first: the first of them, without its tokens.
+      first_tokens: of all that are not empty.
+      num_empty: those that are.
+    """
+
+    first: Output
+    first_tokens: list[int] = dataclasses.field(default_factory=list)
+    num_empty: int = 0
+
+
+def _verdict(checkpoint: Checkpoint, group: _Group, settings: Settings) -> Verdict:
+    prompt, num_answers = group.first.prompt, len(group.first_tokens) + group.num_empty
+
+    def say(kind: str, reason: str) -> Verdict:
+        return Verdict(
+            id=f"{num_answers} answers to the prompt of {prompt.id}",
+            kind=kind,
+            num_tokens=len(group.first_tokens),
+            num_compared=0,  # one by one they were not
+            reason=reason,
+            category=group.first.category,
+        )
+
+    try:
+        draw = how_drawn(checkpoint, group.first, settings, 1)
+    except ValueError as error:
+        return say(UNCHECKED, one_line(error))
+    if not draw.temperature_B[0] > 0:
+        return say(UNCHECKED, "greedy answers have no frequencies; state a temperature.")
+    if group.num_empty:
+        return say(INCOMPLETE, f"{group.num_empty} are empty.")
+    found = distance(group.first_tokens, distribution(checkpoint, prompt.token_ids, draw))
     line = f"distance {found.distance:.3f}, by chance at most {found.bound:.3f}"
     if found.num_impossible:
-        kind, reason = DIVERGED, f"{found.num_impossible} begin with a token that the cuts leave out; {line}."
-    elif found.bound >= 1:
-        kind, reason = UNCHECKED, f"too few to tell; {line}."
-    else:
-        kind, reason = (SAME if found.distance <= found.bound else DIVERGED), f"{line}."
-    return Verdict(kind=kind, reason=reason, num_differences=int(kind == DIVERGED), **says)  # type: ignore[arg-type]
+        return say(DIVERGED, f"{found.num_impossible} begin with a token that the cuts leave out; {line}.")
+    if found.bound >= 1:
+        return say(UNCHECKED, f"too few to tell; {line}.")
+    return say(SAME if found.distance <= found.bound else DIVERGED, f"{line}.")
 
 
-def distribution(
-    checkpoint: Checkpoint, prompt_ids: list[int], temperature: float, top_k: int, top_p: float
-) -> np.ndarray:
-    """What the first new token is drawn from, float64 [V]."""
-    logits_1V = jnp.asarray(logits_after(checkpoint, prompt_ids))[None]
-    scaled_1V = sampling.scale(logits_1V, jnp.asarray([temperature], jnp.float32))
-    is_kept_1V = sampling.keep_likely(scaled_1V, jnp.asarray([top_k], jnp.int32), jnp.asarray([top_p], jnp.float32))
+def distribution(checkpoint: Checkpoint, prompt_ids: Sequence[int], draw: sampling.Sampling) -> np.ndarray:
+    """What the first new token is drawn from, float64 [V]; `draw` is of one row, its seed is not read."""
+    scaled_1V = sampling.scale(jnp.asarray(logits_after(checkpoint, prompt_ids))[None], draw.temperature_B)
+    is_kept_1V = sampling.keep_likely(scaled_1V, draw.top_k_B, draw.top_p_B)
     kept_V = np.where(np.asarray(is_kept_1V[0]), np.asarray(scaled_1V[0], np.float64), -math.inf)
     weight_V = np.exp(kept_V - kept_V.max())
     return np.asarray(weight_V / weight_V.sum())
 
 
-def distance(tokens: np.ndarray, expected_V: np.ndarray) -> Distance:
-    """The distance of n drawn tokens, whole numbers [n], from a distribution."""
-    n, count_of = len(tokens), Counter(tokens.tolist())
-    if not n:
-        return Distance(distance=math.inf, bound=math.inf, num_impossible=0)
+def distance(tokens: Sequence[int], expected_V: np.ndarray) -> Distance:
+    """The distance of drawn tokens, at least one, from a distribution."""
+    n, count_of = len(tokens), Counter(tokens)
     order = np.argsort(-expected_V, kind="stable")[: MOST_CLASSES - 1]
     alone = [int(token) for token in order if n * expected_V[token] >= LEAST_EXPECTED]
     expected = np.asarray([expected_V[token] for token in alone])
     observed = np.asarray([count_of[token] / n for token in alone])
     rest = abs(observed.sum() - expected.sum())  # of all other tokens: what the classes alone leave
     bound = math.sqrt(2 * ((len(alone) + 1) * math.log(2) + math.log(1 / FALSE_ALARM)) / n)
-    is_impossible = [not 0 <= token < len(expected_V) or expected_V[token] == 0 for token in tokens.tolist()]
+    impossible = (token for token in count_of if not 0 <= token < len(expected_V) or expected_V[token] == 0)
     return Distance(
-        distance=float(np.abs(observed - expected).sum() + rest), bound=bound, num_impossible=sum(is_impossible)
+        distance=float(np.abs(observed - expected).sum() + rest),
+        bound=bound,
+        num_impossible=sum(count_of[token] for token in impossible),
     )

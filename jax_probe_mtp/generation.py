@@ -89,6 +89,8 @@ class Decoder:
         What is new to this decoder is compiled and run once for two tokens before it is timed: a program's first run
         also loads it.
         """
+        if settings.is_exact:
+            raise ValueError("a batch on its own has no exact mode: its rows are prefilled together; use `run`.")
         prompt_BT, request, decode_cfg = self.request(batch, settings, settings.batch_size)
         shape = (prompt_BT.shape, decode_cfg)
         if shape not in self._has_run:

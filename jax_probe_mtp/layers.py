@@ -128,7 +128,7 @@ def anchored_attention(
     def tail(slots_BKSh: jax.Array) -> jax.Array:
         return jax.vmap(lambda slots_KSh, slot_TJ: slots_KSh[:, slot_TJ])(slots_BKSh, tail_slot_BTJ).astype(jnp.float32)
 
-    # The tail is a few positions of each row's own: elementwise products, and sums whose order is written down.
+    # The tail is a few positions of each row's own: elementwise products, since a matrix product of so few would be no faster.
     q_BKGT1h = q_BTKGh.transpose(0, 2, 3, 1, 4)[:, :, :, :, None].astype(jnp.float32)
     tail_scores = jnp.sum(q_BKGT1h * tail(k_BKSh)[:, :, None], axis=-1)
     tail_scores = jnp.where(is_tail_BTJ[:, None, None], tail_scores, -jnp.inf)

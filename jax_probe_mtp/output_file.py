@@ -16,9 +16,6 @@ class OutputFile:
     Args:
       path: the file.
 
-    Attributes:
-      num_records: lines that are not blank.
-
     Raises:
       ValueError: names the file, the line and what is wrong with it.
       OSError: if the file cannot be read.
@@ -26,7 +23,7 @@ class OutputFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.num_records = PromptFile(path).num_records
+        PromptFile(path)
         for _ in self:
             pass
 

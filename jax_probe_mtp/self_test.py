@@ -12,6 +12,7 @@ have the same bits.
                     └─ t1             └─ t2
 """
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -20,27 +21,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp import cache as kv
-from jax_probe_mtp import decode_loop
+from jax_probe_mtp import decode_loop, row_batch
+from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig, ModelConfig
 from jax_probe_mtp.decode_loop import DecodeState
 from jax_probe_mtp.draft_config import DraftConfig, draft_name
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.programs import ROWS, STATE, Programs
-from jax_probe_mtp.step_cost import filled_state
+from jax_probe_mtp.request import idle_request, join_requests
 from jax_probe_mtp.tree import NO_PARENT, Tree
 
 log = logging.getLogger(__name__)
 
 
 def check(
-    programs: Programs, params: Params, cfg: ModelConfig, draft_cfg: DraftConfig, decode_cfg: DecodeConfig, rows: int
+    programs: Programs, checkpoint: Checkpoint, draft_cfg: DraftConfig, decode_cfg: DecodeConfig, rows: int
 ) -> int:
     """Runs the test at the shapes of a run, once for each; caches hold noise, at three lengths.
 
+    Where the capacity has no room for the drafts, the test's has a few slots more.
+
     Args:
       programs: where the run's programs are compiled.
-      params: the model's parameters.
-      cfg: the model, whole; static.
+      checkpoint: the model.
       draft_cfg: where drafts come from.
       decode_cfg: of the run.
       rows: B, of the whole mesh.
@@ -55,20 +58,17 @@ def check(
     if key in programs.tested:
         return 0
     depth = draft_cfg.max_depth
+    decode_cfg = dataclasses.replace(decode_cfg, capacity=max(decode_cfg.capacity, depth + 2))
     most = decode_cfg.capacity - depth - 1
-    if most < 1:
-        raise ValueError(
-            f"capacity {decode_cfg.capacity} leaves no room to test drafts of depth {depth}; raise it to {depth + 2}."
-        )
     differ = compared = 0
     for in_use in sorted({1, (most + 1) // 2, most}):
-        found = _compare(programs, params, cfg, draft_cfg, decode_cfg, rows, in_use)
+        found = _compare(programs, checkpoint, draft_cfg, decode_cfg, rows, in_use)
         differ, compared = differ + found[0], compared + found[1]
     if differ:
         raise ValueError(
             f"not exact on this device: {differ} of {compared} rows of logits depend on their place in the call "
-            f"({draft_name(draft_cfg)}, batch {rows}, capacity {decode_cfg.capacity}, {params['embed'].dtype}, attention "
-            f"{decode_cfg.attention}); leave --exact out, or try another batch size or dtype."
+            f"({draft_name(draft_cfg)}, batch {rows}, capacity {decode_cfg.capacity}, {checkpoint.params['embed'].dtype}, "
+            f"attention {decode_cfg.attention}); leave --exact out, or try another batch size or dtype."
         )
     programs.tested.add(key)
     log.debug("exact: %d rows of logits have the same bits as drafts and as roots", compared)
@@ -77,8 +77,7 @@ def check(
 
 def _compare(
     programs: Programs,
-    params: Params,
-    cfg: ModelConfig,
+    checkpoint: Checkpoint,
     draft_cfg: DraftConfig,
     decode_cfg: DecodeConfig,
     rows: int,
@@ -87,10 +86,8 @@ def _compare(
     """Rows of logits that differ, and how many were compared, `in_use` committed tokens into a text."""
     B, N, D = rows, draft_cfg.num_nodes, draft_cfg.max_depth
     draw = np.random.default_rng(in_use)
-    path = draw.integers(0, cfg.vocab_size, D + 1)
-    _, state = filled_state(params, cfg, draft_cfg, decode_cfg, batch_size=B, in_use=in_use, new_tokens=D + 1)
-    same = jax.jit(lambda slots: jnp.broadcast_to(slots[:1], slots.shape), donate_argnums=0)
-    state = programs.place(state.replace(cache=jax.tree.map(same, state.cache)))
+    path = draw.integers(0, checkpoint.config.vocab_size, D + 1)
+    state = _noisy_state(programs, checkpoint, decode_cfg, B)
 
     def call(token_BN: np.ndarray, parent_BN: np.ndarray, depth_BN: np.ndarray, length: int) -> Any:
         nonlocal state
@@ -98,12 +95,14 @@ def _compare(
         # What an earlier call left from `length` on is written again before it is read.
         args = programs.place(tree), state.replace(length_B=programs.place(_int32(np.full(B, length))))
         give = programs.get(_run_call, *args, gives=(ROWS, STATE), donate=(2,), decode_cfg=decode_cfg)
-        logits_BNV, state = give(params, *args)
+        logits_BNV, state = give(checkpoint.params, *args)
         return logits_BNV
 
     roots, differ, compared = [], 0, 0
     for d in range(D + 1):
-        token_BN = draw.integers(0, cfg.vocab_size, (B, N))  # the other nodes are drafts that are never right
+        token_BN = draw.integers(
+            0, checkpoint.config.vocab_size, (B, N)
+        )  # the other nodes are drafts that are never right
         token_BN[:, 0] = path[d]
         parent_BN, depth_BN = np.zeros((B, N)), np.ones((B, N))
         parent_BN[:, 0], depth_BN[:, 0] = NO_PARENT, 0
@@ -121,6 +120,23 @@ def _compare(
             differ += _count_other(programs, logits_BNV, roots[d], is_there_BN)
             compared += int(is_there_BN.sum())
     return differ, compared
+
+
+def _noisy_state(programs: Programs, checkpoint: Checkpoint, decode_cfg: DecodeConfig, rows: int) -> DecodeState:
+    """A state as the run's, its rows alike, their caches full of noise."""
+    request = programs.place(join_requests([idle_request(1, checkpoint.eos_token_ids, 0.0)] * rows))
+    empty = programs.get(row_batch.empty, request, None, gives=STATE, decode_cfg=decode_cfg)
+    state: DecodeState = empty(checkpoint.params, request, None)
+
+    def noise(slots: jax.Array, seed: int) -> jax.Array:
+        def draw() -> jax.Array:
+            row = jax.random.normal(jax.random.key(seed), slots.shape[1:], slots.dtype)
+            return jnp.broadcast_to(row, slots.shape)
+
+        return jax.jit(draw, out_shardings=slots.sharding)()
+
+    leaves, tree = jax.tree.flatten(state.cache)
+    return state.replace(cache=jax.tree.unflatten(tree, [noise(leaf, i) for i, leaf in enumerate(leaves)]))
 
 
 def _run_call(

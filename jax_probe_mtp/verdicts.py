@@ -61,7 +61,7 @@ class Verdict:
                 "score": _finite(found.other_score),
                 "gap": _finite(found.gap),
                 "gap_in_steps": _finite(found.gap / found.step),
-                "tolerance": found.tolerance,
+                "tolerance": _finite(found.tolerance),
             }
         }
 
@@ -88,7 +88,8 @@ def summary(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     for verdict in verdicts:
         for name in {"", verdict.category or ""}:
             counts.setdefault(name, dict.fromkeys(KINDS, 0))[verdict.kind] += 1
-        tokens += verdict.num_tokens if verdict.num_compared is None else verdict.num_compared
+        if verdict.kind != UNCHECKED:
+            tokens += verdict.num_tokens if verdict.num_compared is None else verdict.num_compared
         differences += verdict.num_differences
     whole = counts.pop("")
     return {

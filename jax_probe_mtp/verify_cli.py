@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from jax_probe_mtp.draft_config import PLAIN, DraftConfig, draft_name
 from jax_probe_mtp.foreign import Output, judge
 from jax_probe_mtp.frequencies import judge_frequencies
 from jax_probe_mtp.generation import Decoder
+from jax_probe_mtp.newcomer import check_sizes
 from jax_probe_mtp.output_file import OutputFile, categories
 from jax_probe_mtp.prompts import Generation, Prompt, Settings
 from jax_probe_mtp.records import write_files, write_json
@@ -75,7 +77,7 @@ def compare(
         show(got)
         found = exactness.compare(plain, prompt, settings, expected, got)
         if found and settings.is_exact:
-            found = dataclasses.replace(found, tolerance=-1.0)
+            found = dataclasses.replace(found, tolerance=-math.inf)
         yield _compared(got, found, f"; {got.calls} calls, plain decoding {expected.calls}")
     print(f"plain: {plain.stats}", file=sys.stderr)
     print(f"{method}: {drafted.stats}", file=sys.stderr)
@@ -88,7 +90,7 @@ def _compared(got: Generation, found: exactness.Difference | None, more: str) ->
         kind=kind,
         num_tokens=len(got.token_ids),
         difference=difference,
-        num_compared=found.position + 1 if found else None,
+        num_compared=min(found.position + 1, len(got.token_ids)) if found else None,
         num_differences=int(found is not None),
         more=more,
     )
@@ -136,10 +138,23 @@ def _report(found: Iterable[Verdict], title: str, run: dict[str, Any], args: arg
 
 
 def _verify(args: argparse.Namespace) -> int:
-    for path in (args.json, args.markdown):
-        if path and not path.parent.is_dir():
-            raise ValueError(f"{path} is in a folder that does not exist; make it first.")
+    _check_reports(args)
     return _verify_outputs(args) if args.outputs else _verify_method(args)
+
+
+def _check_reports(args: argparse.Namespace) -> None:
+    """Finds out before anything runs whether the reports can be written."""
+    taken = [path.resolve() for path in (args.input, args.outputs) if path]
+    for path in (args.json, args.markdown):
+        if not path:
+            continue
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a file but a folder or a device; name a file.")
+        if not path.parent.is_dir():
+            raise ValueError(f"{path} is in a folder that does not exist; make it first.")
+        if path.resolve() in taken:
+            raise ValueError(f"{path} is the file of the records or the other report; name another.")
+        taken.append(path.resolve())
 
 
 def _verify_method(args: argparse.Namespace) -> int:
@@ -178,14 +193,16 @@ def _verify_method(args: argparse.Namespace) -> int:
 
 
 def _verify_outputs(args: argparse.Namespace) -> int:
-    for option in ("method", "against", "exact", *options.ALL_METHODS_OF):
-        if getattr(args, option):
+    of_decoding = "method", "against", "exact", "capacity", "prompt_slots", "calls_per_chunk", *options.ALL_METHODS_OF
+    for option in of_decoding:
+        if getattr(args, option) is not None and getattr(args, option) is not False:
             raise ValueError(
                 f"--{option.replace('_', '-')} says how to decode, and --outputs decodes nothing; leave it out."
             )
     settings = options.settings(args)
     file = OutputFile(args.outputs)
     opened = options.open_model(args.model, args.dtype, args.revision)
+    check_sizes(opened.config, PLAIN, settings, capacity=1)
     checkpoint = opened.load()
     outputs = _outputs(file, opened.tokenizer, args)
     run = _run(args, checkpoint, settings) | {"outputs": args.outputs.name}

@@ -105,9 +105,9 @@ def test_float32_tokens_are_the_references(tiny):
         for state in decode_twice(tiny, "float32", case, "anchored"):
             for row, prompt in enumerate(PROMPTS):
                 row_draw = {"temperature": 0.0} | draw | {"seed": SEEDS[row]}
-                expected, gap = reference.plain_decode(tiny.reference, prompt, max_new_tokens=16, **row_draw)
+                expected, gap = reference.plain_decode(tiny.reference, prompt, max_new_tokens=10, **row_draw)
                 assert gap > 1e-3, "choose another prompt: rounding could decide this one"
-                assert state.token_BT[row, len(prompt) :][:16].tolist() == expected
+                assert state.token_BT[row, len(prompt) :][:10].tolist() == expected
 
 
 def test_a_limit_between_none_and_all(tiny):
@@ -167,7 +167,7 @@ def test_the_self_test_tells_the_two_apart(checkpoints, dtype, case, rows):
 
     def check(attention):
         decode_cfg = DecodeConfig(capacity=CAPACITY, attention=attention)
-        return self_test.check(programs, checkpoint.params, checkpoint.config, draft_cfg, decode_cfg, rows)
+        return self_test.check(programs, checkpoint, draft_cfg, decode_cfg, rows)
 
     N, D = draft_cfg.num_nodes, draft_cfg.max_depth
     # Three lengths; of a row D + 1 roots, and in the call with drafts of depth d all nodes from d on.
@@ -178,15 +178,8 @@ def test_the_self_test_tells_the_two_apart(checkpoints, dtype, case, rows):
             ValueError, match=r"^not exact on this device: \d+ of \d+ rows of logits .* leave --exact out"
         ):
             check("plain")
-    with pytest.raises(ValueError, match=f"capacity {D + 1} leaves no room to test .* raise it to {D + 2}"):
-        self_test.check(
-            programs,
-            checkpoint.params,
-            checkpoint.config,
-            draft_cfg,
-            DecodeConfig(capacity=D + 1, attention="anchored"),
-            rows,
-        )
+    small = DecodeConfig(capacity=1, attention="anchored")  # no room for a draft: the test makes some
+    assert self_test.check(programs, checkpoint, draft_cfg, small, rows) > 0
 
 
 def test_one_row_of_logits_that_differs_is_enough(checkpoints, monkeypatch):
@@ -201,7 +194,7 @@ def test_one_row_of_logits_that_differs_is_enough(checkpoints, monkeypatch):
     monkeypatch.setattr(decode_loop, "run_block", run_block)
     decode_cfg = DecodeConfig(capacity=CAPACITY, attention="anchored")
     with pytest.raises(ValueError, match=r"^not exact on this device: 3 of 54 rows of logits"):  # one at each length
-        self_test.check(Programs(checkpoint, draft_cfg), checkpoint.params, checkpoint.config, draft_cfg, decode_cfg, 2)
+        self_test.check(Programs(checkpoint, draft_cfg), checkpoint, draft_cfg, decode_cfg, 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -118,6 +118,13 @@ def test_the_check_goes_on_after_a_tie(checkpoint, plain):
     assert found.num_differences >= 2
 
 
+def test_an_incomplete_output_with_a_tie_says_why_it_is_incomplete(checkpoint, plain):
+    twin = (plain[0] + 30) % 61
+    found = verdict(with_twin(checkpoint, plain[0], twin, 5e-4), [twin], limit=2)
+    assert (found.kind, found.difference.position, found.num_differences) == ("incomplete", 0, 1)
+    assert str(found) == "a: incomplete: ends after 1 tokens, short of an end of text and of the limit of 2."
+
+
 def test_what_is_no_whole_answer_is_incomplete(checkpoint, tiny, plain):
     ends, _ = reference.plain_decode(tiny.reference, [7], max_new_tokens=24, eos=(EOS,))
     assert ends[-1] == EOS
@@ -138,6 +145,15 @@ def test_what_is_no_whole_answer_is_incomplete(checkpoint, tiny, plain):
     more, _ = reference.plain_decode(tiny.reference, [7, *ends], max_new_tokens=2)
     found = verdict(checkpoint, ends + more, prompt=[7], limit=24)
     assert (found.kind, found.reason) == ("incomplete", f"2 of {len(ends) + 2} tokens are behind the end of the text.")
+    for padding in ([0, 0], [EOS, EOS, EOS]):  # what is behind the end is not compared
+        found = verdict(checkpoint, ends + padding, prompt=[7], limit=24)
+        assert (found.kind, found.num_compared, found.num_differences) == ("incomplete", len(ends), 0)
+    found = verdict(checkpoint, [*plain, (plain[0] + 1) % 26], limit=12)
+    assert (found.kind, found.reason, found.num_compared) == (
+        "incomplete",
+        "13 tokens are more than the limit of 12.",
+        12,
+    )
     wrong = verdict(checkpoint, [(plain[0] + 1) % 26], limit=12)  # short too, but that is not the worst of it
     assert (wrong.kind, wrong.reason) == ("diverged", None)
 
@@ -182,6 +198,16 @@ def test_any_number_of_outputs_in_order(checkpoint, tiny, plain, monkeypatch):
     assert [each.id for each in found if each.kind != "same"] == [9]
 
 
+def test_a_batch_is_no_larger_than_what_there_is(checkpoint, plain, monkeypatch):
+    honest, sizes = foreign.choices_of, []
+    monkeypatch.setattr(foreign, "choices_of", lambda *args: sizes.append(args[3]) or honest(*args))
+    given = [output(plain, name=n) for n in range(2)]
+    assert [each.kind for each in judge(checkpoint, given, Settings(batch_size=3000))] == ["same", "same"]
+    assert sizes == [2]
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        list(judge(checkpoint, given, Settings(batch_size=0)))
+
+
 def test_sampled_outputs_with_their_seeds_are_checked_token_for_token(checkpoint, tiny):
     draw = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "seed": 11}
     tokens, gap = reference.plain_decode(tiny.reference, PROMPT, max_new_tokens=12, **draw)
@@ -210,12 +236,12 @@ def test_sums_and_their_exit_status():
     ]
     for found, status in [*cases, ([], 2)]:
         assert verdicts.exit_status(verdicts.summary(found)) == status
-    totals = verdicts.summary([of("same", "math"), of("tie", "math"), of("diverged", "qa"), of("same")])
-    assert (totals["records"], totals["same"], totals["tie"], totals["diverged"]) == (4, 2, 1, 1)
+    totals = verdicts.summary([of("same", "math"), of("tie", "math"), of("diverged", "qa"), of("same"), unchecked])
+    assert (totals["records"], totals["same"], totals["tie"], totals["diverged"]) == (5, 2, 1, 1)
     assert totals["by_category"]["math"] == dict.fromkeys(verdicts.KINDS, 0) | {"same": 1, "tie": 1}
     assert totals["by_category"].keys() == {"math", "qa"}
     assert (totals["compared_tokens"], totals["differences_per_1000_tokens"]) == (200, 10.0)
-    assert verdicts.counts_line(totals) == "2 same, 1 tie, 1 diverged"
+    assert verdicts.counts_line(totals) == "2 same, 1 tie, 1 diverged, 1 unchecked"
     assert verdicts.counts_line(verdicts.summary([incomplete])) == "0 same, 0 tie, 0 diverged, 1 incomplete"
 
 

@@ -9,6 +9,7 @@ import pytest
 import reference
 from checkpoints import EOS, make_checkpoint, words, write_folder
 
+from checkpoints_convert.load import OpenedCheckpoint
 from jax_probe_mtp import exactness, options, verify_cli
 
 PROMPTS = {"a": [7], "b": [5, 9, 2, 44, 17, 3, 3], "c": [60, 1, 33, 8]}
@@ -141,6 +142,8 @@ def test_bad_files_are_refused_before_anything_is_opened(verify, monkeypatch, re
         (["--outputs", "o", "--tree", "4"], "--tree says how to decode, and --outputs decodes nothing; leave it out."),
         (["--outputs", "o", "--exact"], "--exact says how to decode"),
         (["--outputs", "o", "--against", "torch"], "--against says how to decode"),
+        (["--outputs", "o", "--mask-ema", "0"], "--mask-ema says how to decode"),
+        (["--outputs", "o", "--capacity", "16"], "--capacity says how to decode"),
         (["--prompt", "x", "--frequencies"], "--frequencies is for --outputs; leave it out."),
         (["--prompt", "x", "--against", "torch", "--temperature", "1"], "compares greedy tokens of the ordinary mode"),
         (["--prompt", "x", "--against", "torch", "--exact"], "compares greedy tokens of the ordinary mode"),
@@ -154,6 +157,22 @@ def test_bad_files_are_refused_before_anything_is_opened(verify, monkeypatch, re
 def test_options_that_do_not_go_together(run, monkeypatch, flags, says):
     monkeypatch.setattr(options, "open_model", lambda *_: pytest.fail("the model was opened"))
     code, out, err = run("verify", "--model", "m", *flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--batch-size", "0"], "batch_size and calls_per_chunk must be at least 1, got 0 and 8."),
+        (["--max-new-tokens", "-5"], "max_new_tokens must be a whole number of at least 1, got -5."),
+        (["--temperature", "-1"], "temperature must be 0 (greedy) to 1e+30, got -1.0."),
+        (["--stop", ""], "a stop text is empty"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_once_and_before_loading(verify, plain, monkeypatch, flags, says):
+    monkeypatch.setattr(OpenedCheckpoint, "load", lambda *_: pytest.fail("the weights were read"))
+    code, out, err = verify(outputs_of(plain), *flags)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert says in err
 
@@ -223,11 +242,19 @@ def test_another_token_of_transformers_is_judged(against_torch, plain, monkeypat
     assert counts == {"b": (1, 1), "c": (1, 0)}
 
 
-def test_bfloat16_runs_in_transformers_too(against_torch):
-    pytest.importorskip("torch")
+def test_bfloat16_is_compared_with_transformers_in_bfloat16(against_torch, tiny):
+    """Weights are rounded, rope's frequencies are not, as in `from_pretrained`; the tokens are measured, not promised."""
+    torch = pytest.importorskip("torch")
+    from checkpoints_convert import compare
+
+    model = compare.torch_model(tiny.cfg, tiny.params, "bfloat16")
+    frequencies = model.model.rotary_emb.inv_freq
+    assert {leaf.dtype for leaf in model.parameters()} == {torch.bfloat16}
+    assert frequencies.dtype == torch.float32
+    np.testing.assert_allclose(frequencies.numpy(), 10_000.0 ** (-np.arange(0, 8, 2) / 8), rtol=1e-6)
     code, out, _ = against_torch("--dtype", "bfloat16")
-    assert "incomplete" not in out
-    assert code in (0, 1)  # what differs is measured, not promised
+    assert code == int(" 0 diverged" not in out.splitlines()[-1])
+    assert len(out.splitlines()) == 4
 
 
 @pytest.mark.parametrize(
