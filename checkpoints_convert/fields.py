@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.gguf_header import GGUFArray
 from jax_probe_mtp.messages import one_line
+
+MAX_BYTES = 1 << 20  # of a configuration, an index or a header: ten times what the largest models of our families need
+MAX_VALUES = 1 << 15  # in a JSON file, about: each takes up to 230 bytes in memory, and 2 in the file
+MAX_DEPTH = 64  # of objects and lists within each other
 
 _REQUIRED: Any = object()
 
@@ -17,7 +22,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-      CheckpointError: if the file is missing, not UTF-8 JSON, not an object, or names a key twice.
+      CheckpointError: if the file is missing, larger than `MAX_BYTES` or `MAX_VALUES`, not UTF-8 JSON, not an object,
+        nested deeper than `MAX_DEPTH`, or names a key twice.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -28,7 +34,15 @@ def read_json(path: Path) -> dict[str, Any]:
         return found
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise CheckpointError(f"{path} is not a file; a model folder must hold it.")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise CheckpointError(f"{path} has more than {MAX_BYTES} bytes, too many for what it is; fetch it again.")
+        if sum(raw.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
+            raise CheckpointError(f"{path} has more than {MAX_VALUES} values, too many for what it is; fetch it again.")
+        values = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a model folder must hold it.") from None
     except CheckpointError:
@@ -37,6 +51,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not readable JSON ({one_line(error)}); fetch the file again.") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}; fetch the file again.")
+    level: list[Any] = [values]
+    for _ in range(MAX_DEPTH):
+        level = [item for node in level for item in (node.values() if isinstance(node, dict) else node)]
+        level = [item for item in level if isinstance(item, dict | list)]
+    if level:  # showing or comparing it could run out of stack
+        raise CheckpointError(f"{path} is nested more than {MAX_DEPTH} deep; fetch the file again.")
     return values
 
 
@@ -82,7 +102,10 @@ class Fields:
         return value
 
     def integer(self, key: str, default: Any = _REQUIRED) -> Any:
-        return self.get(key, int, "a whole number", default)
+        value = self.get(key, int, "a whole number", default)
+        if isinstance(value, int) and value.bit_length() > 63:  # no array has such an axis, and a float may not hold it
+            raise CheckpointError(f"{self.where}: {key!r} must be a whole number within 64 bits, got {value}.")
+        return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> Any:
         value = self.get(key, (int, float), "a number", default)
@@ -99,4 +122,5 @@ class Fields:
         return self.get(key, str, "a text", default)
 
     def items(self, key: str, default: Any = _REQUIRED) -> Any:
-        return self.get(key, list, "a list", default)
+        """A list, or a `GGUFArray`, whose length is to be checked before its items are read."""
+        return self.get(key, (list, GGUFArray), "a list", default)

@@ -81,7 +81,11 @@ def byte_level_tokenizer(field: Fields, vocabulary: Vocabulary) -> Tokenizer:
       A `tokenizers.Tokenizer`.
     """
     cut = _cut(field)
-    merges = [tuple(merge.split(" ")) for merge in field.items("tokenizer.ggml.merges")]
+    merges = field.items("tokenizer.ggml.merges")
+    most = sum(map(len, vocabulary.tokens))  # ways to put tokens together of two others
+    if len(merges) > most:
+        raise CheckpointError(f"{field.where}: {len(merges)} tokenizer.ggml.merges; its tokens allow for {most}.")
+    merges = [tuple(merge.split(" ")) for merge in merges]
     if any(len(pair) != 2 for pair in merges):
         raise CheckpointError(f"{field.where}: each of tokenizer.ggml.merges must be two texts with a space between.")
     ids = vocabulary.ids(*(kind for kind in TokenType if kind != TokenType.UNUSED))

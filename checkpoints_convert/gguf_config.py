@@ -8,6 +8,7 @@ from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.fields import Fields, shortest_float
 from checkpoints_convert.gguf_reader import GGUFSource
 from checkpoints_convert.names import GGUF, GGUF_HEAD, GGUF_ROPE_DIVISORS
+from checkpoints_convert.rope import MAX_HEAD_DIM
 from jax_probe_mtp.config import ModelConfig
 from jax_probe_mtp.messages import one_line
 
@@ -115,9 +116,10 @@ def _rope_divisors(source: GGUFSource) -> tuple[float, ...]:
     info = source.tensors.get(GGUF_ROPE_DIVISORS)
     if info is None:
         return ()
-    if info.dtype != "F32" or len(info.shape) != 1:
+    if info.dtype != "F32" or len(info.shape) != 1 or info.shape[0] > MAX_HEAD_DIM // 2:
         raise CheckpointError(
-            f"{info.file}: {GGUF_ROPE_DIVISORS} must be a vector of F32, got {info.dtype} of {list(info.shape)}."
+            f"{info.file}: {GGUF_ROPE_DIVISORS} must be a vector of F32, h/2 long, got {info.dtype} of "
+            f"{list(info.shape)}."
         )
     divisors = source.read(GGUF_ROPE_DIVISORS, 0, info.shape[0])
     if not (np.isfinite(divisors) & (divisors > 0)).all():

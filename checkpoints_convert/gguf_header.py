@@ -6,10 +6,12 @@ several objects a token; this walk takes each length from the file only after ch
 Source: docs/gguf.md of ggml-org/ggml.
 """
 
+import contextlib
 import dataclasses
 import math
 import mmap
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,12 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _MAX_AXES = 4
 
+# Python's objects take many times what these take in the file; the largest models of our families need a tenth or less.
+_MAX_ENTRIES = 1 << 14  # fields, and tensors
+_MAX_TEXT = 1 << 20  # bytes of all keys, names and texts, those in arrays left out
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class GGUFTensor:
     """Where a tensor lies: its name, type, shape (slowest axis first), first byte and size in bytes."""
 
@@ -37,23 +43,31 @@ class GGUFTensor:
 class _Cursor:
     """A position in a file's bytes that never passes their end."""
 
-    def __init__(self, data: Any, where: str) -> None:
-        self.data, self.where, self.at = data, where, 0
+    def __init__(self, data: Any, path: Path, at: int = 0, most_text: int = _MAX_TEXT) -> None:
+        self.data, self.path, self.where, self.at, self.most_text = data, path, str(path), at, most_text
 
-    def take(self, size: int, what: str) -> bytes:
+    def skip(self, size: int, what: str) -> None:
         if size > len(self.data) - self.at:
             raise CheckpointError(
                 f"{self.where}: {what} at byte {self.at} needs {size} bytes, but {len(self.data) - self.at} are left; "
                 "the file is damaged or cut short, fetch it again."
             )
         self.at += size
+
+    def take(self, size: int, what: str) -> bytes:
+        self.skip(size, what)
         return self.data[self.at - size : self.at]
 
     def number(self, code: str, what: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
 
     def text(self, what: str) -> str:
-        raw = self.take(self.number("Q", what), what)
+        size, start = self.number("Q", what), self.at
+        self.skip(size, what)
+        self.most_text -= size
+        if self.most_text < 0:
+            raise CheckpointError(f"{self.where}: with {what} its texts have more than {_MAX_TEXT} bytes, too many.")
+        raw = self.data[start : self.at]
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -68,16 +82,66 @@ class _Cursor:
             raise CheckpointError(f"{self.where}: {what} has the unknown type {kind}; the file is damaged.")
         return self.number(_SCALARS[kind], what)
 
-    def array(self, what: str) -> list[Any]:
+    def array(self, what: str) -> "GGUFArray":
         kind, count = self.number("I", what), self.number("Q", what)
+        start = self.at
         if kind == _STRING:
             if count > (len(self.data) - self.at) // 8:  # each needs 8 bytes for its length alone
                 raise CheckpointError(f"{self.where}: {what} claims {count} texts, more than the file can hold.")
-            return [self.text(what) for _ in range(count)]
-        if kind not in _SCALARS:
+            for _ in range(count):
+                self.skip(self.number("Q", what), what)
+        elif kind in _SCALARS:
+            self.skip(count * struct.calcsize("<" + _SCALARS[kind]), what)
+        else:
             raise CheckpointError(f"{self.where}: {what} is an array of type {kind}, which is not supported.")
-        dtype = np.dtype("<" + _SCALARS[kind])
-        return np.frombuffer(self.take(count * dtype.itemsize, what), dtype).tolist()
+        return GGUFArray(self.path, what, kind, count, start)
+
+
+@dataclasses.dataclass(frozen=True)
+class GGUFArray:
+    """An array of a file: its length is known, its items are read when it is gone through.
+
+    An item takes many times its bytes in memory, so that whoever needs the items looks at the length first.
+    """
+
+    path: Path
+    key: str
+    kind: int
+    count: int
+    start: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        with _mapped(self.path) as data:
+            cursor = _Cursor(data, self.path, self.start, most_text=len(data))
+            if self.kind == _STRING:
+                for _ in range(self.count):
+                    yield cursor.text(self.key)
+            else:
+                dtype = np.dtype("<" + _SCALARS[self.kind])
+                yield from np.frombuffer(cursor.take(self.count * dtype.itemsize, self.key), dtype).tolist()
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The bytes of a file.
+
+    Raises:
+      CheckpointError: if it cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise CheckpointError(f"{path} is not a file; give a .gguf file.")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read as GGUF ({error}).") from None
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
@@ -87,22 +151,13 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
       path: the file.
 
     Returns:
-      The fields by key (numbers, texts, lists) and the tensors by name.
+      The fields by key (numbers, texts, a `GGUFArray` each) and the tensors by name.
 
     Raises:
       CheckpointError: if the file is not GGUF version 2 or 3, or any count, length or offset does not fit in it.
     """
-    try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-            raise CheckpointError(f"{path} is not a file; give a .gguf file.")
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _walk(_Cursor(data, str(path)))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist.") from None
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} cannot be read as GGUF ({error}).") from None
+    with _mapped(path) as data:
+        return _walk(_Cursor(data, path))
 
 
 def _walk(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
@@ -114,6 +169,7 @@ def _walk(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
     num_tensors, num_fields = cursor.number("Q", "tensor count"), cursor.number("Q", "field count")
     fields: dict[str, Any] = {}
     for i in range(num_fields):
+        _check_entries(cursor, i, f"{num_fields} fields")
         key = cursor.text(f"key of field {i}")
         if key in fields:
             raise CheckpointError(f"{cursor.where} gives the field {key!r} twice.")
@@ -121,7 +177,7 @@ def _walk(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
     alignment = fields.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise CheckpointError(f"{cursor.where}: general.alignment must be a power of two, got {alignment!r}.")
-    listed = [_tensor(cursor, i) for i in range(num_tensors)]
+    listed = [_tensor(cursor, i, num_tensors) for i in range(num_tensors)]
     start = -(-cursor.at // alignment) * alignment
     tensors: dict[str, GGUFTensor] = {}
     end = start
@@ -141,7 +197,13 @@ def _walk(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
     return fields, tensors
 
 
-def _tensor(cursor: _Cursor, index: int) -> GGUFTensor:
+def _check_entries(cursor: _Cursor, index: int, claimed: str) -> None:
+    if index == _MAX_ENTRIES:  # not at once: a damaged count is best named by what is missing first
+        raise CheckpointError(f"{cursor.where} claims {claimed}; more than {_MAX_ENTRIES} are not supported.")
+
+
+def _tensor(cursor: _Cursor, index: int, count: int) -> GGUFTensor:
+    _check_entries(cursor, index, f"{count} tensors")
     name = cursor.text(f"name of tensor {index}")
     num_axes = cursor.number("I", name)
     if not 1 <= num_axes <= _MAX_AXES:

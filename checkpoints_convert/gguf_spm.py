@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from checkpoints_convert.gguf_tokenizer import Vocabulary
 
 _SPACE = "▁"
+_LONGEST = 256  # characters of a token: ways to cut it grow with its length, and each is as long
 
 
 def sentencepiece_tokenizer(field: Fields, vocabulary: Vocabulary) -> Tokenizer:
@@ -41,7 +42,7 @@ def sentencepiece_tokenizer(field: Fields, vocabulary: Vocabulary) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(
             vocab=ids,
-            merges=_merges(vocabulary.ids(TokenType.NORMAL), scores),
+            merges=_merges(field.where, vocabulary.ids(TokenType.NORMAL), list(scores)),
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=has_bytes,
@@ -56,10 +57,12 @@ def sentencepiece_tokenizer(field: Fields, vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _merges(ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+def _merges(where: str, ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
     """Every way to put a token together from two others, best score first."""
     ranked = []
     for token, token_id in ids.items():
+        if len(token) > _LONGEST:
+            raise CheckpointError(f"{where}: token {token_id} has {len(token)} characters; {_LONGEST} are supported.")
         for i in range(1, len(token)):
             left, right = token[:i], token[i:]
             if left in ids and right in ids:

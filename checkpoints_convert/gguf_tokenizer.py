@@ -6,7 +6,7 @@ from typing import Any
 from gguf.constants import TokenType
 from tokenizers import AddedToken, Tokenizer, processors
 
-from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.errors import CheckpointError, is_failure
 from checkpoints_convert.fields import Fields, first_repeated
 from checkpoints_convert.gguf_bpe import byte_level_tokenizer, pre_adds_bos
 from checkpoints_convert.gguf_spm import sentencepiece_tokenizer
@@ -57,18 +57,20 @@ def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, cont
         adds_bos = field.flag("tokenizer.ggml.add_bos_token", adds_bos)
         adds_eos = field.flag("tokenizer.ggml.add_eos_token", False)
         _set_template(tokenizer, field, special, adds_bos=adds_bos, adds_eos=adds_eos)
-    except CheckpointError:
-        raise
-    except Exception as error:  # tokenizers raises plain Exception
+    except BaseException as error:  # tokenizers raises plain Exception
+        if isinstance(error, CheckpointError) or not is_failure(error):
+            raise
         raise CheckpointError(f"{where}: its tokenizer cannot be built ({one_line(error)}).") from None
     return _wrap(tokenizer, special, field.text("tokenizer.chat_template", None), context_length)
 
 
 def _vocabulary(field: Fields, vocab_size: int) -> Vocabulary:
     tokens = field.items("tokenizer.ggml.tokens")
-    if not tokens or not all(isinstance(token, str) for token in tokens) or len(tokens) > vocab_size:
+    count = len(tokens)
+    tokens = list(tokens) if 1 <= count <= vocab_size else []
+    if not tokens or not all(isinstance(token, str) for token in tokens):
         raise CheckpointError(
-            f"{field.where}: tokenizer.ggml.tokens must hold 1 to {vocab_size} texts, got {len(tokens)} entries."
+            f"{field.where}: tokenizer.ggml.tokens must hold 1 to {vocab_size} texts, got {count} entries."
         )
     kinds = field.items("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens))
     if len(kinds) != len(tokens):

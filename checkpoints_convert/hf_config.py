@@ -5,13 +5,11 @@ from typing import Any
 
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.fields import Fields, read_json
-from checkpoints_convert.rope import rope_settings
+from checkpoints_convert.rope import MAX_HEAD_DIM, rope_settings
 from jax_probe_mtp.config import ModelConfig
 from jax_probe_mtp.messages import one_line
 
 FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
-
-MAX_HEAD_DIM = 65536
 
 # What transformers assumes where config.json leaves it out.
 _DEFAULT_CONTEXT = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}

@@ -6,6 +6,8 @@ from typing import Any
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.fields import Fields
 
+MAX_HEAD_DIM = 65536  # half as many divisors are computed, or read
+
 
 def rope_settings(config: Fields, *, head_dim: int, context_length: int) -> tuple[float, tuple[float, ...]]:
     """Reads what a Hugging Face config says of rope, as transformers 4 (`rope_theta`, `rope_scaling`) or 5
