@@ -34,9 +34,13 @@ def plan(model: OpenedModel) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
       CheckpointError: for the first tensor that is missing, misshapen, of a wrong type or unknown.
     """
     tensors = model.source.tensors
-    if model.config.num_layers > len(tensors):  # before a tree of as many layers as a damaged config may claim
+    tensors_a_layer = sum("{}" in row.source for row in model.rows)
+    if model.config.num_layers * tensors_a_layer > 2 * len(
+        tensors
+    ):  # before a tree of the layers that a config may claim
         raise CheckpointError(
-            f"{model.where} holds {len(tensors)} tensors, too few for the {model.config.num_layers} layers of its config."
+            f"{model.where} holds {len(tensors)} tensors, too few for the {model.config.num_layers} layers of its "
+            "config; fetch the files again."
         )
     leaves, treedef = jax.tree.flatten_with_path(abstract_params(model.config))
     used: set[str] = set()

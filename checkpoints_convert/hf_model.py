@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.errors import CheckpointError, is_failure
+from checkpoints_convert.fields import read_json
 from checkpoints_convert.fill import tensors_are_equal
 from checkpoints_convert.hf_config import read_hf_config
 from checkpoints_convert.names import HF, HF_EMBED, HF_HEAD, rows_for
@@ -63,9 +64,15 @@ def load_hf_tokenizer(folder: Path) -> Any:
             f"{folder} has no tokenizer.json; make one with transformers' AutoTokenizer.from_pretrained(...)"
             ".save_pretrained(...) and put it beside the weights."
         )
+    settings = folder / "tokenizer_config.json"
+    if settings.exists() and read_json(settings).get("fast_tokenizer_files"):
+        # transformers would read the one for its version, wherever its name leads to.
+        raise CheckpointError(f"{settings} names other files under 'fast_tokenizer_files'; remove that entry.")
     try:
         # Not AutoTokenizer: the classes it chooses rebuild parts of the tokenizer, in some versions not as tokenizer.json
         # has them, and that file alone says all.
         return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # tokenizers raises plain Exception, transformers many kinds
+    except BaseException as error:  # tokenizers raises plain Exception, transformers many kinds
+        if not is_failure(error):
+            raise
         raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)[:300]}).") from None
