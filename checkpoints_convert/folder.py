@@ -18,6 +18,7 @@ from jax_probe_mtp.messages import one_line
 
 METADATA = "jax_probe_mtp.json"
 FORMAT_VERSION = 1
+MAX_LAYERS = 1024  # the largest models of our families have 126
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,17 +53,29 @@ def read_metadata(folder: Path) -> Metadata:
         raise CheckpointError(f"{fields.where} has format version {version}, this program reads {FORMAT_VERSION}.")
     if not (folder / PARAMS).is_dir():
         raise CheckpointError(f"{folder / PARAMS} is missing; convert again.")
-    values = dict(fields.get("config", dict, "an object"))
+    cfg = _model_config(Fields(fields.get("config", dict, "an object"), f"{fields.where}: config"))
+    if cfg.num_layers > MAX_LAYERS:  # before a tree of as many layers as a damaged config may claim
+        raise CheckpointError(f"{fields.where}: {cfg.num_layers} layers are above {MAX_LAYERS}; convert again.")
     dtype = fields.text("dtype")
     ids = fields.items("eos_token_ids")
-    try:
-        values["rope_divisors"] = tuple(values.get("rope_divisors", ()))
-        cfg = ModelConfig(**values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{fields.where}: {one_line(error)}; convert again.") from None
     if dtype not in DTYPES or not ids or not all(type(i) is int and 0 <= i < cfg.vocab_size for i in ids):
         raise CheckpointError(f"{fields.where}: dtype {dtype!r} or eos_token_ids {ids!r} is not valid; convert again.")
     return Metadata(config=cfg, dtype=dtype, eos_token_ids=tuple(ids), source=fields.get("source", dict, "an object"))
+
+
+def _model_config(config: Fields) -> ModelConfig:
+    for field in dataclasses.fields(ModelConfig):
+        if field.name in config and field.type in (int, float):
+            (config.integer if field.type is int else config.number)(field.name)
+    if config.flag("is_sharded", False):  # a device's part: no model has it
+        raise CheckpointError(f"{config.where}: is_sharded must be false; convert again.")
+    try:
+        divisors = [float(x) if isinstance(x, int) else x for x in config.items("rope_divisors", [])]
+        return ModelConfig(**{**config.values, "rope_divisors": tuple(divisors)})
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{config.where}: {one_line(error)}; convert again.") from None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.errors import CheckpointError, is_failure
+from checkpoints_convert.fields import Fields, read_json
 from checkpoints_convert.placement import place, wanted_params
 from checkpoints_convert.transforms import Part
 from jax_probe_mtp.config import ModelConfig
@@ -18,6 +19,7 @@ from jax_probe_mtp.messages import one_line
 from jax_probe_mtp.params import Params, abstract_params
 
 PARAMS = "params"
+STORED_DTYPES = ("<f4", "bfloat16")  # by zarr's names
 
 
 @contextlib.contextmanager
@@ -78,6 +80,7 @@ def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = 
     """
     import orbax.checkpoint as ocp
 
+    _check_layout(folder / PARAMS)
     leaves, treedef = jax.tree.flatten_with_path(abstract_params(cfg, jax.numpy.dtype(dtype)))
     wanted = jax.tree.leaves(wanted_params(cfg, dtype, mesh))
     restore_args = [ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype) for leaf in wanted]
@@ -89,10 +92,14 @@ def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = 
             item = jax.tree.unflatten(treedef, [*others[:i], leaf, *others[i + 1 :]])
             args = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.unflatten(treedef, restore_args))
             try:
+                stored_at = folder / PARAMS / jax.tree_util.keystr(path, simple=True, separator=".")
+                _check_array(stored_at / ".zarray", leaf.shape)
                 stored = jax.tree.leaves(checkpointer.restore(folder.resolve() / PARAMS, args=args))[i]
                 if stored.shape != leaf.shape:
                     raise ValueError(f"its shape is {list(stored.shape)}, but its config asks for {list(leaf.shape)}")
-            except Exception as error:  # Orbax and tensorstore raise many kinds
+            except BaseException as error:  # Orbax and tensorstore raise many kinds
+                if not is_failure(error):
+                    raise
                 name, reason = jax.tree_util.keystr(path), one_line(error)[:300]
                 raise CheckpointError(
                     f"{folder / PARAMS}: {name} cannot be restored ({reason}); convert again."
@@ -102,6 +109,25 @@ def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = 
         # No name for what was restored: it would be held while the next is.
         arrays = [place(functools.partial(_cut, restore(i)), leaf) for i, leaf in enumerate(wanted)]
     return jax.tree.unflatten(treedef, arrays)
+
+
+def _check_layout(params: Path) -> None:
+    """Orbax would follow its notes to formats that `save_params` does not write and `_check_array` does not know."""
+    notes = read_json(params / "_METADATA") if (params / "_METADATA").exists() else {}
+    if notes.get("use_zarr3") or notes.get("use_ocdbt") or (params / "manifest.ocdbt").exists():
+        raise CheckpointError(
+            f"{params} holds zarr3 or OCDBT arrays; only those of a conversion are read, convert again."
+        )
+
+
+def _check_array(notes: Path, shape: tuple[int, ...]) -> None:
+    """Before the library believes the sizes in an array's notes: without memory for them it ends the process."""
+    fields = Fields(read_json(notes), str(notes))
+    stored, chunks = fields.items("shape"), fields.items("chunks")
+    if stored != list(shape):
+        raise ValueError(f"its shape is {stored}, but its config asks for {list(shape)}")
+    if chunks != stored or fields.text("dtype") not in STORED_DTYPES or "compressor" in fields or "filters" in fields:
+        raise ValueError(f"{notes} asks for something else than one plain chunk of {' or '.join(STORED_DTYPES)}")
 
 
 def _cut(leaf: np.ndarray, part: Part | None) -> np.ndarray:
