@@ -20,7 +20,7 @@ from jax_probe_mtp.prompts import Prompt, Settings
 from jax_probe_mtp.request import NO_LIMIT
 
 PROMPTS = [[5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
-SEEDS = [11, 2**32 - 1, 5]
+SEEDS = [7, 2**32 - 1, 5]
 NEW_TOKENS, CAPACITY = 24, 48
 DRAWN = {"temperature": 1.0, "top_k": 40, "top_p": 0.95}
 CASES = {
@@ -105,9 +105,9 @@ def test_float32_tokens_are_the_references(tiny):
         for state in decode_twice(tiny, "float32", case, "anchored"):
             for row, prompt in enumerate(PROMPTS):
                 row_draw = {"temperature": 0.0} | draw | {"seed": SEEDS[row]}
-                expected, gap = reference.plain_decode(tiny.reference, prompt, max_new_tokens=10, **row_draw)
+                expected, gap = reference.plain_decode(tiny.reference, prompt, max_new_tokens=NEW_TOKENS, **row_draw)
                 assert gap > 1e-3, "choose another prompt: rounding could decide this one"
-                assert state.token_BT[row, len(prompt) :][:10].tolist() == expected
+                assert state.token_BT[row, len(prompt) :][:NEW_TOKENS].tolist() == expected
 
 
 def test_a_limit_between_none_and_all(tiny):

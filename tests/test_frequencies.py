@@ -47,9 +47,9 @@ def test_the_distribution_is_what_answers_are_drawn_from(checkpoint, tiny, tempe
 
 def test_a_distance_by_hand():
     """n = 100; tokens 0 and 1 have 5 or more expected answers, 2 to 4 are together."""
-    tokens = [0] * 50 + [1] * 40 + [2] * 6 + [3] * 4
+    tokens = [0] * 50 + [1] * 30 + [2] * 12 + [3] * 8
     found = distance(tokens, np.asarray([0.7, 0.2, 0.04, 0.03, 0.03]))
-    assert found.distance == pytest.approx(0.2 + 0.2 + 0.0)
+    assert found.distance == pytest.approx(0.2 + 0.1 + 0.1)
     assert found.bound == pytest.approx(math.sqrt(2 * (3 * math.log(2) + math.log(1000)) / 100))
     assert found.num_impossible == 0
     assert distance([0, 4, 2**70, -1], np.asarray([0.5, 0.5, 0, 0, 0])).num_impossible == 3
