@@ -22,6 +22,7 @@ import checkpoints_convert  # noqa: F401  (what the command imports late)
 from jax_probe_mtp import cli
 from jax_probe_mtp.records import write_json
 
+EARLY = 0.3  # of the kills: at any moment before the first answer is written
 LONGEST_RUN = 300.0  # seconds; more is an error
 
 
@@ -54,10 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     kills, torn, sizes = 0, 0, []
     while kills < args.kills:
         before = _size(answers)
-        is_ahead = len(_lines(answers)) * args.kills > args.records * (
-            kills + 1
-        )  # else no records would be left for the last
-        longest = seconds_of_a_start if is_ahead else None
+        # Were too much written already, no records would be left for the last kills.
+        is_ahead = len(_lines(answers)) * args.kills > args.records * (kills + 1)
+        longest = seconds_of_a_start if is_ahead or draw.random() < EARLY else None
         was_killed = _run_and_kill([*command, "--output", str(answers)], answers, draw, longest)
         if not was_killed:
             break  # nothing was left to do
@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(record, indent=1))
     if args.output:
-        write_json(args.output, record | {"arguments": {k: str(v) for k, v in vars(args).items()}})
+        sizes_of_run = {name: value for name, value in vars(args).items() if isinstance(value, int)}
+        write_json(args.output, record | {"arguments": sizes_of_run})
     is_right = record["ids_there_once"] and record["equal_to_the_whole_run"] and status == 0 and kills == args.kills
     return 0 if is_right else 1
 

@@ -64,7 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(json.dumps(rows, indent=1))
     if args.output:
         environment = bench.environment(str(checkpoint.params["embed"].dtype))
-        record = {"arguments": {name: str(value) for name, value in vars(args).items()}, "prompts": len(prompts)}
+        given = {
+            name: Path(value).name if name in ("model", "input") else value
+            for name, value in vars(args).items()
+            if value
+        }
+        record = {
+            "arguments": {name: value for name, value in given.items() if name != "output"},
+            "prompts": len(prompts),
+        }
         records.write_json(args.output, record | {"environment": environment, "runs": rows})
     return 0
 
