@@ -1,0 +1,77 @@
+"""How much faster outputs are checked than made: `verify --outputs` beside plain decoding, one text after the other.
+
+    python scripts/check_speed.py --model MODEL --input F.jsonl --max-new-tokens 100 --batch-sizes 1,8 --output R.json
+
+Both run once before they are timed, so that nothing is compiled within; loading and tokenizing are in neither. Every
+output has to be found the same or tied, else the exit status is 1.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax_probe_mtp import bench, jobs, options, records, verdicts
+from jax_probe_mtp.draft_config import PLAIN
+from jax_probe_mtp.foreign import Output, judge
+from jax_probe_mtp.generation import Decoder, Settings
+from jax_probe_mtp.prompt_file import PromptFile
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_model(parser)
+    parser.add_argument("--input", type=Path, required=True, help="as for generate")
+    parser.add_argument("--max-new-tokens", type=int, default=100)
+    parser.add_argument("--batch-sizes", default="1,8", help="texts that are checked at a time")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args(argv)
+    checkpoint = options.load(args.model, args.dtype, args.revision)
+    use_chat_template = not args.no_chat_template
+    prompts = [
+        jobs.encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template)
+        for record in PromptFile(args.input)
+    ]
+    settings, decoder = Settings(max_new_tokens=args.max_new_tokens), Decoder(checkpoint, PLAIN)
+    decode_seconds: list[float] = []
+    check_seconds: dict[int, list[float]] = {int(size): [] for size in args.batch_sizes.split(",")}
+    for repeat in range(1 + args.repeats):
+        start = time.perf_counter()
+        answers = list(decoder.run(prompts, settings))
+        decode_seconds.append(time.perf_counter() - start)
+        outputs = [
+            Output(prompt=prompt, token_ids=answer.token_ids, limit=args.max_new_tokens)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        for size, seconds in check_seconds.items():
+            start = time.perf_counter()
+            found = list(judge(checkpoint, outputs, Settings(batch_size=size)))
+            seconds.append(time.perf_counter() - start)
+            totals = verdicts.summary(found)
+            if repeat == 0:
+                print(f"checked {size} at a time: {verdicts.counts_line(totals)}", file=sys.stderr)
+            if verdicts.exit_status(totals):
+                return 1
+    decoding = statistics.median(decode_seconds[1:])
+    record = {
+        "records": len(prompts),
+        "new_tokens": sum(len(answer.token_ids) for answer in answers),
+        "seconds_of_decoding": decoding,
+        "seconds_of_checking": {size: statistics.median(seconds[1:]) for size, seconds in check_seconds.items()},
+        "times_faster": {size: decoding / statistics.median(seconds[1:]) for size, seconds in check_seconds.items()},
+    }
+    print(json.dumps(record, indent=1))
+    if args.output:
+        environment = bench.environment(str(checkpoint.params["embed"].dtype))
+        records.write_json(
+            args.output, record | {"model": bench.model_identity(checkpoint), "environment": environment}
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
