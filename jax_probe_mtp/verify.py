@@ -59,22 +59,21 @@ def walk(
         token_B = jnp.where(is_match_B, next_token(node_B, depth), token_B)
         return node_B, token_B, num_taken_B + is_match_B
 
-    nobody_B = jnp.zeros(tree.token_BN.shape[0], jnp.int32)
-    walked = nobody_B + NO_PARENT, tree.token_BN[:, 0], nobody_B  # above the root, whose token leads to it
+    root_B = jnp.zeros(tree.token_BN.shape[0], jnp.int32)
     if is_looped:
+        nothing_BP = jnp.zeros((root_B.size, max_depth + 1), jnp.int32)
 
         def go_on(depth: jax.Array, carry: tuple[Walk, jax.Array, jax.Array]) -> tuple[Walk, jax.Array, jax.Array]:
             walked, node_BP, token_BP = carry
             walked = descend(depth, walked)
             return walked, node_BP.at[:, depth].set(walked[0]), token_BP.at[:, depth].set(walked[1])
 
-        nothing_BP = jnp.zeros((nobody_B.size, max_depth + 1), jnp.int32)
-        walked, node_BP, token_BP = jax.lax.fori_loop(0, max_depth + 1, go_on, (walked, nothing_BP, nothing_BP))
+        above = root_B + NO_PARENT, tree.token_BN[:, 0], root_B  # the root, too, is what its own token leads to
+        walked, node_BP, token_BP = jax.lax.fori_loop(0, max_depth + 1, go_on, (above, nothing_BP, nothing_BP))
     else:
-        nodes, tokens = [], []
-        for depth in range(max_depth + 1):
-            walked = descend(depth, walked)
-            nodes.append(walked[0])
-            tokens.append(walked[1])
-        node_BP, token_BP = jnp.stack(nodes, axis=1), jnp.stack(tokens, axis=1)
+        steps = [(root_B, next_token(root_B, 0), jnp.ones_like(root_B))]
+        for depth in range(1, max_depth + 1):
+            steps.append(descend(depth, steps[-1]))
+        walked = steps[-1]
+        node_BP, token_BP = (jnp.stack(column, axis=1) for column in list(zip(*steps, strict=True))[:2])
     return Accepted(node_BP=node_BP, token_BP=token_BP, num_accepted_B=walked[2] - 1)
