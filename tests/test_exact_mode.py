@@ -160,9 +160,13 @@ def checkpoints(tiny):
     return {dtype: dataclasses.replace(make_checkpoint(tiny), params=of_dtype(tiny, dtype)) for dtype in DTYPES}
 
 
-@pytest.mark.parametrize(("dtype", "case", "rows"), [("float32", "recycle-12", 1), ("bfloat16", "probe-7", 3)])
-def test_the_self_test_tells_the_two_apart(checkpoints, dtype, case, rows):
-    checkpoint, (draft_cfg, _) = checkpoints[dtype], CASES[case]
+@pytest.mark.parametrize(
+    ("dtype", "draft_cfg", "rows"),
+    [("float32", ProbeConfig(tree=(5, 2)), 1), ("bfloat16", ProbeConfig(tree=(7,)), 3)],
+    ids=["float32", "bfloat16"],
+)
+def test_the_self_test_tells_the_two_apart(checkpoints, dtype, draft_cfg, rows):
+    checkpoint = checkpoints[dtype]
     programs = Programs(checkpoint, draft_cfg)
 
     def check(attention):
