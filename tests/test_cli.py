@@ -218,6 +218,7 @@ def test_verify_fails_where_tokens_differ(run, model, expected, tmp_path, plant,
     if not cuts:
         right = expected["b"][0][4]
         assert b.startswith(f"b: diverged at new token 4: plain {right} (")
+        assert f", this {right + 1} (" in b
 
 
 def test_verify_forgives_a_tie(run, model, tmp_path, plant, monkeypatch):
