@@ -178,9 +178,13 @@ def _generate_file(args: argparse.Namespace) -> int:
             "chat_template": use_chat_template,
             **{name: getattr(settings, name) for name in DECIDES},
             "stop": list(settings.stop),
-            "exact": _executable(args, settings) if settings.is_exact else False,
+            "exact": settings.is_exact,
         },
     }
+    if settings.is_exact:  # then answers are those of one compiled program
+        of_program = ("batch_size", "capacity", "calls_per_chunk")
+        run["program"] = {name: getattr(settings, name) for name in of_program}
+        run["program"] |= {"mesh": args.mesh, "draft": draft_name(draft, settings.mask_ema)}
     job = jobs.Job(
         prompts,
         args.output,
@@ -195,13 +199,6 @@ def _generate_file(args: argparse.Namespace) -> int:
     more = {"run": run, "capacity": capacity, "batch_size": settings.batch_size, "mesh": args.mesh}
     _show_stats(args, job.stats, draft, str(choice) if choice else None, more)
     return status
-
-
-def _executable(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
-    """What the answers of the exact mode follow from besides: they are those of one compiled program."""
-    return {name: getattr(settings, name) for name in ("batch_size", "capacity", "calls_per_chunk")} | {
-        "mesh": args.mesh
-    }
 
 
 DECIDES = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprobs")  # what an answer follows from

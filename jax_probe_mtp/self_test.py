@@ -100,9 +100,7 @@ def _compare(
 
     roots, differ, compared = [], 0, 0
     for d in range(D + 1):
-        token_BN = draw.integers(
-            0, checkpoint.config.vocab_size, (B, N)
-        )  # the other nodes are drafts that are never right
+        token_BN = draw.integers(0, checkpoint.config.vocab_size, (B, N))  # beside the root: drafts, never accepted
         token_BN[:, 0] = path[d]
         parent_BN, depth_BN = np.zeros((B, N)), np.ones((B, N))
         parent_BN[:, 0], depth_BN[:, 0] = NO_PARENT, 0

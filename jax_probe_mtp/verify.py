@@ -51,7 +51,7 @@ def walk(
     def descend(depth: jax.Array | int, walked: Walk) -> Walk:
         node_B, token_B, num_taken_B = walked
         is_match_BN = (tree.parent_BN == node_B[:, None]) & (tree.token_BN == token_B[:, None])
-        # A row that stopped earlier is at a node whose children do not hold its token: it cannot match again.
+        # A row that stopped earlier cannot match again: its node has no child with its token, or it is at the limit.
         is_match_B = jnp.any(is_match_BN, axis=1)
         if max_accept is not None:
             is_match_B &= depth <= max_accept

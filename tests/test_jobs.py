@@ -272,6 +272,19 @@ def test_sizes_may_change_between_two_runs(generate, leave, whole, tmp_path):
     assert sorted(lines) == sorted(whole)
 
 
+def test_exact_answers_are_those_of_one_program(generate, tmp_path):
+    command = [*files(tmp_path, RECORDS[1:4]), "--exact", *SIZES]
+    assert generate(*command)[0] == 0
+    lines = read(tmp_path / "answers.jsonl")
+    for flags, name in ((["--batch-size", "2"], "batch_size"), (["--calls-per-chunk", "3"], "calls_per_chunk")):
+        assert_refused(generate(*command, *flags), f"was made with program.{name} ", "but this run has", flags[1])
+    assert_refused(
+        generate(*files(tmp_path, RECORDS[1:4]), *SIZES), "was made with settings.exact True", "but this run has False"
+    )
+    assert generate(*command)[0] == 0
+    assert read(tmp_path / "answers.jsonl") == lines
+
+
 @pytest.mark.parametrize("kept", [0, 4])
 def test_ordered_answers_are_in_the_order_of_the_prompts(generate, leave, whole, tmp_path, kept):
     by_id = dict(zip(ids_of(whole), whole, strict=True))
