@@ -195,7 +195,8 @@ def residuals(
     text_TD = model.embed(params, cfg, token_T)
     x_BRD = jnp.concatenate([text_TD, masks_QMD.reshape(-1, D).astype(text_TD.dtype)])[None]
     yield x_BRD[0]
-    attend = model.attend_where(can_attend_RR[None])
-    for layer, k_BKSh, v_BKSh in zip(params["layers"], cache.k, cache.v, strict=True):
-        x_BRD, _, _ = model.decoder_layer(layer, cfg, x_BRD, rope, k_BKSh, v_BKSh, 0, attend)
+    normed_BRD = layers.rms_norm(x_BRD, params["layers"][0]["attn_norm"], cfg.norm_eps)
+    run_layer = model.text_layer(cfg, 0, can_attend_RR[None])
+    for (layer, next_norm_D), k_BKSh, v_BKSh in zip(model.layers_and_norms(params), cache.k, cache.v, strict=True):
+        x_BRD, normed_BRD, _, _ = run_layer(layer, next_norm_D, rope, (x_BRD, normed_BRD, k_BKSh, v_BKSh))
         yield x_BRD[0]

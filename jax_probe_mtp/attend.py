@@ -1,18 +1,19 @@
-"""How a block's rows attend to the cache: plainly, by the fused kernel where the program is for such a GPU, or anchored."""
+"""How a block's rows go through a layer: plainly, by the GPU kernels where the program is for such a GPU, or anchored."""
 
 import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jax_probe_mtp import fused_attention, layers, model
+from jax_probe_mtp import fused_attention, fused_layer, layers, model
 from jax_probe_mtp.config import ANCHORED, ModelConfig
 from jax_probe_mtp.masks import absolute_tail, block_can_attend
 
-_fused = jax.jit(fused_attention.block_attention, static_argnames="interpret")  # traced once for all layers
 
-
-def attend_block(
+def block_layer(
     cfg: ModelConfig,
+    dtype: jnp.dtype,
     is_visible_BRR: jax.Array,
     position_BR: jax.Array,
     length_B: jax.Array,
@@ -20,11 +21,12 @@ def attend_block(
     num_slots: int,
     how: str,
     longest_path: int,
-) -> model.Attend:
-    """Attention of a block's R rows to the committed prefix and to what each may read of the block.
+) -> model.RunLayer:
+    """A layer for a block of R rows that attend to the committed prefix and to what each may read of the block.
 
     Args:
       cfg: the model; static.
+      dtype: of its parameters; static.
       is_visible_BRR: bool [B, R, R], `masks.block_visible`.
       position_BR: int32 [B, R], `masks.block_positions`.
       length_B: int32 [B], committed slots.
@@ -33,24 +35,33 @@ def attend_block(
       how: "plain", "fused", "auto" or "anchored", `DecodeConfig.attention`; static.
       longest_path: positions from the root to the block's deepest row, masks counted; static.
     """
+    start_B = jnp.broadcast_to(jnp.asarray(start, jnp.int32), length_B.shape)
     if how == ANCHORED:
         window = 1 << max(longest_path - 1, 0).bit_length()
         anchor_BR, slot_BRJ, is_tail_BRJ = absolute_tail(is_visible_BRR, position_BR, length_B, start, window)
+        tail: dict[str, Any] = {"anchor_BT": anchor_BR, "tail_slot_BTJ": slot_BRJ, "is_tail_BTJ": is_tail_BRJ}
+        attend: model.Attend = functools.partial(layers.anchored_attention, **tail)
+        attend_fused = functools.partial(fused_attention.anchored_attention, length_B=length_B, **tail)
+    else:
+        attend = model.attend_where(block_can_attend(is_visible_BRR, length_B, start, num_slots))
+        attend_fused = functools.partial(
+            fused_attention.block_attention, length_B=length_B, is_visible_BTT=is_visible_BRR, start_B=start_B
+        )
+    plain = functools.partial(model.decoder_layer, cfg=cfg, start=start, attend=attend)
+    if how == "plain" or not fused_attention.is_supported(cfg.head_dim, dtype):
+        return plain
+
+    def fused(interpret: bool) -> model.RunLayer:
+        with_kernel = functools.partial(attend_fused, interpret=interpret)
         return functools.partial(
-            layers.anchored_attention, anchor_BT=anchor_BR, tail_slot_BTJ=slot_BRJ, is_tail_BTJ=is_tail_BRJ
-        )
-    plain = model.attend_where(block_can_attend(is_visible_BRR, length_B, start, num_slots))
-
-    def attend(q_BTKGh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array) -> jax.Array:
-        if how == "plain" or not fused_attention.is_supported(cfg.head_dim, q_BTKGh.dtype):
-            return plain(q_BTKGh, k_BKSh, v_BKSh)
-
-        def fused(interpret: bool, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return _fused(q, k, v, length_B, is_visible_BRR, start, interpret=interpret)
-
-        elsewhere = functools.partial(fused, True) if how == "fused" else plain
-        return jax.lax.platform_dependent(
-            q_BTKGh, k_BKSh, v_BKSh, cuda=functools.partial(fused, False), default=elsewhere
+            fused_layer.decoder_layer, cfg=cfg, start_B=start_B, attend=with_kernel, interpret=interpret
         )
 
-    return attend
+    elsewhere = fused(interpret=True) if how == "fused" else plain
+    # Traced once for all layers.
+    return jax.jit(functools.partial(_by_platform, fused(interpret=False), elsewhere))
+
+
+def _by_platform(cuda: model.RunLayer, default: model.RunLayer, *args: Any) -> model.Stream:
+    stream: model.Stream = jax.lax.platform_dependent(*args, cuda=cuda, default=default)
+    return stream

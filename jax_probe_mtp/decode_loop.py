@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jax_probe_mtp import cache as kv
 from jax_probe_mtp import draft, model, recycle, sampling, sources, verify
-from jax_probe_mtp.attend import attend_block
+from jax_probe_mtp.attend import block_layer
 from jax_probe_mtp.config import ANCHORED, DATA, TENSOR, DecodeConfig, ModelConfig
 from jax_probe_mtp.draft_config import DraftConfig
 from jax_probe_mtp.masks import block_positions, block_visible
@@ -246,8 +246,9 @@ def run_block(
     start = state.length_B if _is_in_place(draft_cfg) else state.cache.capacity
     num_slots = state.cache.k[0].shape[2]
     is_visible_BRR = block_visible(is_ancestor_BNN, M)
-    attend = attend_block(
+    run_layer = block_layer(
         cfg,
+        nodes_BND.dtype,
         is_visible_BRR,
         position_BR,
         state.length_B,
@@ -257,7 +258,7 @@ def run_block(
         longest_path=draft_cfg.max_depth + M,
     )
     x_BRD = jnp.concatenate([nodes_BND, masks_BLD], axis=1)
-    hidden_BRD, cache = model.forward(params, cfg, x_BRD, position_BR, state.cache, start, attend)
+    hidden_BRD, cache = model.forward(params, cfg, x_BRD, position_BR, state.cache, run_layer)
     return model.logits(params, cfg, hidden_BRD), cache
 
 

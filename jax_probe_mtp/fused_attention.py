@@ -8,11 +8,16 @@ and which of 3 splits reads each, in turn:
       tile   0  1  2  3  4                                   5  6
       split  0  1  2  0  1                                   2  0
 
+`anchored_attention` reads the block in another way: one split more reads each row's tail, position by position. The order of
+a row's sums is then that of its absolute positions: tiles begin at fixed slots, and one that a row reads nothing of
+leaves its sums as they are, to the bit.
+
 Source: the running softmax of FlashAttention (arXiv:2205.14135), Algorithm 1; slots split as in Flash-Decoding.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +28,7 @@ from jax.experimental.pallas import triton as plgpu
 HEAD_DIMS = (16, 32, 64, 128, 256)  # Triton's tiles are powers of two, the sides of its products at least 16
 NUM_PROCESSORS = 132  # of an H100 or H200
 MAX_SPLITS = 8  # each costs a float32 copy of the output, and in short texts has nothing to read
+NO_SLOT = -1
 MIN_SCORE = float(jnp.finfo(jnp.float32).min)  # finite: the difference of two of them is 0, of two -inf it is NaN
 
 Carry = tuple[jax.Array, jax.Array, jax.Array]  # sum of weights times values, sum of weights, score whose weight is 1
@@ -52,11 +58,11 @@ def is_supported(head_dim: int, dtype: jnp.dtype) -> bool:
     return head_dim in HEAD_DIMS and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float32)
 
 
-def choose_tiles(q_shape: tuple[int, ...], capacity: int, dtype: jnp.dtype) -> Tiles:
-    """Tiles for queries [B, T, K, G, h]: about one program for each processor of the GPU."""
-    B, T, K, G, h = q_shape
+def choose_tiles(q_shape: tuple[int, ...], capacity: int, dtype: jnp.dtype, max_row: int = 64) -> Tiles:
+    """Tiles for queries [B, K, G, T, h]: about one program for each processor of the GPU."""
+    B, K, G, T, h = q_shape
     fits = jnp.dtype(dtype) == jnp.bfloat16 and h <= 128  # float32 products need registers, not the tensor cores
-    row = min(max(pl.next_power_of_2(G * T), 16), 64 if fits else 16)
+    row = min(max(pl.next_power_of_2(G * T), 16), max_row if fits else 16)
     slot = (128 if row == 16 else 64) if fits else 32
     num_programs, num_tiles = B * K * pl.cdiv(G * T, row), pl.cdiv(capacity, slot) + pl.cdiv(T, slot)
     splits = max(min(NUM_PROCESSORS // num_programs, num_tiles, MAX_SPLITS), 1)
@@ -64,12 +70,12 @@ def choose_tiles(q_shape: tuple[int, ...], capacity: int, dtype: jnp.dtype) -> T
 
 
 def block_attention(
-    q_BTKGh: jax.Array,
+    q_BKGTh: jax.Array,
     k_BKSh: jax.Array,
     v_BKSh: jax.Array,
     length_B: jax.Array,
     is_visible_BTT: jax.Array,
-    start: jax.Array | int,
+    start_B: jax.Array,
     *,
     tiles: Tiles | None = None,
     interpret: bool = False,
@@ -79,12 +85,12 @@ def block_attention(
     Products take their inputs unrounded and sum in float32; the softmax is float32, its weights rounded to v's dtype.
 
     Args:
-      q_BTKGh: queries of T block rows, G for each of K kv heads, after rope.
+      q_BKGTh: queries of T block rows, G for each of K kv heads, after rope.
       k_BKSh: keys: slots [0, length) committed, [start, start + T) the block's; no other slot is read.
       v_BKSh: values in the same slots.
       length_B: int32 [B], committed slots.
       is_visible_BTT: bool [B, T, T], True at [b, t, u] where row t may read row u of the block; each row reads itself.
-      start: slot of the block's first row, for all batch rows or int32 [B]; not below `length`.
+      start_B: int32 [B], slot of the block's first row; not below `length`, and `start + T` within S.
       tiles: how the work is cut; `choose_tiles` when left out; static.
       interpret: runs the kernel as JAX operations on any device: slow, for tests.
 
@@ -92,106 +98,230 @@ def block_attention(
       [B, T, K, G, h] in the queries' dtype.
 
     Raises:
-      ValueError: for a head size or dtype without a kernel, or slots that cannot hold the block.
+      ValueError: for a head size or dtype without a kernel.
     """
-    B, T, K, G, h = q_BTKGh.shape
-    S, R = k_BKSh.shape[2], G * T
-    if not is_supported(h, q_BTKGh.dtype):
-        raise ValueError(f"no kernel for heads of {h} {q_BTKGh.dtype}: use {HEAD_DIMS} of bfloat16 or float32.")
-    if isinstance(start, int) and start + T > S:
-        raise ValueError(f"{S} slots cannot hold {start} and a block of {T}: allocate {start + T}.")
-    tiles = tiles or choose_tiles(q_BTKGh.shape, S - T, q_BTKGh.dtype)
-    q_BKRh = q_BTKGh.transpose(0, 2, 3, 1, 4).reshape(B, K, R, h)
+    G = q_BKGTh.shape[2]
     is_visible_BRT = jnp.tile(is_visible_BTT.astype(jnp.int8), (1, G, 1))
+    return _call(
+        _visible_kernel, q_BKGTh, k_BKSh, v_BKSh, [length_B, start_B], [is_visible_BRT], 0, 64, tiles, interpret
+    )
 
-    row_scalar = pl.BlockSpec((None,), lambda b, k, r, p: (b,))
-    slots_spec = pl.BlockSpec((None, None, S, h), lambda b, k, r, p: (b, k, 0, 0))
+
+def anchored_attention(
+    q_BKGTh: jax.Array,
+    k_BKSh: jax.Array,
+    v_BKSh: jax.Array,
+    length_B: jax.Array,
+    anchor_BT: jax.Array,
+    tail_slot_BTJ: jax.Array,
+    is_tail_BTJ: jax.Array,
+    *,
+    tiles: Tiles | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """What `layers.anchored_attention` computes; its last three arguments, and else those of `block_attention`.
+
+    No anchor is above `length`.
+    """
+    G = q_BKGTh.shape[2]
+    slot_BTJ = jnp.where(is_tail_BTJ, tail_slot_BTJ, NO_SLOT)
+    of_rows = [jnp.tile(array_BTJ, (1, G, 1)) for array_BTJ in (anchor_BT[..., None], slot_BTJ)]
+    return _call(_anchored_kernel, q_BKGTh, k_BKSh, v_BKSh, [length_B], of_rows, 1, 32, tiles, interpret)
+
+
+def _call(
+    kernel: Any,
+    q_BKGTh: jax.Array,
+    k_BKSh: jax.Array,
+    v_BKSh: jax.Array,
+    scalars: Sequence[jax.Array],
+    of_rows: Sequence[jax.Array],
+    more_splits: int,
+    max_row: int,
+    tiles: Tiles | None,
+    interpret: bool,
+) -> jax.Array:
+    """Runs a kernel on int32 [B] scalars and on arrays [B, R, X] of what each of the R = G T rows reads."""
+    B, K, G, T, h = q_BKGTh.shape
+    S, R = k_BKSh.shape[2], G * T
+    if not is_supported(h, q_BKGTh.dtype):
+        raise ValueError(f"no kernel for heads of {h} {q_BKGTh.dtype}: use {HEAD_DIMS} of bfloat16 or float32.")
+    tiles = tiles or choose_tiles(q_BKGTh.shape, S - T, q_BKGTh.dtype, max_row)
+    splits = tiles.splits + more_splits
+    scalar = pl.BlockSpec((None,), lambda b, k, r, p: (b,))
+    slots = pl.BlockSpec((None, None, S, h), lambda b, k, r, p: (b, k, 0, 0))
     acc_spec = pl.BlockSpec((None, None, None, tiles.row, h), lambda b, k, r, p: (p, b, k, r, 0))
     row_spec = pl.BlockSpec((None, None, None, tiles.row), lambda b, k, r, p: (p, b, k, r))
-    rows_PBKR = jax.ShapeDtypeStruct((tiles.splits, B, K, R), jnp.float32)
+    of_rows_PBKR = jax.ShapeDtypeStruct((splits, B, K, R), jnp.float32)
     acc_PBKRh, total_PBKR, top_PBKR = pl.pallas_call(
-        functools.partial(_kernel, num_rows=R, tiles=tiles),
-        grid=(B, K, pl.cdiv(R, tiles.row), tiles.splits),
+        functools.partial(kernel, num_rows=R, tiles=tiles),
+        grid=(B, K, pl.cdiv(R, tiles.row), splits),
         in_specs=[
-            row_scalar,
-            row_scalar,
+            *[scalar] * len(scalars),
             pl.BlockSpec((None, None, tiles.row, h), lambda b, k, r, p: (b, k, r, 0)),
-            slots_spec,
-            slots_spec,
-            pl.BlockSpec((None, tiles.row, T), lambda b, k, r, p: (b, r, 0)),
+            slots,
+            slots,
+            *[pl.BlockSpec((None, tiles.row, array.shape[2]), lambda b, k, r, p: (b, r, 0)) for array in of_rows],
         ],
         out_specs=[acc_spec, row_spec, row_spec],
-        out_shape=[jax.ShapeDtypeStruct((*rows_PBKR.shape, h), jnp.float32), rows_PBKR, rows_PBKR],
+        out_shape=[jax.ShapeDtypeStruct((splits, B, K, R, h), jnp.float32), of_rows_PBKR, of_rows_PBKR],
         compiler_params=plgpu.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),
         interpret=interpret,
-    )(
-        length_B.astype(jnp.int32),
-        jnp.broadcast_to(jnp.asarray(start, jnp.int32), (B,)),
-        q_BKRh,
-        k_BKSh,
-        v_BKSh,
-        is_visible_BRT,
-    )
-    out_BKRh = _merge(acc_PBKRh, total_PBKR, top_PBKR).astype(q_BTKGh.dtype)
-    return out_BKRh.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4)
+    )(*[array.astype(jnp.int32) for array in scalars], q_BKGTh.reshape(B, K, R, h), k_BKSh, v_BKSh, *of_rows)
+    total_PBKGT, top_PBKGT = (rows_PBKR.reshape(splits, B, K, G, T) for rows_PBKR in (total_PBKR, top_PBKR))
+    return _merge(acc_PBKRh.reshape(splits, B, K, G, T, h), total_PBKGT, top_PBKGT, q_BKGTh.dtype, interpret)
 
 
-def _kernel(*refs: Any, num_rows: int, tiles: Tiles) -> None:
-    """One split of one kv head's slots for r of its rows, s slots at a time."""
-    length_ref, start_ref, q_ref, k_ref, v_ref, is_visible_ref, acc_ref, total_ref, top_ref = refs  # slots: all S
+def _visible_kernel(
+    length_ref: Any, start_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, is_visible_ref: Any, *out_refs: Any,
+    num_rows: int, tiles: Tiles,
+) -> None:  # fmt: skip
+    """One split of one kv head's slots for r of its rows, s slots at a time; of the block what each row may read."""
     length, block_start = length_ref[...], start_ref[...]
-    split, h, T = pl.program_id(3), q_ref.shape[1], is_visible_ref.shape[1]
-    is_row_r = pl.program_id(2) * tiles.row + jnp.arange(tiles.row) < num_rows
-    q_rh = plgpu.load(q_ref, mask=is_row_r[:, None], other=0)
-    precision = jax.lax.Precision.HIGHEST if q_rh.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-
-    def attend(carry: Carry, start: jax.Array, can_attend_rs: jax.Array, is_read_s: jax.Array) -> Carry:
-        acc_rh, total_r, top_r = carry
-        slots = pl.ds(start, tiles.slot), slice(None)
-        k_sh = plgpu.load(k_ref.at[slots], mask=is_read_s[:, None], other=0)
-        v_sh = plgpu.load(v_ref.at[slots], mask=is_read_s[:, None], other=0)  # garbage times weight 0 could be NaN
-        scores_rs = plgpu.dot(q_rh, k_sh, trans_b=True, precision=precision) * h**-0.5
-        scores_rs = jnp.where(can_attend_rs, scores_rs, MIN_SCORE)
-        new_top_r = jnp.maximum(top_r, scores_rs.max(axis=1))
-        shrink_r = jnp.exp(top_r - new_top_r)
-        # In a row that has met no true score yet, the hidden slots weigh exp(0); the first true score, met here or in
-        # another split, shrinks that to exactly 0.
-        weights_rs = jnp.exp(scores_rs - new_top_r[:, None])
-        mixed_rh = plgpu.dot(weights_rs.astype(v_sh.dtype), v_sh, precision=precision)
-        return acc_rh * shrink_r[:, None] + mixed_rh, total_r * shrink_r + weights_rs.sum(axis=1), new_top_r
-
-    def prefix_step(i: jax.Array, carry: Carry) -> Carry:
-        start = (split + i * tiles.splits) * tiles.slot
-        is_read_s = start + jnp.arange(tiles.slot) < length
-        return attend(carry, start, is_read_s[None, :], is_read_s)
+    split, T = pl.program_id(3), is_visible_ref.shape[1]
+    is_row_r, q_rh = _queries(q_ref, num_rows, tiles)
+    carry = _read_prefix(q_rh, k_ref, v_ref, length, split, lambda is_read_s, _: is_read_s[None, :], tiles)
 
     def block_step(i: jax.Array, carry: Carry) -> Carry:
         start = (first_block_tile + i * tiles.splits) * tiles.slot
         is_read_s = start + jnp.arange(tiles.slot) < T
         is_inside_rs = is_row_r[:, None] & is_read_s[None, :]
         is_visible_rs = plgpu.load(is_visible_ref.at[:, pl.ds(start, tiles.slot)], mask=is_inside_rs, other=0) != 0
-        return attend(carry, block_start + start, is_visible_rs, is_read_s)
+        return _attend(q_rh, k_ref, v_ref, carry, block_start + start, is_visible_rs, is_read_s)
 
-    num_prefix_tiles = pl.cdiv(length, tiles.slot)
-    num_prefix_steps = pl.cdiv(jnp.maximum(num_prefix_tiles - split, 0), tiles.splits)
-    first_block_tile = split + num_prefix_steps * tiles.splits - num_prefix_tiles  # the turns go on into the block
+    # The turns of the splits go on from the prefix into the block.
+    first_block_tile = split + _num_turns(length, split, tiles) * tiles.splits - pl.cdiv(length, tiles.slot)
     num_block_steps = pl.cdiv(jnp.maximum(pl.cdiv(T, tiles.slot) - first_block_tile, 0), tiles.splits)
+    _write(jax.lax.fori_loop(0, num_block_steps, block_step, carry), is_row_r, *out_refs)
+
+
+def _anchored_kernel(
+    length_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, anchor_ref: Any, slot_ref: Any, *out_refs: Any,
+    num_rows: int, tiles: Tiles,
+) -> None:  # fmt: skip
+    """The same of slots below each row's anchor; the last split takes each row's tail, a position at a time."""
+    is_row_r, q_rh = _queries(q_ref, num_rows, tiles)
+    anchor_r1 = plgpu.load(anchor_ref, mask=is_row_r[:, None], other=0)
+
+    def is_below(is_read_s: jax.Array, slot_s: jax.Array) -> jax.Array:
+        return is_read_s[None, :] & (slot_s[None, :] < anchor_r1)
+
+    is_tail_split = pl.program_id(3) == tiles.splits
+    length = jnp.where(is_tail_split, 0, length_ref[...])
+    carry = _read_prefix(q_rh, k_ref, v_ref, length, pl.program_id(3), is_below, tiles)
+    q32_rh = q_rh.astype(jnp.float32)
+    at_h = jnp.arange(q_ref.shape[1])[None, :]
+
+    def tail_step(j: jax.Array, carry: Carry) -> Carry:
+        acc_rh, total_r, top_r = carry
+        slot_r1 = plgpu.load(slot_ref.at[:, pl.ds(j, 1)], mask=is_row_r[:, None], other=NO_SLOT)
+        is_read_r1 = slot_r1 != NO_SLOT
+        slots = jnp.maximum(slot_r1, 0), at_h
+        k_rh, v_rh = (plgpu.load(ref.at[slots], mask=is_read_r1, other=0).astype(jnp.float32) for ref in (k_ref, v_ref))
+        score_r1 = jnp.sum(q32_rh * k_rh, axis=1, keepdims=True) * q_ref.shape[1] ** -0.5
+        score_r = jnp.max(jnp.where(is_read_r1, score_r1, MIN_SCORE), axis=1)
+        new_top_r = jnp.maximum(top_r, score_r)
+        shrink_r, weight_r = jnp.exp(top_r - new_top_r), jnp.exp(score_r - new_top_r)
+        rounded_r1 = weight_r.astype(v_ref.dtype).astype(jnp.float32)[:, None]
+        return acc_rh * shrink_r[:, None] + rounded_r1 * v_rh, total_r * shrink_r + weight_r, new_top_r
+
+    num_tails = slot_ref.shape[1] * is_tail_split.astype(jnp.int32)
+    _write(jax.lax.fori_loop(0, num_tails, tail_step, carry), is_row_r, *out_refs)
+
+
+def _queries(q_ref: Any, num_rows: int, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
+    """Which rows of the program there are, and their queries."""
+    is_row_r = pl.program_id(2) * tiles.row + jnp.arange(tiles.row) < num_rows
+    return is_row_r, plgpu.load(q_ref, mask=is_row_r[:, None], other=0)
+
+
+def _num_turns(length: jax.Array, split: jax.Array, tiles: Tiles) -> jax.Array:
+    """Tiles of the prefix that a split reads."""
+    return pl.cdiv(jnp.maximum(pl.cdiv(length, tiles.slot) - split, 0), tiles.splits)
+
+
+def _read_prefix(
+    q_rh: jax.Array,
+    k_ref: Any,
+    v_ref: Any,
+    length: jax.Array,
+    split: jax.Array,
+    can_attend: Callable[[jax.Array, jax.Array], jax.Array],
+    tiles: Tiles,
+) -> Carry:
+    """The split's tiles of the committed slots; `can_attend` is asked with which of a tile's slots those are, and the slots."""
+
+    def step(i: jax.Array, carry: Carry) -> Carry:
+        start = (split + i * tiles.splits) * tiles.slot
+        slot_s = start + jnp.arange(tiles.slot)
+        is_read_s = slot_s < length
+        return _attend(q_rh, k_ref, v_ref, carry, start, can_attend(is_read_s, slot_s), is_read_s)
 
     zeros_r = jnp.zeros(tiles.row, jnp.float32)
     carry = jnp.zeros(q_rh.shape, jnp.float32), zeros_r, zeros_r + MIN_SCORE
-    carry = jax.lax.fori_loop(0, num_prefix_steps, prefix_step, carry)
-    acc_rh, total_r, top_r = jax.lax.fori_loop(0, num_block_steps, block_step, carry)
+    return jax.lax.fori_loop(0, _num_turns(length, split, tiles), step, carry)
+
+
+def _attend(
+    q_rh: jax.Array,
+    k_ref: Any,
+    v_ref: Any,
+    carry: Carry,
+    start: jax.Array,
+    can_attend_rs: jax.Array,
+    is_read_s: jax.Array,
+) -> Carry:
+    """One tile of slots more."""
+    acc_rh, total_r, top_r = carry
+    precision = jax.lax.Precision.HIGHEST if q_rh.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    slots = pl.ds(start, is_read_s.size), slice(None)
+    k_sh = plgpu.load(k_ref.at[slots], mask=is_read_s[:, None], other=0)
+    v_sh = plgpu.load(v_ref.at[slots], mask=is_read_s[:, None], other=0)  # garbage times weight 0 could be NaN
+    scores_rs = plgpu.dot(q_rh, k_sh, trans_b=True, precision=precision) * q_rh.shape[1] ** -0.5
+    scores_rs = jnp.where(can_attend_rs, scores_rs, MIN_SCORE)
+    new_top_r = jnp.maximum(top_r, scores_rs.max(axis=1))
+    shrink_r = jnp.exp(top_r - new_top_r)
+    # In a row that has met no true score yet, the hidden slots weigh exp(0); the first true score, met here or in
+    # another split, shrinks that to exactly 0.
+    weights_rs = jnp.exp(scores_rs - new_top_r[:, None])
+    mixed_rh = plgpu.dot(weights_rs.astype(v_sh.dtype), v_sh, precision=precision)
+    return acc_rh * shrink_r[:, None] + mixed_rh, total_r * shrink_r + weights_rs.sum(axis=1), new_top_r
+
+
+def _write(carry: Carry, is_row_r: jax.Array, acc_ref: Any, total_ref: Any, top_ref: Any) -> None:
+    acc_rh, total_r, top_r = carry
     plgpu.store(acc_ref, acc_rh, mask=is_row_r[:, None])
     plgpu.store(total_ref, total_r, mask=is_row_r)
     plgpu.store(top_ref, top_r, mask=is_row_r)
 
 
-def _merge(acc_PBKRh: jax.Array, total_PBKR: jax.Array, top_PBKR: jax.Array) -> jax.Array:
-    """Joins the P splits, float32 [B, K, R, h]; one that had nothing to read weighs nothing."""
-    # A Python loop over the splits is elementwise work, one kernel for XLA; reductions over P would be several.
-    splits = range(acc_PBKRh.shape[0])
-    top_BKR = functools.reduce(jnp.maximum, [top_PBKR[p] for p in splits])
-    weight_PBKR = [jnp.exp(top_PBKR[p] - top_BKR) for p in splits]
-    total_BKR = functools.reduce(jnp.add, [weight_PBKR[p] * total_PBKR[p] for p in splits])
-    acc_BKRh = functools.reduce(jnp.add, [weight_PBKR[p][..., None] * acc_PBKRh[p] for p in splits])
-    return acc_BKRh / total_BKR[..., None]
+def _merge(
+    acc_PBKGTh: jax.Array, total_PBKGT: jax.Array, top_PBKGT: jax.Array, dtype: jnp.dtype, interpret: bool
+) -> jax.Array:
+    """Joins the splits; one that had nothing to read weighs nothing. [B, T, K, G, h], by one kernel: XLA makes two of it."""
+    P, B, K, G, T, h = acc_PBKGTh.shape
+    g = pl.next_power_of_2(G)
+    of_row = pl.BlockSpec((P, None, None, g, None), lambda b, t, k: (0, b, k, 0, t))
+    return pl.pallas_call(
+        functools.partial(_merge_kernel, num_queries=G),
+        grid=(B, T, K),
+        in_specs=[pl.BlockSpec((P, None, None, g, None, h), lambda b, t, k: (0, b, k, 0, t, 0)), of_row, of_row],
+        out_specs=pl.BlockSpec((None, None, None, g, h), lambda b, t, k: (b, t, k, 0, 0)),
+        out_shape=jax.ShapeDtypeStruct((B, T, K, G, h), dtype),
+        compiler_params=plgpu.CompilerParams(num_warps=1, num_stages=1),
+        interpret=interpret,
+    )(acc_PBKGTh, total_PBKGT, top_PBKGT)
+
+
+def _merge_kernel(acc_ref: Any, total_ref: Any, top_ref: Any, out_ref: Any, *, num_queries: int) -> None:
+    """The G queries of one row and kv head."""
+    splits = [jnp.int32(p) for p in range(acc_ref.shape[0])]  # interpreted loads know no Python ints
+    is_query_g = jnp.arange(out_ref.shape[0]) < num_queries
+    tops = [plgpu.load(top_ref.at[p, :], mask=is_query_g, other=0) for p in splits]
+    top_g = functools.reduce(jnp.maximum, tops)
+    acc_gh, total_g = jnp.zeros(out_ref.shape, jnp.float32), jnp.zeros(is_query_g.shape, jnp.float32)
+    for p, split_top_g in zip(splits, tops, strict=True):
+        weight_g = jnp.exp(split_top_g - top_g)
+        total_g += weight_g * plgpu.load(total_ref.at[p, :], mask=is_query_g, other=1)
+        acc_gh += weight_g[:, None] * plgpu.load(acc_ref.at[p, :, :], mask=is_query_g[:, None], other=0)
+    plgpu.store(out_ref, (acc_gh / total_g[:, None]).astype(out_ref.dtype), mask=is_query_g[:, None])

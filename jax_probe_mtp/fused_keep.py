@@ -41,7 +41,7 @@ def _copy(slots: Sequence[jax.Array], row_BP: jax.Array, target_B: jax.Array, in
     P, num_arrays = row_BP.shape[1], len(slots)
     head = pl.BlockSpec((None, None, S, h), lambda i, b, k: (b, k, 0, 0))
     return pl.pallas_call(
-        functools.partial(_kernel, num_arrays=num_arrays, num_rows=P),
+        functools.partial(_copy_kernel, num_arrays=num_arrays, num_rows=P),
         grid=(num_arrays, B, K),
         in_specs=[
             pl.BlockSpec((None, P), lambda i, b, k: (b, 0)),
@@ -56,7 +56,7 @@ def _copy(slots: Sequence[jax.Array], row_BP: jax.Array, target_B: jax.Array, in
     )(row_BP.astype(jnp.int32), target_B.astype(jnp.int32), *slots)
 
 
-def _kernel(row_ref: Any, target_ref: Any, *refs: Any, num_arrays: int, num_rows: int) -> None:
+def _copy_kernel(row_ref: Any, target_ref: Any, *refs: Any, num_arrays: int, num_rows: int) -> None:
     """One head of one array; which array is known when the kernel runs, so each has its branch."""
     for i in range(num_arrays):
 

@@ -1,4 +1,4 @@
-"""The norm of a single row as one GPU kernel (Pallas, Triton): XLA makes one of many rows' norms, and two of one row's."""
+"""The residual stream and its norm as one GPU kernel (Pallas, Triton): a layer's half ends and the next one begins."""
 
 import functools
 from typing import Any
@@ -9,37 +9,45 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 
-def norm_row(
-    x_D: jax.Array, weight_D: jax.Array, *, eps: float, interpret: bool = False
+def add_norm(
+    x_MD: jax.Array, parts_PMD: jax.Array, weight_D: jax.Array, *, eps: float, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """`layers.rms_norm` of one row, and a copy of the row itself.
+    """x plus the sum of the parts, and `layers.rms_norm` of that.
 
     Args:
-      x_D: the row.
+      x_MD: the residual stream of M rows.
+      parts_PMD: what is added to it, as P parts of a sum; of any dtype.
       weight_D: the norm's weight, in x's dtype.
       eps: added to the mean square; static.
       interpret: runs the kernel as JAX operations on any device: slow, for tests.
 
     Returns:
-      x, and its norm: [D] each, in x's dtype.
+      [M, D] each, in x's dtype; the norm is of the rounded sum.
     """
-    size = pl.next_power_of_2(x_D.size)
+    P, M, D = parts_PMD.shape
+    size = pl.next_power_of_2(D)
+    row = pl.BlockSpec((None, size), lambda m: (m, 0))
     return pl.pallas_call(
-        functools.partial(_kernel, num_values=x_D.size, eps=eps),
-        grid=(1,),
-        in_specs=[pl.BlockSpec((size,), lambda i: (0,))] * 2,
-        out_specs=(pl.BlockSpec((size,), lambda i: (0,)),) * 2,
-        out_shape=(jax.ShapeDtypeStruct(x_D.shape, x_D.dtype),) * 2,
+        functools.partial(_norm_kernel, num_values=D, eps=eps),
+        grid=(M,),
+        in_specs=[row, pl.BlockSpec((P, None, size), lambda m: (0, m, 0)), pl.BlockSpec((size,), lambda m: (0,))],
+        out_specs=(row, row),
+        out_shape=(jax.ShapeDtypeStruct(x_MD.shape, x_MD.dtype),) * 2,
         compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
         interpret=interpret,
-    )(x_D, weight_D)
+    )(x_MD, parts_PMD, weight_D)
 
 
-def _kernel(x_ref: Any, weight_ref: Any, copy_ref: Any, out_ref: Any, *, num_values: int, eps: float) -> None:
+def _norm_kernel(
+    x_ref: Any, parts_ref: Any, weight_ref: Any, sum_ref: Any, out_ref: Any, *, num_values: int, eps: float
+) -> None:
     is_value = jnp.arange(x_ref.shape[0]) < num_values
-    x = plgpu.load(x_ref, mask=is_value, other=0)
+    parts = [jnp.int32(p) for p in range(parts_ref.shape[0])]  # interpreted loads know no Python ints
+    # All loads first: one waits for memory no longer than many.
+    weight, x = (plgpu.load(ref, mask=is_value, other=0) for ref in (weight_ref, x_ref))
+    added = [plgpu.load(parts_ref.at[p, :], mask=is_value, other=0) for p in parts]
+    x = functools.reduce(jnp.add, [part.astype(jnp.float32) for part in (x, *added)]).astype(x.dtype)
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.sum(x32 * x32) / num_values + eps)
-    weight = plgpu.load(weight_ref, mask=is_value, other=0)
-    plgpu.store(copy_ref, x, mask=is_value)
+    plgpu.store(sum_ref, x, mask=is_value)
     plgpu.store(out_ref, weight * normed.astype(x.dtype), mask=is_value)

@@ -5,9 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.config import ModelConfig
-from jax_probe_mtp.fused_norm import norm_row
-
-_norm_row = jax.jit(norm_row, static_argnames="eps")  # traced once for all layers
 
 
 def product(subscripts: str, x: jax.Array, y: jax.Array, *, out_dtype: jnp.dtype | None = None) -> jax.Array:
@@ -28,25 +25,6 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return weight * normed.astype(x.dtype)
-
-
-def norm_residual(x: jax.Array, weight: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
-    """The residual stream as it is, and its `rms_norm`.
-
-    For a single row on a CUDA GPU, plain decoding's, one kernel writes both. XLA makes two kernels of such a norm; and if
-    the stream did not come out of a kernel, XLA would sum it up anew in each layer, from all the layers before.
-    """
-    if x.size > x.shape[-1]:
-        return x, rms_norm(x, weight, eps)
-
-    def by_kernel(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-        copy_D, normed_D = _norm_row(x.reshape(-1), weight, eps=eps)
-        return copy_D.reshape(x.shape), normed_D.reshape(x.shape)
-
-    def plainly(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return x, rms_norm(x, weight, eps)
-
-    return jax.lax.platform_dependent(x, weight, cuda=by_kernel, default=plainly)
 
 
 def rope_table(cfg: ModelConfig, position_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -141,8 +119,13 @@ def anchored_attention(
     return out_BKGTh.transpose(0, 3, 1, 2, 4).astype(q_BTKGh.dtype)
 
 
+def gated_inner(x_MD: jax.Array, gate_up_D2F: jax.Array) -> jax.Array:
+    """silu(gate(x)) * up(x), gate and up read as one matrix; x [..., D] to [..., F]."""
+    gate_up_MI = product("...d,di->...i", x_MD, gate_up_D2F.reshape(x_MD.shape[-1], -1))
+    gate_MF, up_MF = jnp.split(gate_up_MI, 2, axis=-1)
+    return jax.nn.silu(gate_MF) * up_MF
+
+
 def gated_mlp(x_BTD: jax.Array, gate_up_D2F: jax.Array, down_FD: jax.Array) -> jax.Array:
-    """down(silu(gate(x)) * up(x)), gate and up read as one matrix."""
-    gate_up_BTI = product("btd,di->bti", x_BTD, gate_up_D2F.reshape(x_BTD.shape[-1], -1))
-    gate_BTF, up_BTF = jnp.split(gate_up_BTI, 2, axis=-1)
-    return product("btf,fd->btd", jax.nn.silu(gate_BTF) * up_BTF, down_FD)
+    """down(silu(gate(x)) * up(x))."""
+    return product("btf,fd->btd", gated_inner(x_BTD, gate_up_D2F), down_FD)

@@ -14,6 +14,9 @@ from jax_probe_mtp.params import Params
 
 Look = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]  # seen, start, ids [B, C], hidden [B, C, D] -> seen
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, K, G, h], k and v [B, K, S, h] -> as q
+Rope = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [B, T, h/2]
+Stream = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x and its norm [B, T, D], the layer's k and v [B, K, S, h]
+RunLayer = Callable[[Params, jax.Array, Rope, Stream], Stream]  # with the weight of the next norm
 
 
 def embed(params: Params, cfg: ModelConfig, ids: jax.Array) -> jax.Array:
@@ -39,13 +42,7 @@ def sum_parts(cfg: ModelConfig, x: jax.Array) -> jax.Array:
 
 
 def forward(
-    params: Params,
-    cfg: ModelConfig,
-    x_BTD: jax.Array,
-    position_BT: jax.Array,
-    cache: KVCache,
-    start: jax.Array | int,
-    attend: Attend,
+    params: Params, cfg: ModelConfig, x_BTD: jax.Array, position_BT: jax.Array, cache: KVCache, run_layer: RunLayer
 ) -> tuple[jax.Array, KVCache]:
     """Runs T rows through the model, writing their keys and values into the cache before they are attended to.
 
@@ -58,36 +55,55 @@ def forward(
       x_BTD: input embeddings, in the model's dtype.
       position_BT: int32 [B, T], rotary positions.
       cache: where the rows before these are.
-      start: slot of the first of the T rows, for all batch rows or int32 [B].
-      attend: attention over the slots of the cache, the T fresh rows among them; such as `attend_where(can_attend_BTS)`.
+      run_layer: one layer, such as `text_layer(cfg, start, can_attend_BTS)`.
 
     Returns:
-      The hidden states [B, T, D] before the final norm, and the cache with the rows written.
+      The hidden states [B, T, D] after the final norm, and the cache with the rows written.
     """
     rope = layers.rope_table(cfg, position_BT)
+    normed_BTD = layers.rms_norm(x_BTD, params["layers"][0]["attn_norm"], cfg.norm_eps)
     all_k, all_v = [], []
-    for layer, k_BKSh, v_BKSh in zip(params["layers"], cache.k, cache.v, strict=True):
-        x_BTD, k_BKSh, v_BKSh = decoder_layer(layer, cfg, x_BTD, rope, k_BKSh, v_BKSh, start, attend)
+    for (layer, next_norm_D), k_BKSh, v_BKSh in zip(layers_and_norms(params), cache.k, cache.v, strict=True):
+        x_BTD, normed_BTD, k_BKSh, v_BKSh = run_layer(layer, next_norm_D, rope, (x_BTD, normed_BTD, k_BKSh, v_BKSh))
         all_k.append(k_BKSh)
         all_v.append(v_BKSh)
-    return x_BTD, cache.replace(k=tuple(all_k), v=tuple(all_v))
+    return normed_BTD, cache.replace(k=tuple(all_k), v=tuple(all_v))
+
+
+def layers_and_norms(params: Params) -> list[tuple[Params, jax.Array]]:
+    """Each layer's parameters with the weight of the norm that follows it: the next layer's first, or the final one."""
+    following = [*(layer["attn_norm"] for layer in params["layers"][1:]), params["final_norm"]]
+    return list(zip(params["layers"], following, strict=True))
 
 
 def decoder_layer(
     layer: Params,
+    next_norm_D: jax.Array,
+    rope: Rope,
+    stream: Stream,
+    *,
     cfg: ModelConfig,
-    x_BTD: jax.Array,
-    rope: tuple[jax.Array, jax.Array],
-    k_BKSh: jax.Array,
-    v_BKSh: jax.Array,
     start: jax.Array | int,
     attend: Attend,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One layer of `forward`: the residual stream after it, and its keys and values with the T fresh rows written."""
+) -> Stream:
+    """One layer, plainly.
+
+    Args:
+      layer: its parameters.
+      next_norm_D: weight of the norm that follows it.
+      rope: `layers.rope_table`.
+      stream: the residual stream before the layer, its norm, and the layer's keys and values.
+      cfg: the model; static.
+      start: slot of the first of the T rows, for all batch rows or int32 [B].
+      attend: attention over the slots of the cache, the T fresh rows among them; such as `attend_where(can_attend_BTS)`.
+
+    Returns:
+      The same after the layer, the T rows written.
+    """
+    x_BTD, normed_BTD, k_BKSh, v_BKSh = stream
     G = cfg.queries_per_kv
-    x_BTD, normed = layers.norm_residual(x_BTD, layer["attn_norm"], cfg.norm_eps)
     # All products are of two axes: with more XLA may copy a weight into the order that suits a neighbour, in every call.
-    qkv_BTI = layers.product("btd,di->bti", normed, layer["qkv"].reshape(cfg.width, -1))
+    qkv_BTI = layers.product("btd,di->bti", normed_BTD, layer["qkv"].reshape(cfg.width, -1))
     qkv_BTKnh = qkv_BTI.reshape(*x_BTD.shape[:2], *layer["qkv"].shape[1:])
     if cfg.has_qkv_bias:
         qkv_BTKnh += layer["qkv_bias"]
@@ -99,9 +115,10 @@ def decoder_layer(
     v_BKSh = write_rows(v_BKSh, v_BTKh, start)
     mixed_BTKGh = attend(layers.rotate(q_BTKGh, *rope), k_BKSh, v_BKSh)
     mixed_BTI = mixed_BTKGh.reshape(*x_BTD.shape[:2], -1)
-    x_BTD = x_BTD + sum_parts(cfg, layers.product("bti,id->btd", mixed_BTI, layer["out"].reshape(-1, cfg.width)))
-    x_BTD, normed = layers.norm_residual(x_BTD, layer["mlp_norm"], cfg.norm_eps)
-    return x_BTD + sum_parts(cfg, layers.gated_mlp(normed, layer["gate_up"], layer["down"])), k_BKSh, v_BKSh
+    x_BTD += sum_parts(cfg, layers.product("bti,id->btd", mixed_BTI, layer["out"].reshape(-1, cfg.width)))
+    normed_BTD = layers.rms_norm(x_BTD, layer["mlp_norm"], cfg.norm_eps)
+    x_BTD += sum_parts(cfg, layers.gated_mlp(normed_BTD, layer["gate_up"], layer["down"]))
+    return x_BTD, layers.rms_norm(x_BTD, next_norm_D, cfg.norm_eps), k_BKSh, v_BKSh
 
 
 def attend_where(can_attend_BTS: jax.Array) -> Attend:
@@ -109,11 +126,15 @@ def attend_where(can_attend_BTS: jax.Array) -> Attend:
     return functools.partial(layers.attention, can_attend_BTS=can_attend_BTS)
 
 
+def text_layer(cfg: ModelConfig, start: jax.Array | int, can_attend_BTS: jax.Array) -> RunLayer:
+    """A plain layer for rows that begin at slot `start` and read the slots marked in bool [B, T, S]."""
+    return functools.partial(decoder_layer, cfg=cfg, start=start, attend=attend_where(can_attend_BTS))
+
+
 def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
-    """Next-token logits, float32 [B, T, V], of hidden states; never rounded to a shorter dtype on the way."""
-    normed = layers.rms_norm(hidden_BTD, params["final_norm"], cfg.norm_eps)
+    """Next-token logits, float32 [B, T, V], of what `forward` gives; never rounded to a shorter dtype on the way."""
     head_VD = params["embed"] if cfg.is_tied else params["head"]
-    logits_BTV = layers.product("btd,vd->btv", normed, head_VD, out_dtype=jnp.float32)
+    logits_BTV = layers.product("btd,vd->btv", hidden_BTD, head_VD, out_dtype=jnp.float32)
     if not cfg.is_sharded:
         return logits_BTV
     return jax.lax.all_gather(logits_BTV, TENSOR, axis=2, tiled=True)[..., : cfg.vocab_size]
@@ -138,8 +159,8 @@ def read_text(
       cache: holds T slots.
       num_tokens: int32 scalar, tokens of the longest text; chunks behind it are not run.
       chunk: C, tokens of a chunk, at most T; static.
-      look: is given what it has seen so far, a chunk's place, its tokens and its hidden states before the final norm; gives
-        what it has seen now. The last chunk may overlap the one before, whose tokens are computed again.
+      look: is given what it has seen so far, a chunk's place, its tokens and its hidden states; gives what it has seen
+        now. The last chunk may overlap the one before, whose tokens are computed again.
       seen: what `look` begins with.
 
     Returns:
@@ -155,7 +176,7 @@ def read_text(
         position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
         x_BCD = embed(params, cfg, ids_BC)
-        hidden_BCD, cache = forward(params, cfg, x_BCD, position_BC, cache, start, attend_where(can_attend_BCS))
+        hidden_BCD, cache = forward(params, cfg, x_BCD, position_BC, cache, text_layer(cfg, start, can_attend_BCS))
         return cache, look(seen, start, ids_BC, hidden_BCD)
 
     return jax.lax.fori_loop(0, (num_tokens + chunk - 1) // chunk, fill, (cache, seen))
@@ -175,10 +196,11 @@ def full_hidden(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.A
       tokens_BT: int32 [B, T], each row a text from its start.
 
     Returns:
-      [B, T, D] in the model's dtype, before the final norm.
+      [B, T, D] in the model's dtype, after the final norm.
     """
     B, T = tokens_BT.shape
     cache = allocate(cfg, batch_size=B, capacity=0, scratch=T, dtype=params["embed"].dtype)
     position_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
     is_causal_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), jnp.bool_)), (B, T, T))
-    return forward(params, cfg, embed(params, cfg, tokens_BT), position_BT, cache, 0, attend_where(is_causal_BTT))[0]
+    x_BTD = embed(params, cfg, tokens_BT)
+    return forward(params, cfg, x_BTD, position_BT, cache, text_layer(cfg, 0, is_causal_BTT))[0]

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from shapes import SHAPES
 
 from jax_probe_mtp import decode_loop, model, step_cost
-from jax_probe_mtp.attend import attend_block
+from jax_probe_mtp.attend import block_layer
 from jax_probe_mtp.bench import environment
 from jax_probe_mtp.config import ATTENTIONS, DecodeConfig, ModelConfig
 from jax_probe_mtp.decode_loop import DecodeState
@@ -124,12 +124,22 @@ def forward_loop(
     position_BR = state.length_B[:, None] + (number_R > 0)
     start = state.length_B if num_rows == 1 else state.cache.capacity
     num_slots = state.cache.k[0].shape[2]
-    attend = attend_block(cfg, is_visible_BRR, position_BR, state.length_B, start, num_slots, attention, longest_path=1)
+    run_layer = block_layer(
+        cfg,
+        params["embed"].dtype,
+        is_visible_BRR,
+        position_BR,
+        state.length_B,
+        start,
+        num_slots,
+        attention,
+        longest_path=1,
+    )
 
     def body(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         token_BR, state = carry
         hidden_BRD, cache = model.forward(
-            params, cfg, model.embed(params, cfg, token_BR), position_BR, state.cache, start, attend
+            params, cfg, model.embed(params, cfg, token_BR), position_BR, state.cache, run_layer
         )
         token_BR = jnp.argmax(model.logits(params, cfg, hidden_BRD), axis=-1).astype(jnp.int32)
         calls_B = state.calls_B + 1

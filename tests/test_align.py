@@ -13,7 +13,7 @@ import pytest
 import reference
 from checkpoints import make_checkpoint
 
-from jax_probe_mtp import align, align_report, decode_loop, model
+from jax_probe_mtp import align, align_report, decode_loop, layers, model
 from jax_probe_mtp.draft_config import ProbeConfig
 from jax_probe_mtp.generation import Decoder, Prompt, Settings
 from jax_probe_mtp.prompts import record_seed
@@ -140,7 +140,7 @@ def test_the_masks_run_again_propose_the_trees_that_the_calls_had(tiny):
 @functools.partial(jax.jit, static_argnums=1)
 def _last_logits(params, cfg, *arrays):
     *_, hidden_RD = align.residuals(params, cfg, *arrays)
-    return model.logits(params, cfg, hidden_RD[None])[0]
+    return model.logits(params, cfg, layers.rms_norm(hidden_RD, params["final_norm"], cfg.norm_eps)[None])[0]
 
 
 def test_masks_enter_in_the_models_dtype(tiny):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jax_probe_mtp import fused_attention, layers
-from jax_probe_mtp.fused_attention import Tiles, block_attention, choose_tiles, is_supported
-from jax_probe_mtp.masks import block_can_attend, block_visible
+from jax_probe_mtp.fused_attention import Tiles, anchored_attention, block_attention, choose_tiles, is_supported
+from jax_probe_mtp.masks import absolute_tail, block_can_attend, block_positions, block_visible
 from jax_probe_mtp.tree import NO_PARENT, ancestors_or_self
 
 SMALL = Tiles(row=16, slot=16, splits=3, num_warps=4, num_stages=2)
@@ -46,6 +46,11 @@ def arrays(case, dtype):
     return *floats, jnp.asarray(case.lengths, jnp.int32), jnp.asarray(is_visible_BTT)
 
 
+def folded(q_BTKGh):
+    """Queries as the kernel takes them: [B, K, G, T, h]."""
+    return q_BTKGh.transpose(0, 2, 3, 1, 4)
+
+
 def reference(q_BTKGh, k_BKSh, v_BKSh, length_B, is_visible_BTT, capacity):
     """Float64 softmax row by row over the slots it may read; and what |v| gives in place of v, the scale of errors."""
     q, k, v = (np.asarray(x, np.float64) for x in (q_BTKGh, k_BKSh, v_BKSh))
@@ -61,7 +66,9 @@ def reference(q_BTKGh, k_BKSh, v_BKSh, length_B, is_visible_BTT, capacity):
 
 def run(args, start, tiles=SMALL):
     """The kernel's result, in float64."""
-    out = jax.jit(lambda *args: block_attention(*args, start, tiles=tiles, interpret=True))(*args)
+    q_BTKGh, *others = args
+    start_B = jnp.broadcast_to(start, others[2].shape)
+    out = jax.jit(lambda *args: block_attention(*args, tiles=tiles, interpret=True))(folded(q_BTKGh), *others, start_B)
     assert out.dtype == args[0].dtype
     return np.asarray(out, np.float64)
 
@@ -173,12 +180,12 @@ def test_products_shorten_no_float32_and_lengthen_no_bfloat16(monkeypatch, dtype
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("T", [1, 30, 60])
 def test_lowers_for_cuda(T, dtype):
-    K, G, h, capacity = 8, 4, 128, 1024
-    shapes = [(1, T, K, G, h), (1, K, 1088, h), (1, K, 1088, h), (1,), (1, T, T)]
-    dtypes = [dtype, dtype, dtype, jnp.int32, jnp.bool_]
+    K, G, h = 8, 4, 128
+    shapes = [(1, K, G, T, h), (1, K, 1088, h), (1, K, 1088, h), (1,), (1, T, T), (1,)]
+    dtypes = [dtype, dtype, dtype, jnp.int32, jnp.bool_, jnp.int32]
     args = [jax.ShapeDtypeStruct(*pair) for pair in zip(shapes, dtypes, strict=True)]
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
-        traced = jax.jit(lambda *args: block_attention(*args, capacity)).trace(*args)
+        traced = jax.jit(block_attention).trace(*args)
         assert "__gpu$xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -186,7 +193,7 @@ def test_lowers_for_cuda(T, dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("B", [1, 3, 64])
 def test_chosen_tiles_fill_the_gpu_and_not_more(T, dtype, B):
-    tiles = choose_tiles((B, T, 8, 4, 128), 1024, dtype)
+    tiles = choose_tiles((B, 8, 4, T, 128), 1024, dtype)
     num_programs = B * 8 * -(-4 * T // tiles.row)
     assert tiles.row >= 16
     assert tiles.row & (tiles.row - 1) == 0
@@ -195,7 +202,7 @@ def test_chosen_tiles_fill_the_gpu_and_not_more(T, dtype, B):
 
 
 def test_a_short_cache_is_not_split_beyond_its_tiles():
-    assert choose_tiles((1, 1, 8, 4, 128), 200, jnp.bfloat16).splits == 2 + 1
+    assert choose_tiles((1, 8, 4, 1, 128), 200, jnp.bfloat16).splits == 2 + 1
 
 
 def test_refuses_what_it_cannot_do():
@@ -203,7 +210,76 @@ def test_refuses_what_it_cannot_do():
     assert not is_supported(64, jnp.float16)
     args = arrays(Case(lengths=[5], T=3, h=80, capacity=10), jnp.float32)
     with pytest.raises(ValueError, match="no kernel for heads of 80 float32"):
-        block_attention(*args, 10)
-    args = arrays(Case(lengths=[5], T=3, h=16, capacity=10), jnp.float32)
-    with pytest.raises(ValueError, match="13 slots cannot hold 11 and a block of 3: allocate 14"):
-        block_attention(*args, 11)
+        run(args, 10)
+
+
+CHAIN = [NO_PARENT, 0, 1, 2]  # one path of four, and beside it:
+FORK = [NO_PARENT, 0, 0, 1]
+DEPTH = {tuple(CHAIN): [0, 1, 2, 3], tuple(FORK): [0, 1, 1, 2]}
+WINDOW = 4
+
+
+def anchored_args(parents, length, capacity, q_BTKGh, k_BKSh, v_BKSh):
+    """What attention takes of one text with a tree without masks."""
+    parent_BN, depth_BN = jnp.asarray([parents]), jnp.asarray([DEPTH[tuple(parents)]])
+    is_visible_BRR = block_visible(ancestors_or_self(parent_BN, max_depth=3), 0)
+    length_B = jnp.asarray([length])
+    tail = absolute_tail(is_visible_BRR, block_positions(depth_BN, length_B, 0), length_B, capacity, WINDOW)
+    return (q_BTKGh, k_BKSh, v_BKSh, length_B, *tail), (is_visible_BRR, length_B)
+
+
+@jax.jit
+def run_anchored(q_BTKGh, k_BKSh, v_BKSh, length_B, *tail):
+    return anchored_attention(folded(q_BTKGh), k_BKSh, v_BKSh, length_B, *tail, tiles=SMALL, interpret=True)
+
+
+@pytest.mark.parametrize("parents", [CHAIN, FORK], ids=["chain", "fork"])
+@pytest.mark.parametrize("length", [0, 3, 16, 37, 49])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_anchored_equals_a_float64_softmax(parents, length, dtype):
+    case = Case(lengths=[length], T=4, K=2, G=3, h=32, capacity=50)
+    q_BTKGh, k_BKSh, v_BKSh, _, _ = arrays(case, dtype)
+    args, (is_visible_BRR, length_B) = anchored_args(parents, length, case.capacity, q_BTKGh, k_BKSh, v_BKSh)
+    want, size = reference(*args[:3], length_B, is_visible_BRR, case.capacity)
+    assert largest_error(np.asarray(run_anchored(*args), np.float64), want, size, dtype) <= 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_anchored_gives_a_token_the_same_bits_as_root_and_as_draft(dtype):
+    """A chain of four tokens behind 37, at any place of it the root; ordinary attention gives others in float32."""
+    case = Case(lengths=[37 + 3], T=4, K=2, G=2, h=32, capacity=50)
+    q_BTKGh, k_BKSh, v_BKSh, _, _ = arrays(case, dtype)
+    at_S = np.arange(k_BKSh.shape[2])
+
+    def put(slots_BKSh, path_slots):
+        """The four tokens' rows in these slots; the block's others hold noise, and slots that nobody may read NaN."""
+        kept = jnp.where(((at_S < 37) | (at_S >= case.capacity))[:, None], slots_BKSh, jnp.nan)
+        return kept.at[:, :, jnp.asarray(path_slots)].set(slots_BKSh[:, :, 36:40])
+
+    results = {"anchored": [], "ordinary": []}
+    for root in range(4):
+        length = 37 + root
+        path_slots = [*range(37, length), *range(case.capacity, case.capacity + 4 - root)]
+        k, v = (put(slots, path_slots) for slots in (k_BKSh, v_BKSh))
+        q = jnp.roll(q_BTKGh, -root, axis=1)
+        args, (is_visible_BRR, length_B) = anchored_args(CHAIN, length, case.capacity, q, k, v)
+        results["anchored"].append(run_anchored(*args)[:, 3 - root])
+        ordinary = block_attention(
+            folded(q), k, v, length_B, is_visible_BRR, jnp.asarray([case.capacity]), tiles=SMALL, interpret=True
+        )
+        results["ordinary"].append(ordinary[:, 3 - root])
+    bits = {name: {np.asarray(x, np.float32).tobytes() for x in found} for name, found in results.items()}
+    assert np.isfinite(np.asarray(results["anchored"], np.float32)).all()
+    assert len(bits["anchored"]) == 1
+    if dtype == jnp.float32:
+        assert len(bits["ordinary"]) > 1
+
+
+def test_anchored_lowers_for_cuda():
+    T, J = 30, 4
+    shapes = [(1, 8, 4, T, 128), (1, 8, 1088, 128), (1, 8, 1088, 128), (1,), (1, T), (1, T, J), (1, T, J)]
+    dtypes = [jnp.bfloat16] * 3 + [jnp.int32] * 3 + [jnp.bool_]
+    args = [jax.ShapeDtypeStruct(*pair) for pair in zip(shapes, dtypes, strict=True)]
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
+        text = jax.jit(anchored_attention).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 2  # and the merge

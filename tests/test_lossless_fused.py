@@ -115,15 +115,28 @@ def num_kernels(cfg, draft_cfg, attention, batch_size=1):
         return step.trace(*args).lower(lowering_platforms=("cuda",)).as_text().count("__gpu$xla.gpu.triton")
 
 
+OF_A_LAYER = 5  # split_qkv, attention, its merge, the norm in the middle, the norm at the end
+PRODUCTS = 4
+
+
 @pytest.mark.parametrize(
     ("case", "batch_size", "others"),
-    [("plain", 1, 1), ("plain", 2, 0), ("probe-3-2", 1, 1), ("probe-3-2", 2, 1)],
-    ids=["a-row", "two-rows", "a-tree", "two-trees"],  # the norm of one row; nothing; the copy of the accepted path
+    [("plain", 1, 0), ("plain", 2, 0), ("probe-3-2", 1, 1), ("probe-3-2", 2, 1)],
+    ids=["a-row", "two-rows", "a-tree", "two-trees"],  # the copy of the accepted path
 )
-def test_a_gpu_gets_the_attention_kernel_unless_it_is_to_be_plain(case, batch_size, others):
+@pytest.mark.parametrize("how", ["auto", "anchored"])
+def test_a_gpu_gets_the_kernels_unless_it_is_to_be_plain(case, batch_size, others, how):
     draft_cfg, _ = CASES[case]
-    counts = {how: num_kernels(CFG, draft_cfg, how, batch_size) for how in ("plain", "auto", "fused")}
-    assert counts == {"plain": others, "auto": others + 1, "fused": others + 1}
+    assert num_kernels(CFG, draft_cfg, "plain", batch_size) == others
+    assert num_kernels(CFG, draft_cfg, how, batch_size) == others + OF_A_LAYER
+
+
+@pytest.mark.parametrize(("rows", "products"), [(64, PRODUCTS), (66, 0)])
+def test_few_rows_get_kernels_for_their_products(rows, products):
+    """Widths that tiles divide; of more rows, or of widths they do not divide as above, XLA makes the products."""
+    wide = dataclasses.replace(CFG, width=64, head_dim=32, mlp_width=128)
+    draft_cfg = ProbeConfig(tree=(rows // 2 - 1,))
+    assert num_kernels(wide, draft_cfg, "auto") == OF_A_LAYER + products + 1
 
 
 def test_heads_without_a_kernel_get_plain_attention_everywhere():

@@ -5,7 +5,7 @@ import pytest
 from conftest import FAMILIES, make_tiny
 
 from jax_probe_mtp.cache import allocate, keep_path
-from jax_probe_mtp.model import attend_where, embed, forward, full_logits
+from jax_probe_mtp.model import embed, forward, full_logits, text_layer
 from jax_probe_mtp.params import abstract_params
 
 TOKENS = np.random.default_rng(1).integers(0, 61, (2, 90)).astype(np.int32)
@@ -56,7 +56,7 @@ def test_a_cached_continuation_equals_the_whole_text(tiny):
     position = jnp.broadcast_to(jnp.arange(8), (2, 8))
     causal = jnp.arange(15) <= position[..., None]
     _, cache = forward(
-        tiny.params, tiny.cfg, embed(tiny.params, tiny.cfg, ids), position, cache, 0, attend_where(causal)
+        tiny.params, tiny.cfg, embed(tiny.params, tiny.cfg, ids), position, cache, text_layer(tiny.cfg, 0, causal)
     )
     for i in range(3):
         token = jnp.take_along_axis(jnp.asarray(TOKENS), (lengths + i)[:, None], axis=1)
@@ -65,7 +65,7 @@ def test_a_cached_continuation_equals_the_whole_text(tiny):
         can_attend = (slot < (lengths + i)[:, None]) | (slot == 12 + 1)
         position = jnp.broadcast_to((lengths + i)[:, None], (2, 2))
         can_attend = jnp.stack([(slot == 12) | jnp.zeros_like(can_attend), can_attend], axis=1)
-        _, cache = forward(tiny.params, tiny.cfg, x, position, cache, 12, attend_where(can_attend))
+        _, cache = forward(tiny.params, tiny.cfg, x, position, cache, text_layer(tiny.cfg, 12, can_attend))
         cache = keep_path(cache, jnp.asarray([[1], [1]]), lengths + i)
     whole = allocate(tiny.cfg, batch_size=1, capacity=12, scratch=0, dtype=jnp.float32)
     for row, length in enumerate([8, 11]):
@@ -73,7 +73,7 @@ def test_a_cached_continuation_equals_the_whole_text(tiny):
         position = jnp.arange(12)[None]
         causal = jnp.arange(12) <= position[..., None]
         _, fresh = forward(
-            tiny.params, tiny.cfg, embed(tiny.params, tiny.cfg, text), position, whole, 0, attend_where(causal)
+            tiny.params, tiny.cfg, embed(tiny.params, tiny.cfg, text), position, whole, text_layer(tiny.cfg, 0, causal)
         )
         for kept, expected in zip(cache.k + cache.v, fresh.k + fresh.v, strict=True):
             np.testing.assert_allclose(kept[row, :, :length], expected[0, :, :length], atol=1e-5)

@@ -1,0 +1,156 @@
+"""Products of few rows with a weight as GPU kernels (Pallas, Triton): what takes the time is to read the weight once.
+
+Each program walks down its columns of the weight, with the loads of the next tiles in flight, and multiplies each tile with
+all rows. Where the columns make too few programs for the GPU, the sum is split as well:
+
+                           columns 0 .. 127   columns 128 .. 255
+    weight rows 0 .. D/2   program 0, 0       program 1, 0         -> part 0 of the sums
+    weight rows D/2 .. D   program 0, 1       program 1, 1         -> part 1
+
+Whoever reads the result adds the parts up on the way (`fused_norm.add_norm`, `fused_qkv.split_qkv`); XLA makes a kernel of its
+own for that, and another one for an activation.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+MAX_ROWS = 64  # beyond, reading the weight is no longer what takes the time, and XLA's products are as good
+STEP = 64  # rows of the weight that a program reads at a time
+MAX_PARTS = 8
+NUM_PROCESSORS = 132  # of an H100 or H200
+
+
+class Tiles(NamedTuple):
+    """How the work is cut: it decides the speed, and the result by rounding alone.
+
+    Attributes:
+      columns: of the weight, for a program; a power of two, at least 16.
+      parts: programs that share the sums of the same columns.
+      num_warps: warps of a program.
+      num_stages: tiles that are loaded ahead, one less than this many.
+    """
+
+    columns: int
+    parts: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> Tiles | None:
+    """Tiles for weights [num_summed, num_columns]: wide ones, where they still make a program for most processors.
+
+    Args:
+      num_summed: rows of a weight.
+      num_columns: columns of a weight.
+      num_weights: 2 for gate and up, whose sums cannot be split: the activation takes whole ones.
+
+    Returns:
+      None where no tile divides the weight evenly.
+    """
+    found = None
+    for columns in (128, 64, 32):
+        if num_summed % STEP or num_columns % columns:
+            continue
+        num_tiles = num_columns // columns
+        room = min(NUM_PROCESSORS // num_tiles, MAX_PARTS) if num_weights == 1 else 1
+        parts = max((p for p in range(1, room + 1) if num_summed // STEP % p == 0), default=1)
+        num_programs = num_tiles * parts
+        found = Tiles(
+            columns,
+            parts,
+            num_warps=8 if columns * num_weights == 256 else 4,
+            num_stages=4 if num_programs > 100 or num_weights == 2 else 6,
+        )
+        if 3 * num_programs >= 2 * NUM_PROCESSORS:
+            break
+    return found
+
+
+def is_supported(num_rows: int, x_dtype: jnp.dtype, *weights: jax.Array) -> bool:
+    """Whether the kernels take so many rows and these weights, [D, I] or [D, 2, F]."""
+    return (
+        num_rows <= MAX_ROWS
+        and x_dtype == jnp.bfloat16
+        and all(choose_tiles(weight.shape[0], weight.shape[-1]) is not None for weight in weights)
+    )
+
+
+def product_parts(
+    x_MD: jax.Array, weight_DI: jax.Array, *, tiles: Tiles | None = None, interpret: bool = False
+) -> jax.Array:
+    """x times the weight, as P parts of the sums.
+
+    Args:
+      x_MD: M rows, bfloat16.
+      weight_DI: bfloat16.
+      tiles: how the work is cut; `choose_tiles` when left out; static.
+      interpret: runs the kernel as JAX operations on any device: slow, for tests.
+
+    Returns:
+      float32 [P, M, I]; their sum is the product, of which nothing has been rounded.
+    """
+    tiles = tiles or choose_tiles(*weight_DI.shape)
+    assert tiles is not None, f"no tiles for {weight_DI.shape}: ask is_supported first"
+    block = pl.BlockSpec((weight_DI.shape[0] // tiles.parts, tiles.columns), lambda i, p: (p, i))
+    return _call(x_MD, weight_DI, [block], tiles, jnp.float32, interpret)
+
+
+def gated_product(
+    x_MD: jax.Array, gate_up_D2F: jax.Array, *, tiles: Tiles | None = None, interpret: bool = False
+) -> jax.Array:
+    """silu(x gate) (x up), [M, F] in x's dtype, rounded once. Takes what `product_parts` does."""
+    D, _, F = gate_up_D2F.shape
+    tiles = tiles or choose_tiles(D, F, num_weights=2)
+    assert tiles is not None, f"no tiles for {gate_up_D2F.shape}: ask is_supported first"
+    gate = pl.BlockSpec((D, None, tiles.columns), lambda i, p: (0, 0, i))
+    up = pl.BlockSpec((D, None, tiles.columns), lambda i, p: (0, 1, i))
+    return _call(x_MD, gate_up_D2F, [gate, up], tiles, x_MD.dtype, interpret)[0]
+
+
+def _call(
+    x_MD: jax.Array,
+    weight: jax.Array,
+    blocks: Sequence[pl.BlockSpec],
+    tiles: Tiles,
+    out_dtype: jnp.dtype,
+    interpret: bool,
+) -> jax.Array:
+    (M, D), I = x_MD.shape, weight.shape[-1]
+    m = max(pl.next_power_of_2(M), 16)
+    return pl.pallas_call(
+        functools.partial(_product_kernel, num_rows=M),
+        grid=(I // tiles.columns, tiles.parts),
+        in_specs=[pl.BlockSpec((m, D // tiles.parts), lambda i, p: (0, p)), *blocks],
+        out_specs=pl.BlockSpec((None, m, tiles.columns), lambda i, p: (p, 0, i)),
+        out_shape=jax.ShapeDtypeStruct((tiles.parts, M, I), out_dtype),
+        compiler_params=plgpu.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),
+        interpret=interpret,
+    )(x_MD, *[weight] * len(blocks))
+
+
+def _product_kernel(x_ref: Any, *refs: Any, num_rows: int) -> None:
+    """All m rows times the program's c columns, s of the summed axis at a time."""
+    *weight_refs, out_ref = refs
+    m, num_summed = x_ref.shape
+    is_row_m1 = (jnp.arange(m) < num_rows)[:, None]
+
+    def step(i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        summed = pl.ds(i * STEP, STEP)
+        x_ms = plgpu.load(x_ref.at[:, summed], mask=is_row_m1, other=0)
+        # The weight is the left factor: the GPU's products take 64 rows and 8 columns at least.
+        products = [
+            plgpu.dot(plgpu.load(ref.at[summed, :]), x_ms, trans_a=True, trans_b=True, precision="default")
+            for ref in weight_refs
+        ]
+        return tuple(sum_cm + product_cm for sum_cm, product_cm in zip(sums, products, strict=True))
+
+    zeros_cm = jnp.zeros((out_ref.shape[1], m), jnp.float32)
+    sums = jax.lax.fori_loop(0, num_summed // STEP, step, (zeros_cm,) * len(weight_refs))
+    out_cm = sums[0] if len(sums) == 1 else sums[0] * jax.nn.sigmoid(sums[0]) * sums[1]
+    plgpu.store(out_ref, out_cm.T.astype(out_ref.dtype), mask=is_row_m1)
