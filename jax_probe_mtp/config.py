@@ -95,10 +95,10 @@ class DecodeConfig:
       capacity: S, cache slots of a row; a row needs prompt + new tokens - 1 of them.
       is_sampled: True when some row has a temperature above 0; a greedy program draws no noise.
       prefill_chunk: prompt tokens that enter the model at a time.
-      attention: of decode calls: "auto" takes the fused kernel on CUDA GPUs, where it has one for the model's heads, and
-        plain attention elsewhere; "plain" or "fused" says which. Off CUDA the fused one is interpreted: slow, for tests.
-        "anchored" adds in the order of absolute positions, so that a token's logits do not depend on the call that gave
-        it: the exact mode (docs/exactness.md).
+      attention: of decode calls: "auto" takes layers of GPU kernels on CUDA, where there is one for the model's heads, and
+        plain layers elsewhere; "plain" or "fused" says which. Off CUDA the kernels are interpreted: slow, for tests.
+        "anchored" is as "auto", but attention adds in the order of absolute positions, so that a token's logits do not
+        depend on the call that gave it: the exact mode (docs/exactness.md).
       has_logprobs: True keeps the log-probability of every emitted token.
     """
 
