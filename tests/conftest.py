@@ -1,6 +1,7 @@
 """Tiny models that the tests share."""
 
 import dataclasses
+import tempfile
 
 import jax
 import pytest
@@ -29,6 +30,27 @@ FAMILIES = {
     "qwen2": dataclasses.replace(BASE, family="qwen2", has_qkv_bias=True, is_tied=True),
     "qwen3": dataclasses.replace(BASE, family="qwen3", head_dim=12, has_qk_norm=True),
 }
+
+
+def pytest_configure(config):
+    """All processes of a run keep what they compile in one new folder, which goes with the run.
+
+    What is compiled twice, by another test or another process, is read there; the key is the program itself, so a program
+    that has changed is compiled. Programs that tests start have folders of their own.
+    """
+    if hasattr(config, "workerinput"):
+        folder = config.workerinput["compiled"]
+    else:
+        kept = tempfile.TemporaryDirectory(prefix="compiled-")
+        config.add_cleanup(kept.cleanup)
+        folder = config.compiled = kept.name
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):  # of pytest-xdist, which may be missing
+    node.workerinput["compiled"] = node.config.compiled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity
