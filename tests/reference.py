@@ -4,6 +4,7 @@ Every call reruns the model over the whole text. What a mask sees is spelled out
 then masks 1..i, plainly causal. Trees are lists of dicts. Nothing here imports the code under test.
 """
 
+import functools
 import heapq
 
 import jax
@@ -33,9 +34,17 @@ class Model:
     def __init__(self, params, cfg):
         self.p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
         self.cfg = cfg
+        self.known = {}
 
     def embed(self, ids):
         return self.p["embed"][np.asarray(ids, int)]
+
+    def next_logits(self, text):
+        """Logits [V] after a text of token ids, kept: all ways of drafting ask for the same ones."""
+        key = tuple(text)
+        if key not in self.known:
+            self.known[key] = self.logits(self.embed(text))[-1]
+        return self.known[key]
 
     def logits(self, x_TD):
         """Logits [T, V] after each of T input vectors."""
@@ -74,6 +83,7 @@ class Model:
         return norm(x_TD, self.p["final_norm"]) @ self.p.get("head", self.p["embed"]).T
 
 
+@functools.cache
 def noise(seed, position, size):
     """The noise of one position, by its definition."""
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), position)
@@ -101,7 +111,7 @@ def plain_decode(model, prompt, *, max_new_tokens, eos=(), **draw):
     """Plain decoding: the whole text through the model for every token. Returns tokens and the smallest top-two gap."""
     text, gap = list(prompt), np.inf
     for _ in range(max_new_tokens):
-        score = scores(model.logits(model.embed(text))[-1], len(text), **draw)
+        score = scores(model.next_logits(text), len(text), **draw)
         second, best = np.sort(score)[-2:]
         gap = min(gap, best - second)
         text.append(int(np.argmax(score)))
@@ -163,7 +173,7 @@ def probe_decode(model, prompt, probe, *, max_new_tokens, eos=(), mask_ema=0.1, 
     shape = {name: probe[name] for name in ("tree", "num_masks", "block_complexity", "prune")}
 
     def own_next(text):
-        return int(np.argmax(scores(model.logits(model.embed(text))[-1], len(text), **draw)))
+        return int(np.argmax(scores(model.next_logits(text), len(text), **draw)))
 
     def ask(text):  # text ends at the last accepted node; its masks propose what comes after the token that follows it
         result = model.logits(np.concatenate([model.embed(text), masks]))[len(text) :]
@@ -229,7 +239,7 @@ def ngram_decode(model, prompt, *, num_drafts, max_ngram, match, max_new_tokens,
     """
 
     def own_next(text):
-        return int(np.argmax(scores(model.logits(model.embed(text))[-1], len(text), **draw)))
+        return int(np.argmax(scores(model.next_logits(text), len(text), **draw)))
 
     new, trees, accepted = [own_next(prompt)], [], []
     while len(new) < max_new_tokens and new[-1] not in eos:
@@ -296,7 +306,7 @@ def recycle_turns(model, prompt, table, gaps, *, num_nodes, max_depth=None, max_
     temperature = draw.get("temperature", 0.0) or 1.0
 
     def own_next(text):
-        return int(np.argmax(scores(model.logits(model.embed(text))[-1], len(text), **draw)))
+        return int(np.argmax(scores(model.next_logits(text), len(text), **draw)))
 
     def learn(token, logits):
         table[token], gap = successors(logits / temperature)
