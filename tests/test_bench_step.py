@@ -13,6 +13,7 @@ from jax_probe_mtp.params import abstract_params
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+import bench_step  # noqa: E402
 from shapes import SHAPES  # noqa: E402
 
 FLAGS = [
@@ -33,17 +34,12 @@ PARAMETERS = {  # in millions, as the model cards say
 }
 
 
-def run(*args):
-    """In a process of its own: the script turns on a compilation cache and drops what is compiled."""
-    return subprocess.run(
-        [sys.executable, str(SCRIPTS / "bench_step.py"), *map(str, args)], capture_output=True, text=True, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    """In a process of its own: the script turns on a compilation cache and drops what is compiled."""
     output = tmp_path_factory.mktemp("step") / "record.json"
-    process = run(*FLAGS, "--output", output)
+    command = [sys.executable, str(SCRIPTS / "bench_step.py"), *FLAGS, "--output", str(output)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     return json.loads(output.read_text(encoding="utf-8")), process.stdout
 
@@ -109,11 +105,12 @@ def test_one_line_a_run_is_printed(finished):
     ],
     ids=["rows", "capacity"],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path, args, words):
+def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, monkeypatch, args, words):
     output = tmp_path / "record.json"
-    process = run(*FLAGS, *args, "--output", output)
-    assert process.returncode == 2
-    (line,) = process.stderr.splitlines()
+    monkeypatch.setattr(jax.config, "update", lambda *setting: None)  # which the script changes for good
+    monkeypatch.setattr(sys, "argv", ["bench_step.py", *FLAGS, *args, "--output", str(output)])
+    assert bench_step.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     for word in words:
         assert word in line
