@@ -22,6 +22,7 @@ ORDER = [
     "cache",
     "layers",
     "model",
+    "fused_merge",
     "fused_attention",
     "fused_norm",
     "fused_product",

@@ -108,11 +108,16 @@ def test_auto_on_a_cpu_gives_the_bits_of_plain_attention(wide):
     assert states["fused"] != states["plain"], "the kernel rounds alike here: this does not tell them apart"
 
 
-def num_kernels(cfg, draft_cfg, attention, batch_size=1):
-    """Triton kernels in the program for a CUDA GPU; one that all layers share is one."""
+def gpu_program(cfg, draft_cfg, attention, batch_size=1):
+    """The program for a CUDA GPU, before it is compiled."""
     step, args = abstract_step(cfg, draft_cfg, attention, batch_size)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
-        return step.trace(*args).lower(lowering_platforms=("cuda",)).as_text().count("__gpu$xla.gpu.triton")
+        return step.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def num_kernels(*what):
+    """Triton kernels in the program; one that all layers share is one."""
+    return gpu_program(*what).count("__gpu$xla.gpu.triton")
 
 
 OF_A_LAYER = 5  # split_qkv, attention, its merge, the norm in the middle, the norm at the end
@@ -129,6 +134,12 @@ def test_a_gpu_gets_the_kernels_unless_it_is_to_be_plain(case, batch_size, other
     draft_cfg, _ = CASES[case]
     assert num_kernels(CFG, draft_cfg, "plain", batch_size) == others
     assert num_kernels(CFG, draft_cfg, how, batch_size) == others + OF_A_LAYER
+
+
+@pytest.mark.parametrize(("how", "kernel"), [("auto", "_visible_kernel"), ("anchored", "_anchored_kernel")])
+def test_a_gpu_gets_the_attention_of_the_mode(how, kernel):
+    program = gpu_program(CFG, CASES["probe-3-2"][0], how)
+    assert [name for name in ("_visible_kernel", "_anchored_kernel") if f'"{name}"' in program] == [kernel]
 
 
 @pytest.mark.parametrize(("rows", "products"), [(64, PRODUCTS), (66, 0)])
