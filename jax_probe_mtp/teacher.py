@@ -17,7 +17,8 @@ from jax_probe_mtp.params import Params
 from jax_probe_mtp.request import bucket
 from jax_probe_mtp.sampling import Sampling
 
-CHUNK = 128  # tokens of each text that enter the model at a time
+MIN_CHUNK = 128  # tokens of each text that enter the model at a time
+MIN_ROWS = 512  # of all texts together: a GPU takes as long for fewer
 HEAD_ROWS = 256  # rows of logits, [rows, V], that are in memory at a time
 
 
@@ -66,7 +67,8 @@ def choices(
 
     num_tokens = jnp.max(prompt_length_B + output_length_B) - 1
     nothing_BTD = jnp.zeros((B, T, cfg.width), dtype)
-    _, hidden_BTD = model.read_text(params, cfg, token_BT, cache, num_tokens, min(CHUNK, T), keep, nothing_BTD)
+    chunk = min(max(MIN_ROWS // B, MIN_CHUNK), T)
+    _, hidden_BTD = model.read_text(params, cfg, token_BT, cache, num_tokens, chunk, keep, nothing_BTD)
 
     place_BO = prompt_length_B[:, None] + jnp.arange(
         num_outputs

@@ -42,7 +42,10 @@ def assert_choices(model, text, got, **draw):
 
 @pytest.mark.parametrize("batch_size", [1, 6])
 def test_greedy_choices_are_the_models_at_every_place(tiny, texts, batch_size):
-    assert teacher.HEAD_ROWS // 6 < 63 and teacher.CHUNK < 150, "the texts are too short for several turns"  # noqa: PT018
+    assert max(teacher.MIN_ROWS // 6, teacher.MIN_CHUNK) < 150, (
+        "the texts are too short for several chunks of a batch of 6"
+    )
+    assert teacher.HEAD_ROWS // 6 < 63, "the outputs are too short for several turns of the head"
     found = dict(teacher.choices_of(make_checkpoint(tiny), texts, None, batch_size))
     assert set(found) == set(range(len(texts)))
     for n, text in enumerate(texts):
