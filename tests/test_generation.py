@@ -269,3 +269,14 @@ def test_a_first_batch_is_run_for_two_tokens_first_and_that_leaves_no_trace(tiny
     np.testing.assert_array_equal(decoder._table.id_EVC, once.table.id_EVC)
     decoder.run_batch(batch, settings)
     assert decoder.stats.seconds == 4
+
+
+def test_a_batch_of_known_shapes_traces_nothing(checkpoint, monkeypatch):
+    honest, traces = module.decode_loop.prefill, []
+    monkeypatch.setattr(module.decode_loop, "prefill", lambda *args, **how: traces.append(1) or honest(*args, **how))
+    decoder, settings = Decoder(checkpoint, ProbeConfig(tree=(4,))), Settings(max_new_tokens=3, batch_size=2)
+    decoder.run_batch(PROMPTS[:2], settings)
+    assert traces, "the spy saw no trace at all"
+    traces.clear()
+    decoder.run_batch(PROMPTS[1:3], settings)
+    assert not traces
