@@ -6,7 +6,8 @@
 `step`, on random weights: milliseconds of a call that decodes one token a row, over rounds of `--calls` calls that begin
 with `--in-use` tokens in the cache. eager is a DynamicCache and a plain forward; static is a StaticCache of `--capacity`
 slots and torch.compile(model.forward, mode="reduce-overhead", fullgraph=True), as transformers' guide to static caches has
-it. The host reads no token between calls and draws up no masks, which flatters torch: `model.generate` does both.
+it. The host reads no token between calls and draws up no masks, which flatters torch. generate is what users call:
+`model.generate` with a StaticCache, which it compiles; it does both.
 
 `generate`, on a checkpoint: seconds and tokens of greedy `model.generate`, question by question with the modes in turns.
 static gets one StaticCache, which fits every question and is reset between them: `cache_implementation="static"` allocates
@@ -17,6 +18,7 @@ What compiles or runs first is not timed: a round of `step`, and each mode's fir
 
 import argparse
 import dataclasses
+import functools
 import os
 import platform
 import statistics
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--per-category", type=_positive, metavar="N", help="all if left out")
     generate.add_argument("--max-new-tokens", type=_positive, default=100, metavar="N")
     generate.set_defaults(measure=measure_generate)
-    for command, modes in ((step, ("eager", "static")), (generate, ("eager", "static", "prompt_lookup"))):
+    for command, modes in ((step, ("eager", "static", "generate")), (generate, ("eager", "static", "prompt_lookup"))):
         command.add_argument("--modes", choices=modes, nargs="+", default=list(modes))
         command.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
         command.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -152,15 +154,21 @@ def _steps(model: Any, prompt_BT: Any, mode: str, args: argparse.Namespace) -> R
     import transformers
 
     forward, static = model, None
-    if mode == "static":
-        forward = model if args.no_compile else torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+    if mode == "static" and not args.no_compile:
+        forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+    if mode != "eager":
         static = transformers.StaticCache(config=model.config, max_cache_len=args.capacity)
+    if mode == "generate":
+        model.generation_config = _greedy(disable_compile=args.no_compile)
+        time_calls = functools.partial(time_generate, model, static, prompt_BT)
+    else:
+        time_calls = functools.partial(time_round, model, forward, static, prompt_BT)
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    time_round(model, forward, static, prompt_BT, max(args.calls, WARM_UP_CALLS))
+    time_calls(max(args.calls, WARM_UP_CALLS))
     warm_up_seconds = time.perf_counter() - start
-    rounds = [time_round(model, forward, static, prompt_BT, args.calls) for _ in range(args.repeats)]
+    rounds = [time_calls(args.calls) for _ in range(args.repeats)]
     ms = [milliseconds for milliseconds, _ in rounds]
     return {
         "mode": mode,
@@ -196,6 +204,36 @@ def time_round(
     return 1000 * seconds / calls, torch.cat(tokens, dim=1).tolist()
 
 
+def time_generate(model: Any, static: Any, prompt_BT: Any, calls: int) -> tuple[float, list[list[int]]]:
+    """The same of `model.generate`, from its prompt's logits to the last token."""
+    import torch
+
+    wait = torch.cuda.synchronize if prompt_BT.is_cuda else lambda: None
+    starts: list[float] = []
+
+    def note_start(_: Any, score_BV: Any) -> Any:
+        if not starts:
+            wait()
+            starts.append(time.perf_counter())
+        return score_BV
+
+    static.reset()
+    output_BT = model.generate(
+        prompt_BT, attention_mask=torch.ones_like(prompt_BT), past_key_values=static, max_new_tokens=calls + 1,
+        logits_processor=[note_start],
+    )  # fmt: skip
+    wait()
+    seconds = time.perf_counter() - starts[0]
+    return 1000 * seconds / calls, output_BT[:, prompt_BT.shape[1] :].tolist()
+
+
+def _greedy(**settings: Any) -> Any:
+    """A generation config without a checkpoint's sampling and penalties."""
+    import transformers
+
+    return transformers.GenerationConfig(do_sample=False, pad_token_id=0, **settings)
+
+
 def measure_generate(args: argparse.Namespace) -> Iterator[Record]:
     """The record after each question."""
     import torch
@@ -212,9 +250,9 @@ def measure_generate(args: argparse.Namespace) -> Iterator[Record]:
     for parameter in model.parameters():  # and no buffer: rope's frequencies stay float32, as in from_pretrained
         parameter.data = parameter.data.to(getattr(torch, args.dtype))
     model.set_attn_implementation("sdpa")
-    model.generation_config = transformers.GenerationConfig(  # without the checkpoint's sampling and penalties
-        do_sample=False, max_new_tokens=args.max_new_tokens, disable_compile=args.no_compile,
-        eos_token_id=list(checkpoint.eos_token_ids) or None, pad_token_id=0,
+    model.generation_config = _greedy(
+        max_new_tokens=args.max_new_tokens, disable_compile=args.no_compile,
+        eos_token_id=list(checkpoint.eos_token_ids) or None,
     )  # fmt: skip
     slots = max(len(prompt.token_ids) for prompt in prompts) + args.max_new_tokens
     static = transformers.StaticCache(config=model.config, max_cache_len=slots)

@@ -54,7 +54,7 @@ def questions(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", ["tiny", "qwen3-0.6b"])
-def test_steps_of_both_modes_are_those_of_decoding_without_a_cache(tmp_path, monkeypatch, shape):
+def test_steps_of_all_modes_are_those_of_decoding_without_a_cache(tmp_path, monkeypatch, shape):
     small = {"width": 48, "mlp_width": 40, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 97}
     monkeypatch.setitem(SHAPES, shape, dataclasses.replace(SHAPES[shape], **small))
     record = run(tmp_path, *STEP, *SIZES, "--shape", shape, "--layers", "3")
@@ -67,7 +67,7 @@ def test_steps_of_both_modes_are_those_of_decoding_without_a_cache(tmp_path, mon
             assert torch.diff(logits_BV.topk(2).values).abs().min() > 1e-5, "rounding could decide this one"
             token_BT = torch.cat([token_BT, logits_BV.argmax(-1)[:, None]], dim=1)
 
-    assert [each["mode"] for each in record["runs"]] == ["eager", "static"]
+    assert [each["mode"] for each in record["runs"]] == ["eager", "static", "generate"]
     for each in record["runs"]:
         assert each["token_ids"] == token_BT[:, 9:].tolist()
         assert len(each["step_ms_repeats"]) == 3
