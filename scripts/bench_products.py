@@ -1,0 +1,186 @@
+"""What the four products of a layer cost in a decode call: XLA's, our kernels', and a candidate's, on random weights.
+
+    python scripts/bench_products.py --shape llama-3-8b --rows 1 30 60 --output R.json
+    python scripts/bench_products.py --shape llama-3-8b --rows 60 --products out gate_up --how kernel --search 40
+
+how: xla (its own kernels, the activation included), kernel (fused_product.py) or bulk (bulk_product.py: Hopper, for the parts
+of sums and padded rows that it gives). Each is timed over several weights in turn, more than a cache holds, in one compiled
+program, and each result is compared with a product in float32. --search N tries N other tilings of each as well, drawn at
+random. Elsewhere than on CUDA, kernels run as JAX operations, to see that the script works.
+"""
+
+import argparse
+import functools
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import bulk_product
+import jax
+import jax.numpy as jnp
+from shapes import SHAPES
+
+from jax_probe_mtp import fused_product, layers
+from jax_probe_mtp.bench import environment
+from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.messages import Parser, one_line
+from jax_probe_mtp.records import write_json
+
+PRODUCTS = ("qkv", "out", "gate_up", "down")
+HOWS = ("xla", "kernel", "bulk")
+MAX_ERROR = 1e-2  # of a norm: bfloat16's rounding is 2e-3
+Product = Callable[[jax.Array, jax.Array], jax.Array]  # x [M, D] and a weight -> [M, I], or parts of it [P, M, I]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures, prints a table and writes the record; 1 where a result is wrong."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3-8b")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 30, 60], metavar="M")
+    parser.add_argument("--products", choices=PRODUCTS, nargs="+", default=list(PRODUCTS))
+    parser.add_argument("--how", choices=HOWS, nargs="+", default=list(HOWS))
+    parser.add_argument("--search", type=int, default=0, metavar="N", help="other tilings that are tried")
+    parser.add_argument("--gigabytes", type=float, default=1.0, metavar="GB", help="of weights that take turns")
+    parser.add_argument("--calls", type=int, default=20, help="of the program, for a time")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, metavar="R.json")
+    args = parser.parse_args(argv)
+    cfg = SHAPES[args.shape]
+    if not all(1 <= rows <= fused_product.MAX_ROWS for rows in args.rows):
+        print(f"error: --rows are 1 to {fused_product.MAX_ROWS}, got {args.rows}.", file=sys.stderr)
+        return 2
+    print(
+        f"{args.shape}, bfloat16, {jax.devices()[0].device_kind}\n{'product':8} rows how         us   GB/s  error  tiles"
+    )
+    runs = []
+    for name in args.products:
+        weights = _weights(cfg, name, args.gigabytes)
+        for rows in args.rows:
+            for run in _measure(name, weights, rows, args):
+                runs.append(run)
+                print(_line(run), flush=True)
+    if args.output:
+        settings = {key: value for key, value in vars(args).items() if key != "output"}
+        write_json(args.output, {"environment": environment("bfloat16"), "settings": settings, "runs": runs})
+    return int(any(run["error"] is not None and not run["error"] <= MAX_ERROR for run in runs))
+
+
+def _weights(cfg: ModelConfig, name: str, gigabytes: float) -> list[jax.Array]:
+    heads, h = cfg.num_heads, cfg.head_dim
+    shape: tuple[int, ...] = {
+        "qkv": (cfg.width, (heads + 2 * cfg.num_kv_heads) * h),
+        "out": (heads * h, cfg.width),
+        "gate_up": (cfg.width, 2, cfg.mlp_width),
+        "down": (cfg.mlp_width, cfg.width),
+    }[name]
+    draw = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16) * jnp.bfloat16(shape[0] ** -0.5))
+    first = draw(jax.random.key(0))
+    count = max(2, round(gigabytes * 1e9 / first.nbytes))
+    return [first, *(draw(jax.random.key(i)) for i in range(1, count))]
+
+
+def _measure(name: str, weights: list[jax.Array], rows: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    x_MD = jax.random.normal(jax.random.key(7), (rows, len(weights[0])), jnp.bfloat16)
+    expected_MI = _in_float32(x_MD, weights[0], name)
+    for how in args.how:
+        for tiles in _tilings(how, name, weights[0].shape, args.search):
+            x = jnp.pad(x_MD, ((0, bulk_product.ROWS - rows), (0, 0))) if how == "bulk" else x_MD
+            run: dict[str, Any] = {"product": name, "rows": rows, "how": how, "tiles": tiles}
+            run |= {"us": None, "bytes_per_second": None, "error": None, "refused": None}
+            try:
+                got, us = _time(_product(how, name, tiles), x, weights, args)
+            except Exception as refused:  # of any kind, by any of three compilers: the next tiles may do
+                yield run | {"refused": one_line(refused)[:200]}
+                continue
+            got_MI = (got.astype(jnp.float32).sum(0) if got.ndim == 3 else got.astype(jnp.float32))[:rows]
+            error = float(jnp.linalg.norm(got_MI - expected_MI) / jnp.linalg.norm(expected_MI))
+            median = statistics.median(us)
+            bandwidth = weights[0].nbytes / median * 1e6
+            yield run | {"us": median, "us_repeats": us, "bytes_per_second": bandwidth, "error": error}
+
+
+def _in_float32(x_MD: jax.Array, weight: jax.Array, name: str) -> jax.Array:
+    """The exact product, [M, I]."""
+    product = functools.partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
+    if name != "gate_up":
+        return product(x_MD, weight)
+    return jax.nn.silu(product(x_MD, weight[:, 0])) * product(x_MD, weight[:, 1])
+
+
+def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[Any]:
+    """The tiles that are in use or meant to be, then others; one None for XLA, none where no tiles fit."""
+    if how == "xla":
+        return [None]
+    num_weights = 2 if name == "gate_up" else 1
+    module = fused_product if how == "kernel" else bulk_product
+    chosen = module.choose_tiles(shape[0], shape[-1], num_weights=num_weights)
+    if chosen is None:
+        return []
+    others = [
+        tiles
+        for columns in (64, 128, 192, 256)
+        for parts in ((1, 2, 3, 4, 6, 8) if num_weights == 1 else (1,))
+        if shape[-1] % columns == 0 and shape[0] % (64 * parts) == 0
+        for tiles in _others(how, columns, parts, num_weights)
+        if tiles != chosen and 60 <= shape[-1] // columns * parts <= 400
+    ]
+    return [chosen, *random.Random(0).sample(others, min(search, len(others)))]
+
+
+def _others(how: str, columns: int, parts: int, num_weights: int) -> list[Any]:
+    if how == "kernel":
+        if columns & (columns - 1):
+            return []
+        return [fused_product.Tiles(columns, parts, warps, stages) for warps in (4, 8) for stages in (3, 4, 5, 6)]
+    if columns * num_weights > 256:
+        return []
+    most = bulk_product.most_stages(columns, num_weights)
+    return [bulk_product.Tiles(columns, parts, stages, lag) for stages in {3, most // 2 + 1, most} for lag in (0, 1)]
+
+
+def _product(how: str, name: str, tiles: Any) -> Product:
+    is_gated, is_cuda = name == "gate_up", jax.default_backend() == "gpu"
+    if how == "xla":
+        return _gated_by_xla if is_gated else functools.partial(layers.product, "md,di->mi")
+    if how == "kernel":
+        by_kernel = fused_product.gated_product if is_gated else fused_product.product_parts
+        return functools.partial(by_kernel, tiles=tiles, interpret=not is_cuda)
+    in_bulk = bulk_product.gated_product if is_gated else bulk_product.product_parts
+    return functools.partial(in_bulk, tiles=tiles, interpret=None if is_cuda else bulk_product.simulator())
+
+
+def _gated_by_xla(x_MD: jax.Array, gate_up_D2F: jax.Array) -> jax.Array:
+    both_MI = layers.product("md,di->mi", x_MD, gate_up_D2F.reshape(len(gate_up_D2F), -1))
+    gate_MF, up_MF = jnp.split(both_MI, 2, axis=1)
+    return jax.nn.silu(gate_MF) * up_MF
+
+
+def _time(
+    product: Product, x: jax.Array, weights: list[jax.Array], args: argparse.Namespace
+) -> tuple[jax.Array, list[float]]:
+    """The product with the first weight, and microseconds of one, a number a repeat."""
+    run = jax.jit(lambda x, weights: [product(x, weight) for weight in weights]).lower(x, weights).compile()
+    first = jax.block_until_ready(run(x, weights))[0]
+    us = []
+    for _ in range(args.repeats):
+        start = time.perf_counter()
+        results = [run(x, weights) for _ in range(args.calls)]
+        jax.block_until_ready(results)
+        us.append((time.perf_counter() - start) * 1e6 / args.calls / len(weights))
+    return first, us
+
+
+def _line(run: dict[str, Any]) -> str:
+    start = f"{run['product']:8} {run['rows']:4} {run['how']:6}"
+    tiles = "" if run["tiles"] is None else " ".join(f"{k} {v}" for k, v in run["tiles"]._asdict().items())
+    if run["refused"]:
+        return f"{start} {'-':>7} {tiles}: {run['refused'][:90]}"
+    return f"{start} {run['us']:7.1f} {run['bytes_per_second'] / 1e9:6.0f} {run['error']:.0e}  {tiles}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
