@@ -16,7 +16,7 @@ from jax_probe_mtp.config import DecodeConfig
 from jax_probe_mtp.decode_loop import DecodeState
 from jax_probe_mtp.draft_config import DraftConfig, draft_name
 from jax_probe_mtp.newcomer import Newcomer, check_sizes, make_newcomer
-from jax_probe_mtp.programs import EVERYWHERE, REQUEST, STATE, Program, Programs
+from jax_probe_mtp.programs import EVERYWHERE, REQUEST, STATE, Function, Program, Programs
 from jax_probe_mtp.prompts import Generation, Prompt, Settings, Stats
 from jax_probe_mtp.request import Request, idle_request, join_requests
 from jax_probe_mtp.row_batch import Report
@@ -157,7 +157,7 @@ class ContinuousDecoder:
         """What comes of a prompt that cannot run."""
         return make_refusal(prompt, error, draft=self._draft_name, max_depth=self._draft_cfg.max_depth)
 
-    def _call(self, function: Program, *args: Any, **how: Any) -> Any:
+    def _call(self, function: Function, *args: Any, **how: Any) -> Any:
         key = function, getattr(args[0], "shape", None)  # the padded length of a newcomer; all else stays the same
         if key not in self._compiled:
             self._compiled[key] = self._programs.get(function, *args, decode_cfg=self._decode_cfg, **how)

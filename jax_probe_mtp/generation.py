@@ -1,7 +1,6 @@
 """Prompts in, texts and counts out: batches, compiled programs and their timing around the decode loop."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,7 +40,6 @@ class Decoder:
             self._table = recycle.empty_table(1, checkpoint.config.vocab_size, draft_cfg)
         self.programs = Programs(checkpoint, draft_cfg) if programs is None else programs
         self._has_run: set[Any] = set()
-        self._state_of: dict[Any, decode_loop.DecodeState] = {}  # what a prefill gives: shapes
 
     def run(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Generation]:
         """Generates, in order, with all rows kept busy. All prompts are checked before the first one runs.
@@ -147,13 +145,9 @@ class Decoder:
             raise ValueError("a batch on its own runs on one device; use `run`, which decodes on a mesh too.")
         before = self.programs.compile_seconds
         static: dict[str, Any] = {"decode_cfg": decode_cfg}
-        args = (prompt_BT, request, self._table)
-        prefill = self.programs.get(_prefill, *args, **static)
-        shape = (prompt_BT.shape, decode_cfg)
-        if shape not in self._state_of:  # to trace a prefill of 30 layers takes half a second
-            whole = {"cfg": self.checkpoint.config, "draft_cfg": self.draft_cfg} | static
-            self._state_of[shape] = jax.eval_shape(functools.partial(_prefill, **whole), self.checkpoint.params, *args)
-        run_steps = self.programs.get(decode_loop.run_steps, request, self._state_of[shape], donate=(2,), **static)
+        prefill = self.programs.get(_prefill, prompt_BT, request, self._table, **static)
+        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), prefill.out_info)
+        run_steps = self.programs.get(decode_loop.run_steps, request, state, donate=(2,), **static)
         self.stats.compile_seconds += self.programs.compile_seconds - before
         return prefill, run_steps
 

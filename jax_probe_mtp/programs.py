@@ -21,7 +21,8 @@ from jax_probe_mtp.mesh import local_config, mesh_of
 from jax_probe_mtp.params import partition_specs
 from jax_probe_mtp.request import Request
 
-Program = Callable[..., Any]
+Function = Callable[..., Any]
+Program = jax.stages.Compiled
 
 # How what a program takes and gives lies on a mesh: rows over `DATA`, kv heads over `TENSOR`.
 ROWS, EVERYWHERE = P(DATA), P()
@@ -83,7 +84,7 @@ class Programs:
         return len(self._compiled)
 
     def get(
-        self, function: Program, *args: Any, gives: Any = None, donate: tuple[int, ...] = (), **static: Any
+        self, function: Function, *args: Any, gives: Any = None, donate: tuple[int, ...] = (), **static: Any
     ) -> Program:
         """The program of `function(params, *args)` for arguments of these shapes; several threads may ask at a time.
 
