@@ -3,14 +3,19 @@
     python scripts/bench_products.py --shape llama-3-8b --rows 1 30 60 --output R.json
     python scripts/bench_products.py --shape llama-3-8b --rows 60 --products out gate_up --how kernel --search 40
 
-how: xla (its own kernels, the activation included), kernel (fused_product.py) or bulk (bulk_product.py: Hopper, for the parts
-of sums and padded rows that it gives). Each is timed over several weights in turn, more than a cache holds, in one compiled
-program, and each result is compared with a product in float32. --search N tries N other tilings of each as well, drawn at
-random. Elsewhere than on CUDA, kernels run as JAX operations, to see that the script works.
+how: xla (its own kernels, the activation included), kernel (fused_product.py) or bulk (bulk_product.py, for Hopper). kernel
+and bulk leave parts of the sums but for gate and up, which whoever reads them adds up: that is not timed. bulk writes 64 rows
+whatever M is. GB/s counts the weight alone.
+
+Each is timed over several weights in turn, --gigabytes of them, so that no cache holds them, in one compiled program whose
+results take the places of the last call's; all results of the last call are compared with products in float32. --search N
+tries up to N other tilings of each as well, drawn at random. Elsewhere than on CUDA, kernels run as JAX operations, to see
+that the script works. The record is written after every run.
 """
 
 import argparse
 import functools
+import itertools
 import random
 import statistics
 import sys
@@ -32,12 +37,12 @@ from jax_probe_mtp.records import write_json
 
 PRODUCTS = ("qkv", "out", "gate_up", "down")
 HOWS = ("xla", "kernel", "bulk")
-MAX_ERROR = 1e-2  # of a norm: bfloat16's rounding is 2e-3
+MAX_ERROR = 1e-2  # of a norm: bfloat16's rounding is 2e-3, and XLA rounds gate and up before it multiplies them
 Product = Callable[[jax.Array, jax.Array], jax.Array]  # x [M, D] and a weight -> [M, I], or parts of it [P, M, I]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints a table and writes the record; 1 where a result is wrong."""
+    """Measures, prints a table and writes the record; 1 where a result is wrong, or tiles that were not searched fail."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3-8b")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 30, 60], metavar="M")
@@ -53,20 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not all(1 <= rows <= fused_product.MAX_ROWS for rows in args.rows):
         print(f"error: --rows are 1 to {fused_product.MAX_ROWS}, got {args.rows}.", file=sys.stderr)
         return 2
-    print(
-        f"{args.shape}, bfloat16, {jax.devices()[0].device_kind}\n{'product':8} rows how         us   GB/s  error  tiles"
-    )
-    runs = []
-    for name in args.products:
+    print(f"{args.shape}, bfloat16, {jax.devices()[0].device_kind}")
+    print(f"{'product':8} rows how         us   GB/s  error  tiles")
+    settings = {key: value for key, value in vars(args).items() if key != "output"}
+    record: dict[str, Any] = {"environment": environment("bfloat16"), "settings": settings, "runs": []}
+    is_wrong = False
+    for how, name in itertools.product(args.how, args.products):  # what may break the device comes last
         weights = _weights(cfg, name, args.gigabytes)
         for rows in args.rows:
-            for run in _measure(name, weights, rows, args):
-                runs.append(run)
+            for run in _measure(how, name, weights, rows, args):
+                record["runs"].append(run)
                 print(_line(run), flush=True)
-    if args.output:
-        settings = {key: value for key, value in vars(args).items() if key != "output"}
-        write_json(args.output, {"environment": environment("bfloat16"), "settings": settings, "runs": runs})
-    return int(any(run["error"] is not None and not run["error"] <= MAX_ERROR for run in runs))
+                is_wrong |= run["is_chosen"] if run["refused"] else not run["error"] <= MAX_ERROR
+                if args.output:
+                    write_json(args.output, record)
+    return int(is_wrong)
 
 
 def _weights(cfg: ModelConfig, name: str, gigabytes: float) -> list[jax.Array]:
@@ -83,32 +89,40 @@ def _weights(cfg: ModelConfig, name: str, gigabytes: float) -> list[jax.Array]:
     return [first, *(draw(jax.random.key(i)) for i in range(1, count))]
 
 
-def _measure(name: str, weights: list[jax.Array], rows: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _measure(
+    how: str, name: str, weights: list[jax.Array], rows: int, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    padded = bulk_product.ROWS if how == "bulk" else rows
     x_MD = jax.random.normal(jax.random.key(7), (rows, len(weights[0])), jnp.bfloat16)
-    expected_MI = _in_float32(x_MD, weights[0], name)
-    for how in args.how:
-        for tiles in _tilings(how, name, weights[0].shape, args.search):
-            x = jnp.pad(x_MD, ((0, bulk_product.ROWS - rows), (0, 0))) if how == "bulk" else x_MD
-            run: dict[str, Any] = {"product": name, "rows": rows, "how": how, "tiles": tiles}
-            run |= {"us": None, "bytes_per_second": None, "error": None, "refused": None}
-            try:
-                got, us = _time(_product(how, name, tiles), x, weights, args)
-            except Exception as refused:  # of any kind, by any of three compilers: the next tiles may do
-                yield run | {"refused": one_line(refused)[:200]}
-                continue
-            got_MI = (got.astype(jnp.float32).sum(0) if got.ndim == 3 else got.astype(jnp.float32))[:rows]
-            error = float(jnp.linalg.norm(got_MI - expected_MI) / jnp.linalg.norm(expected_MI))
-            median = statistics.median(us)
-            bandwidth = weights[0].nbytes / median * 1e6
-            yield run | {"us": median, "us_repeats": us, "bytes_per_second": bandwidth, "error": error}
+    # One for each weight: XLA may join products that share a factor.
+    xs = [jnp.pad(x_MD, ((0, padded - rows), (0, 0))) for _ in weights]
+    expected = [_in_float32(x_MD, weight, name) for weight in weights]
+    for number, tiles in enumerate(_tilings(how, name, weights[0].shape, args.search)):
+        run: dict[str, Any] = {"product": name, "rows": rows, "how": how, "is_chosen": number == 0}
+        run |= {"tiles": tiles._asdict() if tiles else None, "us": None, "error": None, "refused": None}
+        try:
+            results, us = _time(_product(how, name, tiles), xs, weights, args)
+        except Exception as refused:  # of any kind, by any of three compilers: the next tiles may do
+            yield run | {"refused": one_line(refused)[:200]}
+            continue
+        error = max(_error(got, expected_MI) for got, expected_MI in zip(results, expected, strict=True))
+        median = statistics.median(us)
+        bandwidth = weights[0].nbytes / median * 1e6
+        yield run | {"us": median, "us_repeats": us, "bytes_per_second": bandwidth, "error": error}
 
 
 def _in_float32(x_MD: jax.Array, weight: jax.Array, name: str) -> jax.Array:
-    """The exact product, [M, I]."""
+    """The product in float32, [M, I]."""
     product = functools.partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
     if name != "gate_up":
         return product(x_MD, weight)
     return jax.nn.silu(product(x_MD, weight[:, 0])) * product(x_MD, weight[:, 1])
+
+
+def _error(got: jax.Array, expected_MI: jax.Array) -> float:
+    """Of a product or parts of it, with rows behind the true ones or without: the difference's norm over the norm."""
+    got_MI = jnp.sum(got.astype(jnp.float32), axis=tuple(range(got.ndim - 2)))[: len(expected_MI)]
+    return float(jnp.linalg.norm(got_MI - expected_MI) / jnp.linalg.norm(expected_MI))
 
 
 def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[Any]:
@@ -145,7 +159,7 @@ def _others(how: str, columns: int, parts: int, num_weights: int) -> list[Any]:
 def _product(how: str, name: str, tiles: Any) -> Product:
     is_gated, is_cuda = name == "gate_up", jax.default_backend() == "gpu"
     if how == "xla":
-        return _gated_by_xla if is_gated else functools.partial(layers.product, "md,di->mi")
+        return layers.gated_inner if is_gated else functools.partial(layers.product, "md,di->mi")
     if how == "kernel":
         by_kernel = fused_product.gated_product if is_gated else fused_product.product_parts
         return functools.partial(by_kernel, tiles=tiles, interpret=not is_cuda)
@@ -153,30 +167,32 @@ def _product(how: str, name: str, tiles: Any) -> Product:
     return functools.partial(in_bulk, tiles=tiles, interpret=None if is_cuda else bulk_product.simulator())
 
 
-def _gated_by_xla(x_MD: jax.Array, gate_up_D2F: jax.Array) -> jax.Array:
-    both_MI = layers.product("md,di->mi", x_MD, gate_up_D2F.reshape(len(gate_up_D2F), -1))
-    gate_MF, up_MF = jnp.split(both_MI, 2, axis=1)
-    return jax.nn.silu(gate_MF) * up_MF
-
-
 def _time(
-    product: Product, x: jax.Array, weights: list[jax.Array], args: argparse.Namespace
-) -> tuple[jax.Array, list[float]]:
-    """The product with the first weight, and microseconds of one, a number a repeat."""
-    run = jax.jit(lambda x, weights: [product(x, weight) for weight in weights]).lower(x, weights).compile()
-    first = jax.block_until_ready(run(x, weights))[0]
+    product: Product, xs: list[jax.Array], weights: list[jax.Array], args: argparse.Namespace
+) -> tuple[list[jax.Array], list[float]]:
+    """The products of the last call, and microseconds of one product, a number a repeat."""
+
+    def run_all(xs: list[jax.Array], weights: list[jax.Array], last: list[jax.Array] | None) -> list[jax.Array]:
+        return [product(x, weight) for x, weight in zip(xs, weights, strict=True)]
+
+    shapes = jax.eval_shape(run_all, xs, weights, None)
+    # Results stay where they are: a recorded graph of kernels would have to learn of new places at each call.
+    run = jax.jit(run_all, donate_argnums=2, keep_unused=True).lower(xs, weights, shapes).compile()
+    results = run(xs, weights, [jnp.zeros(shape.shape, shape.dtype) for shape in shapes])
     us = []
     for _ in range(args.repeats):
+        jax.block_until_ready(results)
         start = time.perf_counter()
-        results = [run(x, weights) for _ in range(args.calls)]
+        for _ in range(args.calls):
+            results = run(xs, weights, results)
         jax.block_until_ready(results)
         us.append((time.perf_counter() - start) * 1e6 / args.calls / len(weights))
-    return first, us
+    return results, us
 
 
 def _line(run: dict[str, Any]) -> str:
     start = f"{run['product']:8} {run['rows']:4} {run['how']:6}"
-    tiles = "" if run["tiles"] is None else " ".join(f"{k} {v}" for k, v in run["tiles"]._asdict().items())
+    tiles = "" if run["tiles"] is None else " ".join(f"{k} {v}" for k, v in run["tiles"].items())
     if run["refused"]:
         return f"{start} {'-':>7} {tiles}: {run['refused'][:90]}"
     return f"{start} {run['us']:7.1f} {run['bytes_per_second'] / 1e9:6.0f} {run['error']:.0e}  {tiles}"

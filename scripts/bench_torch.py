@@ -6,8 +6,8 @@
 `step`, on random weights: milliseconds of a call that decodes one token a row, over rounds of `--calls` calls that begin
 with `--in-use` tokens in the cache. eager is a DynamicCache and a plain forward; static is a StaticCache of `--capacity`
 slots and torch.compile(model.forward, mode="reduce-overhead", fullgraph=True), as transformers' guide to static caches has
-it. The host reads no token between calls and draws up no masks, which flatters torch. generate is what users call:
-`model.generate` with a StaticCache, which it compiles; it does both.
+it. The host reads no token between calls and draws up no masks, which flatters torch. model.generate does both, with a
+StaticCache: on CUDA it compiles the forward itself.
 
 `generate`, on a checkpoint: seconds and tokens of greedy `model.generate`, question by question with the modes in turns.
 static gets one StaticCache, which fits every question and is reset between them: `cache_implementation="static"` allocates
@@ -88,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--per-category", type=_positive, metavar="N", help="all if left out")
     generate.add_argument("--max-new-tokens", type=_positive, default=100, metavar="N")
     generate.set_defaults(measure=measure_generate)
-    for command, modes in ((step, ("eager", "static", "generate")), (generate, ("eager", "static", "prompt_lookup"))):
+    for command, modes in (
+        (step, ("eager", "static", "model.generate")),
+        (generate, ("eager", "static", "prompt_lookup")),
+    ):
         command.add_argument("--modes", choices=modes, nargs="+", default=list(modes))
         command.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
         command.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -158,8 +161,8 @@ def _steps(model: Any, prompt_BT: Any, mode: str, args: argparse.Namespace) -> R
         forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
     if mode != "eager":
         static = transformers.StaticCache(config=model.config, max_cache_len=args.capacity)
-    if mode == "generate":
-        model.generation_config = _greedy(disable_compile=args.no_compile)
+    if mode == "model.generate":  # it looks for an end of text, which never comes
+        model.generation_config = _greedy(disable_compile=args.no_compile, eos_token_id=model.config.vocab_size)
         time_calls = functools.partial(time_generate, model, static, prompt_BT)
     else:
         time_calls = functools.partial(time_round, model, forward, static, prompt_BT)
@@ -205,7 +208,7 @@ def time_round(
 
 
 def time_generate(model: Any, static: Any, prompt_BT: Any, calls: int) -> tuple[float, list[list[int]]]:
-    """The same of `model.generate`, from its prompt's logits to the last token."""
+    """Milliseconds a call of `model.generate`, from the prompt's logits to the last token, and each row's tokens."""
     import torch
 
     wait = torch.cuda.synchronize if prompt_BT.is_cuda else lambda: None

@@ -1,8 +1,8 @@
 """A candidate for `fused_product.py` on Hopper GPUs (Pallas, Mosaic GPU): a weight that comes in bulk copies.
 
 One group of warps does nothing but start the copies of the next tiles, some stages ahead; the other multiplies what has
-come. The rows are padded to 64, the fewest that Hopper's matrix products take, and so is the result: what is behind the
-true rows means nothing. `bench_products.py` times it beside the kernels in use.
+come. The rows are the left factor, of which Hopper takes 64 at least: they are padded, and so is the result, where what is
+behind the true rows means nothing. `bench_products.py` times it beside the kernels in use.
 """
 
 import functools
@@ -43,7 +43,7 @@ def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> 
 
     Among equals 128 columns: narrower ones read the rows more often, wider ones leave more parts to be summed.
     """
-    found, most = None, 0
+    found, best = None, (False, 0)
     for columns in (128, 192, 256, 64):
         stages = most_stages(columns, num_weights)
         if num_summed % STEP or num_columns % columns or columns * num_weights > 256:
@@ -51,8 +51,9 @@ def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> 
         room = min(NUM_PROCESSORS * columns // num_columns, MAX_PARTS) if num_weights == 1 else 1
         parts = max((p for p in range(1, room + 1) if num_summed // STEP % p == 0), default=1)
         num_programs = num_columns // columns * parts
-        if most < num_programs <= NUM_PROCESSORS or found is None:
-            found, most = Tiles(columns, parts, stages), num_programs
+        rank = num_programs <= NUM_PROCESSORS, num_programs
+        if rank > best:
+            found, best = Tiles(columns, parts, stages), rank
     return found
 
 

@@ -67,7 +67,7 @@ def test_steps_of_all_modes_are_those_of_decoding_without_a_cache(tmp_path, monk
             assert torch.diff(logits_BV.topk(2).values).abs().min() > 1e-5, "rounding could decide this one"
             token_BT = torch.cat([token_BT, logits_BV.argmax(-1)[:, None]], dim=1)
 
-    assert [each["mode"] for each in record["runs"]] == ["eager", "static", "generate"]
+    assert [each["mode"] for each in record["runs"]] == ["eager", "static", "model.generate"]
     for each in record["runs"]:
         assert each["token_ids"] == token_BT[:, 9:].tolist()
         assert len(each["step_ms_repeats"]) == 3
