@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from jax_probe_mtp import bench, exactness, generate_cli, jobs, options, verdicts
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.draft_config import PLAIN, DraftConfig, draft_name
@@ -65,22 +67,27 @@ def compare(
     method: str,
     show: Callable[[Generation], None] = lambda _: None,
 ) -> Iterator[Verdict]:
-    """Decodes with and without drafts; a verdict for each prompt. Says on stderr what both took.
+    """Decodes with and without drafts; a verdict for each prompt. Says on stderr what each took on its own.
 
     In the exact mode plain decoding is the same program that accepts nothing, and no difference is a tie.
     """
     drafted = Decoder(checkpoint, draft)
     plain = Decoder(checkpoint, draft, programs=drafted.programs) if settings.is_exact else Decoder(checkpoint, PLAIN)
     plainly = dataclasses.replace(settings, max_accept=0) if settings.is_exact else settings
-    pairs = zip(plain.run(prompts, plainly), drafted.run(prompts, settings), prompts, strict=True)
-    for expected, got, prompt in pairs:
+    expected_ones, answers = _answers(plain, prompts, plainly, "plain"), _answers(drafted, prompts, settings, method)
+    for expected, got, prompt in zip(expected_ones, answers, prompts, strict=True):
         show(got)
         found = exactness.compare(plain, prompt, settings, expected, got)
         if found and settings.is_exact:
             found = dataclasses.replace(found, tolerance=-math.inf)
         yield _compared(got, found, f"; {got.calls} calls, plain decoding {expected.calls}")
-    print(f"plain: {plain.stats}", file=sys.stderr)
-    print(f"{method}: {drafted.stats}", file=sys.stderr)
+
+
+def _answers(decoder: Decoder, prompts: list[Prompt], settings: Settings, name: str) -> list[Generation]:
+    """All of one decoder, and its speed on stderr: in turns with another's work, its seconds would hold that as well."""
+    answers = list(tqdm(decoder.run(prompts, settings), desc=name, total=len(prompts), unit="answer", disable=None))
+    print(f"{name}: {decoder.stats}", file=sys.stderr)
+    return answers
 
 
 def _compared(got: Generation, found: exactness.Difference | None, more: str) -> Verdict:
@@ -103,7 +110,7 @@ def _compare_with_torch(
 
     model = with_torch.torch_model(checkpoint.config, checkpoint.params, str(checkpoint.params["embed"].dtype))
     drafted = Decoder(checkpoint, draft)
-    for got, prompt in zip(drafted.run(prompts, settings), prompts, strict=True):
+    for got, prompt in zip(_answers(drafted, prompts, settings, method), prompts, strict=True):
         token_ids = with_torch.greedy(
             model,
             prompt.token_ids,
@@ -113,7 +120,6 @@ def _compare_with_torch(
         expected = dataclasses.replace(got, token_ids=token_ids)
         found = exactness.compare(drafted, prompt, settings, expected, got, exactness.FOREIGN_TIE)
         yield _compared(got, found, f"; transformers {len(token_ids)} tokens")
-    print(f"{method}: {drafted.stats}", file=sys.stderr)
 
 
 def show(found: Iterable[Verdict]) -> list[Verdict]:

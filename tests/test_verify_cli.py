@@ -270,6 +270,21 @@ def test_the_exact_mode_is_compared_with_its_own_program(run, model, tmp_path, f
     assert float(re.match(r"probe: tau (\d\.\d+), ", second).group(1)) > 1
 
 
+def test_no_decoders_seconds_hold_the_work_of_another(run, model, tmp_path, monkeypatch):
+    honest, events = verify_cli.Decoder.run, []
+
+    def spy(self, prompts, settings):
+        events.append("begins")
+        yield from honest(self, prompts, settings)
+        events.append("ends")
+
+    monkeypatch.setattr(verify_cli.Decoder, "run", spy)
+    prompts = write(tmp_path / "p.jsonl", [{"id": name, "prompt_ids": ids} for name, ids in PROMPTS.items()])
+    code, out, _ = run("verify", "--model", model, "--input", prompts, "--max-new-tokens", "5")
+    assert (code, out.splitlines()[-1]) == (0, "3 same, 0 tie, 0 diverged")
+    assert events == ["begins", "ends", "begins", "ends"]
+
+
 def test_in_the_exact_mode_no_difference_is_a_tie(run, model, tmp_path, monkeypatch):
     honest = verify_cli.Decoder.run
 
