@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="R.json")
     args = parser.parse_args(argv)
     cfg = SHAPES[args.shape]
-    if not all(1 <= rows <= fused_product.MAX_ROWS for rows in args.rows):
-        print(f"error: --rows are 1 to {fused_product.MAX_ROWS}, got {args.rows}.", file=sys.stderr)
+    if wrong := _what_is_wrong(args):
+        print(f"error: {wrong}", file=sys.stderr)
         return 2
     print(f"{args.shape}, bfloat16, {jax.devices()[0].device_kind}")
     print(f"{'product':8} rows how         us   GB/s  error  tiles")
@@ -73,6 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if args.output:
                     write_json(args.output, record)
     return int(is_wrong)
+
+
+def _what_is_wrong(args: argparse.Namespace) -> str | None:
+    if not all(1 <= rows <= fused_product.MAX_ROWS for rows in args.rows):
+        return f"--rows are 1 to {fused_product.MAX_ROWS}, got {args.rows}."
+    if min(args.calls, args.repeats) < 1 or args.search < 0 or not 0 < args.gigabytes < float("inf"):
+        return (
+            f"--calls and --repeats are at least 1, --search at least 0, --gigabytes above 0, got {args.calls}, "
+            f"{args.repeats}, {args.search} and {args.gigabytes}."
+        )
+    if args.output and not args.output.parent.is_dir():
+        return f"--output {args.output} is in a folder that does not exist; make it first."
+    return None
 
 
 def _weights(cfg: ModelConfig, name: str, gigabytes: float) -> list[jax.Array]:

@@ -69,6 +69,21 @@ def test_a_search_tries_other_tiles_of_an_8b_model():
     assert bench_products._tilings("kernel", "out", (100, 4096), 5) == []
 
 
-def test_more_rows_than_the_kernels_take(capsys):
-    assert bench_products.main(["--rows", "65"]) == 2
-    assert capsys.readouterr().err == "error: --rows are 1 to 64, got [65].\n"
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rows", "65"], "--rows are 1 to 64, got [65]."),
+        (["--rows", "0"], "--rows are 1 to 64, got [0]."),
+        (["--calls", "0"], "got 0, 2, 0 and 1e-06."),
+        (["--repeats", "0"], "got 1, 0, 0 and 1e-06."),
+        (["--search", "-1"], "got 1, 2, -1 and 1e-06."),
+        (["--gigabytes", "nan"], "got 1, 2, 0 and nan."),
+        (["--output", "nowhere/r.json"], "--output nowhere/r.json is in a folder that does not exist; make it first."),
+    ],
+)
+def test_refuses(capsys, flags, message):
+    assert bench_products.main([*FLAGS, *flags]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: --")
+    assert err.endswith(message + "\n")
