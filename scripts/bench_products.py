@@ -149,24 +149,29 @@ def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[A
         return []
     others = [
         tiles
-        for columns in (64, 128, 192, 256)
+        for columns in (32, 64, 128, 192, 256)
         for parts in ((1, 2, 3, 4, 6, 8) if num_weights == 1 else (1,))
         if shape[-1] % columns == 0 and shape[0] % (64 * parts) == 0
-        for tiles in _others(how, columns, parts, num_weights)
-        if tiles != chosen and 60 <= shape[-1] // columns * parts <= 400
+        for tiles in _others(how, *shape[:: len(shape) - 1], columns, parts, num_weights)
+        if tiles != chosen and 90 <= shape[-1] // columns * parts <= 264
     ]
     return [chosen, *random.Random(0).sample(others, min(search, len(others)))]
 
 
-def _others(how: str, columns: int, parts: int, num_weights: int) -> list[Any]:
+def _others(how: str, summed: int, num_columns: int, columns: int, parts: int, num_weights: int) -> list[Any]:
     if how == "kernel":
         if columns & (columns - 1):
             return []
         return [fused_product.Tiles(columns, parts, warps, stages) for warps in (4, 8) for stages in (3, 4, 5, 6)]
     if columns * num_weights > 256:
         return []
-    most = bulk_product.most_stages(columns, num_weights)
-    return [bulk_product.Tiles(columns, parts, stages, lag) for stages in {3, most // 2 + 1, most} for lag in (0, 1)]
+    return [
+        bulk_product.Tiles(columns, parts, stages, 1, cluster, step)
+        for step in (64, 128, 256)
+        for stages in [bulk_product.most_stages(columns, num_weights, step)]
+        for cluster in (1, 2, 4, 8)
+        if stages > 1 and summed % (step * parts) == num_columns % (columns * cluster) == 0
+    ]
 
 
 def _product(how: str, name: str, tiles: Any) -> Product:

@@ -17,7 +17,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax_probe_mtp.fused_product import MAX_PARTS, NUM_PROCESSORS
 
 ROWS = 64
-STEP = 64  # rows of the weight that come in one copy
 SHARED_BYTES = 232448  # that a program may use on Hopper
 MAX_STAGES = 8
 
@@ -30,12 +29,16 @@ class Tiles(NamedTuple):
       parts: programs that share the sums of the same columns.
       stages: steps whose tiles have room at a time.
       lag: steps whose products may still run when the next one's begin; below `stages`.
+      cluster: programs of neighbouring columns that get the rows from the same copy.
+      step: rows of the weight that come in one copy, a multiple of 64.
     """
 
     columns: int
     parts: int
     stages: int
     lag: int = 1
+    cluster: int = 1
+    step: int = 64
 
 
 def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> Tiles | None:
@@ -46,10 +49,10 @@ def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> 
     found, best = None, (False, 0)
     for columns in (128, 192, 256, 64):
         stages = most_stages(columns, num_weights)
-        if num_summed % STEP or num_columns % columns or columns * num_weights > 256:
+        if num_summed % 64 or num_columns % columns or columns * num_weights > 256:
             continue
         room = min(NUM_PROCESSORS * columns // num_columns, MAX_PARTS) if num_weights == 1 else 1
-        parts = max((p for p in range(1, room + 1) if num_summed // STEP % p == 0), default=1)
+        parts = max((p for p in range(1, room + 1) if num_summed // 64 % p == 0), default=1)
         num_programs = num_columns // columns * parts
         rank = num_programs <= NUM_PROCESSORS, num_programs
         if rank > best:
@@ -57,9 +60,9 @@ def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> 
     return found
 
 
-def most_stages(columns: int, num_weights: int) -> int:
+def most_stages(columns: int, num_weights: int, step: int = 64) -> int:
     """Stages that fit the shared memory beside the result."""
-    tile_bytes = 2 * STEP * (ROWS + num_weights * columns)
+    tile_bytes = 2 * step * (ROWS + num_weights * columns)
     result_bytes = ROWS * columns * (4 if num_weights == 1 else 2)
     return min((SHARED_BYTES - 1024 - result_bytes) // tile_bytes, MAX_STAGES)
 
@@ -73,11 +76,13 @@ def simulator() -> Any:
     return InterpretGPUParams()
 
 
+@functools.partial(jax.jit, static_argnames=("tiles", "interpret"))  # or each product of a program is lowered anew
 def product_parts(x_MD: jax.Array, weight_DI: jax.Array, *, tiles: Tiles, interpret: Any = None) -> jax.Array:
     """x [64, D] times the weight, both bfloat16, as parts float32 [P, 64, I] of the sums."""
     return _product(x_MD, weight_DI, 1, tiles, interpret)
 
 
+@functools.partial(jax.jit, static_argnames=("tiles", "interpret"))
 def gated_product(x_MD: jax.Array, gate_up_D2F: jax.Array, *, tiles: Tiles, interpret: Any = None) -> jax.Array:
     """silu(x gate) (x up), bfloat16 [64, F], of x [64, D]; `tiles.parts` is 1."""
     return _product(x_MD, gate_up_D2F.reshape(len(gate_up_D2F), -1), 2, tiles, interpret)[0]
@@ -87,15 +92,17 @@ def _product(x_MD: jax.Array, weight_DI: jax.Array, num_weights: int, tiles: Til
     D, c, P = len(weight_DI), tiles.columns, tiles.parts
     I = weight_DI.shape[1] // num_weights
     assert x_MD.shape == (ROWS, D), f"pad the rows to {ROWS}: {x_MD.shape}"
-    assert D % (P * STEP) == I % c == 0, f"{tiles} do not fit {weight_DI.shape}"
+    assert D % (P * tiles.step) == I % (c * tiles.cluster) == 0, f"{tiles} do not fit {weight_DI.shape}"
     assert P == 1 or num_weights == 1, "the activation takes whole sums"
     out_dtype = jnp.float32 if num_weights == 1 else jnp.bfloat16
-    scratch = plgpu.SMEM((ROWS, c), out_dtype, transforms=_swizzled(out_dtype))
+    scratch = plgpu.SMEM((ROWS, c), out_dtype, transforms=_swizzled(out_dtype, c))
     run = plgpu.kernel(
-        functools.partial(_kernel, num_steps=D // P // STEP, num_weights=num_weights, tiles=tiles),
+        functools.partial(_kernel, num_steps=D // P // tiles.step, num_weights=num_weights, tiles=tiles),
         out_type=jax.ShapeDtypeStruct((P, ROWS, I), out_dtype),
-        grid=(I // c, P),
+        grid=(I // c // tiles.cluster, P),
         grid_names=("columns", "part"),
+        cluster=(tiles.cluster,),
+        cluster_names=("neighbour",),
         num_threads=2,
         thread_name="warps",
         scratch_types={"result_ref": scratch},
@@ -109,7 +116,8 @@ def _kernel(
     x_ref: Any, weight_ref: Any, out_ref: Any, result_ref: Any, *, num_steps: int, num_weights: int, tiles: Tiles
 ) -> None:
     """All rows times the program's c columns of each weight, s of the summed axis at a time."""
-    column, part = jax.lax.axis_index("columns"), jax.lax.axis_index("part")
+    column = jax.lax.axis_index("columns") * tiles.cluster + jax.lax.axis_index("neighbour")
+    part = jax.lax.axis_index("part")
     first, c = part * num_steps, tiles.columns
     tiles_a_weight = weight_ref.shape[1] // num_weights // c
 
@@ -131,20 +139,26 @@ def _kernel(
 
         pl.run_scoped(run, *[plgpu.ACC((ROWS, c), jnp.float32)] * num_weights)
 
-    def spec(shape: tuple[int, int], place: Callable[[Any], tuple[Any, Any]]) -> plgpu.BlockSpec:
+    def spec(shape: tuple[int, int], place: Callable[[Any], tuple[Any, Any]], **shared: Any) -> plgpu.BlockSpec:
         return plgpu.BlockSpec(
-            shape, place, transforms=_swizzled(jnp.bfloat16), memory_space=plgpu.SMEM, delay_release=tiles.lag
+            shape,
+            place,
+            transforms=_swizzled(jnp.bfloat16, c),  # both factors alike
+            memory_space=plgpu.SMEM,
+            delay_release=tiles.lag,
+            **shared,
         )
 
     weight_specs = [
-        spec((STEP, c), functools.partial(lambda n, i: (first + i, n * tiles_a_weight + column), n))
+        spec((tiles.step, c), functools.partial(lambda n, i: (first + i, n * tiles_a_weight + column), n))
         for n in range(num_weights)
     ]
+    shared = {"collective_axes": ("neighbour",)} if tiles.cluster > 1 else {}
     plgpu.emit_pipeline_warp_specialized(
         multiply,
         grid=(num_steps,),
         memory_registers=40,
-        in_specs=[spec((ROWS, STEP), lambda i: (0, first + i)), *weight_specs],
+        in_specs=[spec((ROWS, tiles.step), lambda i: (0, first + i), **shared), *weight_specs],
         wg_axis="warps",
         num_compute_wgs=1,
         max_concurrent_steps=tiles.stages,
@@ -152,6 +166,8 @@ def _kernel(
     )(x_ref, *[weight_ref] * num_weights)
 
 
-def _swizzled(dtype: Any) -> tuple[Any, Any]:
-    """Tiles whose rows are 128 bytes, as the matrix units read them without conflicts."""
-    return plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize)), plgpu.SwizzleTransform(128)
+def _swizzled(dtype: Any, columns: int) -> tuple[Any, Any]:
+    """Tiles whose rows are 128 bytes, or all columns, as the matrix units read them without conflicts."""
+    size = jnp.dtype(dtype).itemsize
+    row_bytes = min(columns * size, 128)
+    return plgpu.TilingTransform((8, row_bytes // size)), plgpu.SwizzleTransform(row_bytes)

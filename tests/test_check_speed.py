@@ -28,6 +28,7 @@ def test_the_record_has_both_times(command, capsys, tmp_path):
     printed, record = json.loads(capsys.readouterr().out), json.loads((tmp_path / "r.json").read_text())
     assert record | printed == record
     assert (record["records"], record["model"]["name"]) == (3, "tiny")
+    assert record["found"] == dict.fromkeys(("1", "2"), "3 same, 0 tie, 0 diverged")
     assert 3 <= record["new_tokens"] <= 36
     for size in ("1", "2"):
         assert record["seconds_of_checking"][size] > 0
@@ -35,7 +36,7 @@ def test_the_record_has_both_times(command, capsys, tmp_path):
         assert record["times_faster"][size] == pytest.approx(ratio)
 
 
-def test_outputs_that_diverged_are_no_success(command, monkeypatch, tmp_path):
+def test_outputs_that_diverged_are_recorded_and_no_success(command, monkeypatch, tmp_path):
     honest = check_speed.Decoder.run
 
     def run(self, prompts, settings):
@@ -43,5 +44,6 @@ def test_outputs_that_diverged_are_no_success(command, monkeypatch, tmp_path):
             yield dataclasses.replace(answer, token_ids=[(answer.token_ids[0] + 1) % 26, *answer.token_ids[1:]])
 
     monkeypatch.setattr(check_speed.Decoder, "run", run)
-    assert check_speed.main(command) == 1
-    assert not (tmp_path / "r.json").exists()
+    assert check_speed.main([*command, "--capacity", "32", "--prompt-slots", "8"]) == 1
+    found = json.loads((tmp_path / "r.json").read_text())["found"]
+    assert found == dict.fromkeys(("1", "2"), "0 same, 0 tie, 3 diverged")
