@@ -152,7 +152,7 @@ def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[A
         for columns in (32, 64, 128, 192, 256)
         for parts in ((1, 2, 3, 4, 6, 8) if num_weights == 1 else (1,))
         if shape[-1] % columns == 0 and shape[0] % (64 * parts) == 0
-        for tiles in _others(how, *shape[:: len(shape) - 1], columns, parts, num_weights)
+        for tiles in _others(how, shape[0], shape[-1], columns, parts, num_weights)
         if tiles != chosen and 90 <= shape[-1] // columns * parts <= 264
     ]
     return [chosen, *random.Random(0).sample(others, min(search, len(others)))]
