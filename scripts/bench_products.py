@@ -1,11 +1,10 @@
-"""What the four products of a layer cost in a decode call: XLA's, our kernels', and a candidate's, on random weights.
+"""What the four products of a layer cost in a decode call: XLA's and our kernels', on random weights.
 
     python scripts/bench_products.py --shape llama-3-8b --rows 1 30 60 --output R.json
     python scripts/bench_products.py --shape llama-3-8b --rows 60 --products out gate_up --how kernel --search 40
 
-how: xla (its own kernels, the activation included), kernel (fused_product.py) or bulk (bulk_product.py, for Hopper). kernel
-and bulk leave parts of the sums but for gate and up, which whoever reads them adds up: that is not timed. bulk writes 64 rows
-whatever M is. GB/s counts the weight alone.
+how: xla (its own kernels, the activation included) or kernel (fused_product.py), which leaves parts of the sums but for gate
+and up: whoever reads them adds them up, and that is not timed. GB/s counts the weight alone.
 
 Each is timed over several weights in turn, --gigabytes of them, so that no cache holds them, in one compiled program whose
 results take the places of the last call's; all results of the last call are compared with products in float32. --search N
@@ -24,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import bulk_product
 import jax
 import jax.numpy as jnp
 from shapes import SHAPES
@@ -32,11 +30,12 @@ from shapes import SHAPES
 from jax_probe_mtp import fused_product, layers
 from jax_probe_mtp.bench import environment
 from jax_probe_mtp.config import ModelConfig
+from jax_probe_mtp.fused_product import Tiles
 from jax_probe_mtp.messages import Parser, one_line
 from jax_probe_mtp.records import write_json
 
 PRODUCTS = ("qkv", "out", "gate_up", "down")
-HOWS = ("xla", "kernel", "bulk")
+HOWS = ("xla", "kernel")
 MAX_ERROR = 1e-2  # of a norm: bfloat16's rounding is 2e-3, and XLA rounds gate and up before it multiplies them
 Product = Callable[[jax.Array, jax.Array], jax.Array]  # x [M, D] and a weight -> [M, I], or parts of it [P, M, I]
 
@@ -105,17 +104,15 @@ def _weights(cfg: ModelConfig, name: str, gigabytes: float) -> list[jax.Array]:
 def _measure(
     how: str, name: str, weights: list[jax.Array], rows: int, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    padded = bulk_product.ROWS if how == "bulk" else rows
     x_MD = jax.random.normal(jax.random.key(7), (rows, len(weights[0])), jnp.bfloat16)
-    # One for each weight: XLA may join products that share a factor.
-    xs = [jnp.pad(x_MD, ((0, padded - rows), (0, 0))) for _ in weights]
+    xs = [x_MD + 0 for _ in weights]  # one for each: XLA may join products that share a factor
     expected = [_in_float32(x_MD, weight, name) for weight in weights]
     for number, tiles in enumerate(_tilings(how, name, weights[0].shape, args.search)):
         run: dict[str, Any] = {"product": name, "rows": rows, "how": how, "is_chosen": number == 0}
         run |= {"tiles": tiles._asdict() if tiles else None, "us": None, "error": None, "refused": None}
         try:
             results, us = _time(_product(how, name, tiles), xs, weights, args)
-        except Exception as refused:  # of any kind, by any of three compilers: the next tiles may do
+        except Exception as refused:  # of any kind, by either compiler: the next tiles may do
             yield run | {"refused": one_line(refused)[:200]}
             continue
         error = max(_error(got, expected_MI) for got, expected_MI in zip(results, expected, strict=True))
@@ -133,56 +130,36 @@ def _in_float32(x_MD: jax.Array, weight: jax.Array, name: str) -> jax.Array:
 
 
 def _error(got: jax.Array, expected_MI: jax.Array) -> float:
-    """Of a product or parts of it, with rows behind the true ones or without: the difference's norm over the norm."""
-    got_MI = jnp.sum(got.astype(jnp.float32), axis=tuple(range(got.ndim - 2)))[: len(expected_MI)]
+    """Of a product or parts of it: the difference's norm over the norm."""
+    got_MI = jnp.sum(got.astype(jnp.float32), axis=tuple(range(got.ndim - 2)))
     return float(jnp.linalg.norm(got_MI - expected_MI) / jnp.linalg.norm(expected_MI))
 
 
-def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[Any]:
-    """The tiles that are in use or meant to be, then others; one None for XLA, none where no tiles fit."""
+def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[Tiles | None]:
+    """The tiles that are in use, then others; one None for XLA, none where no tiles fit."""
     if how == "xla":
         return [None]
     num_weights = 2 if name == "gate_up" else 1
-    module = fused_product if how == "kernel" else bulk_product
-    chosen = module.choose_tiles(shape[0], shape[-1], num_weights=num_weights)
+    chosen = fused_product.choose_tiles(shape[0], shape[-1], num_weights=num_weights)
     if chosen is None:
         return []
     others = [
         tiles
-        for columns in (32, 64, 128, 192, 256)
+        for columns in (32, 64, 128, 256)
         for parts in ((1, 2, 3, 4, 6, 8) if num_weights == 1 else (1,))
-        if shape[-1] % columns == 0 and shape[0] % (64 * parts) == 0
-        for tiles in _others(how, shape[0], shape[-1], columns, parts, num_weights)
-        if tiles != chosen and 90 <= shape[-1] // columns * parts <= 264
+        if shape[-1] % columns == 0 and shape[0] % (fused_product.STEP * parts) == 0
+        for warps, stages in itertools.product((4, 8), (3, 4, 5, 6))
+        if (tiles := Tiles(columns, parts, warps, stages)) != chosen and 60 <= shape[-1] // columns * parts <= 400
     ]
     return [chosen, *random.Random(0).sample(others, min(search, len(others)))]
 
 
-def _others(how: str, summed: int, num_columns: int, columns: int, parts: int, num_weights: int) -> list[Any]:
-    if how == "kernel":
-        if columns & (columns - 1):
-            return []
-        return [fused_product.Tiles(columns, parts, warps, stages) for warps in (4, 8) for stages in (3, 4, 5, 6)]
-    if columns * num_weights > 256:
-        return []
-    return [
-        bulk_product.Tiles(columns, parts, stages, 1, cluster, step)
-        for step in (64, 128, 256)
-        for stages in [bulk_product.most_stages(columns, num_weights, step)]
-        for cluster in (1, 2, 4, 8)
-        if stages > 1 and summed % (step * parts) == num_columns % (columns * cluster) == 0
-    ]
-
-
-def _product(how: str, name: str, tiles: Any) -> Product:
-    is_gated, is_cuda = name == "gate_up", jax.default_backend() == "gpu"
+def _product(how: str, name: str, tiles: Tiles | None) -> Product:
+    is_gated = name == "gate_up"
     if how == "xla":
         return layers.gated_inner if is_gated else functools.partial(layers.product, "md,di->mi")
-    if how == "kernel":
-        by_kernel = fused_product.gated_product if is_gated else fused_product.product_parts
-        return functools.partial(by_kernel, tiles=tiles, interpret=not is_cuda)
-    in_bulk = bulk_product.gated_product if is_gated else bulk_product.product_parts
-    return functools.partial(in_bulk, tiles=tiles, interpret=None if is_cuda else bulk_product.simulator())
+    by_kernel = fused_product.gated_product if is_gated else fused_product.product_parts
+    return functools.partial(by_kernel, tiles=tiles, interpret=jax.default_backend() != "gpu")
 
 
 def _time(
