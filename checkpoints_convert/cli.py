@@ -1,14 +1,11 @@
 """The command `checkpoints-convert`."""
 
-import os
-import sys
 from collections.abc import Sequence
 
 from checkpoints_convert.convert import convert_gguf, convert_hf
-from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.fill import DTYPES
 from checkpoints_convert.info import read_info
-from jax_probe_mtp.messages import Parser, one_line
+from jax_probe_mtp.messages import Parser, exit_status
 
 
 def _parser() -> Parser:
@@ -35,20 +32,14 @@ def _parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 where the input is at fault."""
     args = _parser().parse_args(argv)
-    try:
+
+    def run() -> int:
         if args.command == "hf":
             convert_hf(args.source, args.destination, dtype=args.dtype, revision=args.revision)
         elif args.command == "gguf":
             convert_gguf(args.source, args.destination, dtype=args.dtype)
         else:
             print(read_info(args.path), flush=True)
-    except BrokenPipeError:  # the reader of stdout has gone: say nothing, and let nothing be written at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was kept", file=sys.stderr)
-        return 130
-    except (CheckpointError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(run)

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,19 @@ def written_whole(destination: Path) -> Iterator[Path]:
             raise CheckpointError(f"{destination} was made by someone else meanwhile; remove it or choose another.")
         os.rename(temporary, destination)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         if isinstance(error, OSError):
             raise CheckpointError(f"{destination} cannot be written ({one_line(error)}).") from None
         raise
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder that orbax's threads may still be writing into."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _umask() -> int:

@@ -41,12 +41,15 @@ def merge(parts: Sequence[Path], output: Path, prompts: PromptFile | None) -> tu
     """
     output = output.resolve()  # a link keeps pointing where it does
     partial = output.with_name(output.name + ".partial")
-    _check_files(parts, [output, partial], prompts)
+    _check_files(parts, [output, run_path(output), partial], prompts)
     with contextlib.ExitStack() as opened:
         files = [opened.enter_context(part.open("rb")) for part in parts]
         for file, part in zip(files, parts, strict=True):
             lock(file, part, is_shared=True)
         if output.exists():
+            _, first, *_ = next(whole_records(output), ("", {}))
+            if first.keys() & {"prompt", "messages", "prompt_ids"} and "token_ids" not in first:
+                raise ValueError(f"{output} is there and holds prompts, no answers; name another --output.")
             lock(opened.enter_context(output.open("ab")), output, is_shared=False)
         run = read_run(parts[0])
         for part in parts[1:]:
@@ -119,7 +122,7 @@ def _check_files(parts: Sequence[Path], written: Sequence[Path], prompts: Prompt
         check_is_file(part)
         if any(part.samefile(other) for other in parts[:index]):
             raise ValueError(f"{part} is named twice; name it once.")
-    read = [*parts, prompts.path] if prompts else parts
+    read = [*parts, *map(run_path, parts), *([prompts.path] if prompts else [])]
     for path in written:
         if path.exists() and any(path.samefile(other) for other in read):
             raise ValueError(f"{path} would be written over, but is read; name another --output.")

@@ -64,7 +64,7 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
 def _bench(args: argparse.Namespace) -> int:
     runs, settings = parse_runs(args.runs), options.settings(args)
     questions = records.read_questions(args.questions, args.per_category)
-    records.check_output(args.output, args.questions)
+    records.check_files({"--output": args.output}, [args.questions])
     earlier = bench_record.read_record(args.output) if args.output.exists() else None
     checkpoint = options.load(args.model, args.dtype, args.revision)
     header = {
@@ -90,7 +90,7 @@ def _bench(args: argparse.Namespace) -> int:
     measured = bench.Bench(checkpoint, questions, runs, settings, use_chat_template=not args.no_chat_template)
     if earlier:
         _check_same(args.output, earlier, header, resume=args.resume)
-        measured.results = {run["run"]: run["by_question"] for run in earlier["runs"]}
+        measured.results = _results(args.output, earlier, {str(question.id) for question in questions})
     _say_skipped(measured.skipped)
 
     try:
@@ -142,6 +142,19 @@ def _check_same(path: Path, earlier: dict[str, Any], header: dict[str, Any], *, 
             f"--output {path} is there already, from the same command, with {len(earlier['questions'])} questions; "
             f"--resume goes on with it, or name another file."
         )
+
+
+def _results(path: Path, earlier: dict[str, Any], questions: set[str]) -> dict[str, dict[str, Any]]:
+    """What each run gave, by question, of a record that nobody has edited."""
+    results = {run["run"]: run["by_question"] for run in earlier["runs"]}
+    answered = [set(by_question) for by_question in results.values()]
+    seconds = [result["seconds"] for by_question in results.values() for result in by_question.values()]
+    is_whole = list(results) == earlier["settings"]["runs"] and all(ids == answered[0] for ids in answered)
+    if not is_whole or not answered[0] <= questions or not all(each > 0 for each in seconds):
+        raise ValueError(
+            f"--output {path} was changed since: its runs do not fit its settings or questions; name another."
+        )
+    return results
 
 
 def _say(value: object) -> str:

@@ -10,7 +10,7 @@ import jax
 
 from jax_probe_mtp import bench_cli, demo_model, generate_cli, jobs, options, verdicts, verify_cli
 from jax_probe_mtp.generation import DEFAULT_DRAFT, Settings
-from jax_probe_mtp.messages import Parser, one_line
+from jax_probe_mtp.messages import Parser, exit_status, one_line
 from jax_probe_mtp.prompt_file import Record
 
 DEMO_PROMPTS = ("Write a Python function that adds two numbers.", "What is the capital of France?")
@@ -20,18 +20,12 @@ DEMO_TOKENS = 48
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0; 1 where `verify` found a difference; 2 for bad input, with one line on stderr."""
     args = _parser().parse_args(bench_cli.join_command(sys.argv[1:] if argv is None else argv))
-    try:
+
+    def run() -> int:
         _set_up_process()
         return int(args.command(args))
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except jax.errors.JaxRuntimeError as error:
-        print(f"error: the device gave up ({one_line(error)[:200]}); try a smaller --batch-size", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+
+    return exit_status(run)
 
 
 def _parser() -> argparse.ArgumentParser:

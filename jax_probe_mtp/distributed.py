@@ -32,8 +32,10 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPU devices alone
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"the processes do not find each other ({error}); check the three options.") from None
+    except (ValueError, RuntimeError, IndexError) as error:  # the last where there is no port
+        raise ValueError(
+            f"the processes do not find each other at {coordinator!r} ({error}); check the three options, HOST:PORT first."
+        ) from None
 
 
 def own_path(path: Path) -> Path:

@@ -12,13 +12,14 @@ from typing import Any
 import jax
 
 from jax_probe_mtp import auto_tree, bench, demo_model, distributed, jobs, memory, options, records
+from jax_probe_mtp.answer_file import run_path
 from jax_probe_mtp.answer_merge import merge
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.draft_config import PLAIN, DraftConfig, ProbeConfig, draft_name
 from jax_probe_mtp.generation import Decoder, Settings
 from jax_probe_mtp.mesh import check_mesh, make_mesh, parse_mesh
 from jax_probe_mtp.messages import one_line
-from jax_probe_mtp.newcomer import check_sizes
+from jax_probe_mtp.newcomer import check_sizes, make_newcomer
 from jax_probe_mtp.prompt_file import PromptFile, Record
 from jax_probe_mtp.prompts import Prompt, Stats
 
@@ -80,8 +81,8 @@ def choose_tree(
     if prompts:
         if settings.batch_size >= 1:  # else it is `choose` that says so
             settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(prompts)))
-        decode_cfg = Decoder(checkpoint, PLAIN).request(prompts, settings)[2]
-        settings = dataclasses.replace(settings, capacity=decode_cfg.capacity)  # of the longest prompt
+        needed = [make_newcomer(checkpoint, PLAIN, prompt, settings)[2].capacity for prompt in prompts]
+        settings = dataclasses.replace(settings, capacity=max(needed))
     try:
         folder = demo_model.cache_folder() / "auto_tree"
     except ValueError as error:
@@ -99,13 +100,15 @@ def _generate(args: argparse.Namespace) -> int:
     logging.getLogger("jax_probe_mtp").setLevel(args.log_level.upper())
     if bool(args.input) != bool(args.output):
         raise ValueError("--input and --output go together: a file of prompts in, a file of answers out.")
-    for option in ("ordered", "distributed") if args.prompt is not None else ("stream",):
+    for option in ("ordered", "distributed", "logprobs") if args.prompt is not None else ("stream",):
         if getattr(args, option):
             raise ValueError(f"--{option} is for {'--input' if args.prompt is not None else '--prompt'}; leave it out.")
     if args.tree == options.AUTO and (args.mesh or args.distributed):
         raise ValueError("--tree auto times calls on one device; name a tree for several, such as --tree 14.")
     if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
         raise ValueError("--coordinator, --num-processes and --process-id are of --distributed; give it too.")
+    written = {"--output": args.output, "--stats-json": args.stats_json}
+    records.check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
     return _generate_file(args) if args.input else _generate_one(args)
 
 
@@ -137,7 +140,6 @@ def _generate_one(args: argparse.Namespace) -> int:
 
 
 def _generate_file(args: argparse.Namespace) -> int:
-    records.check_output(args.output, args.input)
     draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
     prompts = PromptFile(args.input)
     if prompts.unused_fields:
@@ -224,6 +226,7 @@ def _show_stats(
 
 
 def _merge(args: argparse.Namespace) -> int:
+    records.check_files({"--output": args.output}, [args.input])
     prompts = PromptFile(args.input) if args.input else None
     num_written, num_missing = merge(args.parts, args.output, prompts)
     print(f"{args.output} holds {num_written} records", file=sys.stderr)

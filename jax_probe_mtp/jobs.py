@@ -152,7 +152,10 @@ class Job:
             log.warning("stopped by %s: %s; give the same command to go on", name, kept)
             return 128 + stopped_by
         if answers.num_errors:
-            log.warning('%d records could not run; their "error" in %s says why', answers.num_errors, self._output)
+            way_out = "delete those lines to try them again"
+            log.warning(
+                '%d records could not run; their "error" in %s says why: %s', answers.num_errors, self._output, way_out
+            )
             return EXIT_ERRORS
         return 0
 

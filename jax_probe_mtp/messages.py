@@ -1,12 +1,68 @@
 """How the commands say that something is wrong: one line on stderr, exit status 2."""
 
 import argparse
+import os
+import sys
+from collections.abc import Callable
 from typing import NoReturn
+
+import jax
 
 
 def one_line(error: object) -> str:
     """A message without line breaks, whatever an error or a file put into it."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def exit_status(run: Callable[[], int]) -> int:
+    """What a command returns, or with one line on stderr 2 for bad input and a device that gives up, 130 if interrupted."""
+    try:
+        return int(run())
+    except BrokenPipeError:  # the reader of stdout has gone: say nothing, and let nothing be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"error: out of memory ({one_line(error)}); try a smaller --batch-size", file=sys.stderr)
+        return 2
+    except jax.errors.JaxRuntimeError as error:
+        print(f"error: the device gave up ({one_line(error)[:200]}); try a smaller --batch-size", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        if wrong := _wrong_with_device():
+            print(f"error: {wrong}", file=sys.stderr)
+            return 2
+        raise
+
+
+def _wrong_with_device() -> str | None:
+    """Asked after an error alone: several processes must not look for devices before they have found each other."""
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises several kinds, an AssertionError without a word among them
+        asked = os.environ.get("JAX_PLATFORMS")
+        return (
+            f"JAX finds no device ({one_line(error)[:200]}); JAX_PLATFORMS is {asked!r}: unset it, or install for it."
+        )
+    return None
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number, at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def positives(text: str) -> list[int]:
+    """The type of an argument that is several of them, such as 1,8."""
+    return [positive(part) for part in text.split(",")]
 
 
 class Parser(argparse.ArgumentParser):

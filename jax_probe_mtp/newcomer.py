@@ -9,7 +9,7 @@ from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig, ModelConfig
 from jax_probe_mtp.draft_config import DraftConfig
 from jax_probe_mtp.prompts import Prompt, Settings, record_seed
-from jax_probe_mtp.request import Request, check_settings, make_request
+from jax_probe_mtp.request import NO_LIMIT, Request, check_settings, make_request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,12 @@ def check_sizes(
     B, K = settings.batch_size, settings.calls_per_chunk
     if B < 1 or K < 1:
         raise ValueError(f"batch_size and calls_per_chunk must be at least 1, got {B} and {K}.")
+    if K > NO_LIMIT:
+        raise ValueError(f"calls_per_chunk must be at most {NO_LIMIT}, which no answer reaches, got {K}.")
     if B % num_shards:
         raise ValueError(f"batch_size {B} cannot be split over data={num_shards}; use a multiple of it.")
+    if isinstance(settings.stop, str):
+        raise ValueError(f"stop must be a list of texts, got {settings.stop!r}, of which each letter would be one.")
     if not all(settings.stop):
         raise ValueError("a stop text is empty, which would end every answer at once; leave it out.")
     check_settings(

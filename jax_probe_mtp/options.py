@@ -130,9 +130,11 @@ def draft_config(args: argparse.Namespace, *, takes_auto: bool = False) -> Draft
     if args.tree == AUTO and not takes_auto:
         raise ValueError("--tree auto is for generate and verify; name a tree here, such as --tree 14.")
     given = {name for name in ALL_METHODS_OF if getattr(args, name) is not None}
-    if args.method == "ar":
-        if given:
-            raise ValueError("--method ar is plain decoding: leave the options of masks and trees out.")
+    is_maskless = args.method == "probe" and args.num_masks == 0 and args.tree is None
+    if args.method == "ar" or is_maskless:
+        if given - {"num_masks"} or (given and not is_maskless):
+            name = "--num-masks 0" if is_maskless else "--method ar"
+            raise ValueError(f"{name} is plain decoding: leave the options of masks and trees out.")
         return PLAIN
     for name in sorted(given):
         if args.method not in ALL_METHODS_OF[name]:
@@ -148,8 +150,6 @@ def draft_config(args: argparse.Namespace, *, takes_auto: bool = False) -> Draft
 
 def _probe_config(args: argparse.Namespace) -> ProbeConfig:
     tree: tuple[int, ...] | str
-    if args.num_masks == 0 and args.tree is None:
-        return PLAIN
     if args.tree in (None, AUTO):
         for option, value in (("--num-masks", args.num_masks), ("--block-complexity", args.block_complexity)):
             if value is not None and args.tree == AUTO:

@@ -1,12 +1,12 @@
 """The figures of a bench record: which of its values each one shows, and how strongly cells are tinted."""
 
 import math
-import re
 from typing import Any, NamedTuple
 
 from jax_probe_mtp import figures
 from jax_probe_mtp.bench_record import categories
 from jax_probe_mtp.figures import Cell, Point
+from jax_probe_mtp.runs import method_of
 from jax_probe_mtp.tables import number, printable, ratio
 
 
@@ -60,7 +60,7 @@ def _rows(record: dict[str, Any]) -> Figure:
     points = []
     for run in record["runs"]:
         if run["tau"] is not None:
-            method = re.split("[:@]", run["run"])[0]
+            method = method_of(run["run"])
             points.append(Point(printable(run["run"]), group=method, x=run["rows_per_call"], y=run["tau"]))
     caption = "tau against rows a call; one colour a method, whose line joins its best run at each number of rows"
     return Figure("rows", caption, figures.scatter(points, x_label="rows a call", y_label="tau"))

@@ -34,7 +34,12 @@ class Run:
     @property
     def method(self) -> str:
         """What stands before the shape and the options."""
-        return re.split("[:@]", self.name)[0]
+        return method_of(self.name)
+
+
+def method_of(name: str) -> str:
+    """The method of a run's name."""
+    return re.split("[:@]", name)[0]
 
 
 def parse_runs(text: str) -> list[Run]:

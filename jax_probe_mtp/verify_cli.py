@@ -20,7 +20,7 @@ from jax_probe_mtp.generation import Decoder
 from jax_probe_mtp.newcomer import check_sizes
 from jax_probe_mtp.output_file import OutputFile, categories
 from jax_probe_mtp.prompts import Generation, Prompt, Settings
-from jax_probe_mtp.records import write_files, write_json
+from jax_probe_mtp.records import check_files, write_files, write_json
 from jax_probe_mtp.verdicts import Verdict
 
 AGAINST = ("ar", "torch")
@@ -144,23 +144,8 @@ def _report(found: Iterable[Verdict], title: str, run: dict[str, Any], args: arg
 
 
 def _verify(args: argparse.Namespace) -> int:
-    _check_reports(args)
+    check_files({"--json": args.json, "--markdown": args.markdown}, [args.input, args.outputs])
     return _verify_outputs(args) if args.outputs else _verify_method(args)
-
-
-def _check_reports(args: argparse.Namespace) -> None:
-    """Finds out before anything runs whether the reports can be written."""
-    taken = [path.resolve() for path in (args.input, args.outputs) if path]
-    for path in (args.json, args.markdown):
-        if not path:
-            continue
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a file but a folder or a device; name a file.")
-        if not path.parent.is_dir():
-            raise ValueError(f"{path} is in a folder that does not exist; make it first.")
-        if path.resolve() in taken:
-            raise ValueError(f"{path} is the file of the records or the other report; name another.")
-        taken.append(path.resolve())
 
 
 def _verify_method(args: argparse.Namespace) -> int:
@@ -168,6 +153,8 @@ def _verify_method(args: argparse.Namespace) -> int:
         raise ValueError("--frequencies is for --outputs; leave it out.")
     args.method = args.method or "probe"
     draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
+    if draft == PLAIN:
+        raise ValueError("--num-masks 0 is plain decoding, with which verify compares: name a way of drafting.")
     records = generate_cli.read_records(args)  # before anything slow starts
     category_of = categories(args.input) if args.input else {}
     if args.against == "torch":

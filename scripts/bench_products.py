@@ -31,8 +31,8 @@ from jax_probe_mtp import fused_product, layers
 from jax_probe_mtp.bench import environment
 from jax_probe_mtp.config import ModelConfig
 from jax_probe_mtp.fused_product import Tiles
-from jax_probe_mtp.messages import Parser, one_line
-from jax_probe_mtp.records import write_json
+from jax_probe_mtp.messages import Parser, exit_status, one_line, positive
+from jax_probe_mtp.records import check_files, write_json
 
 PRODUCTS = ("qkv", "out", "gate_up", "down")
 HOWS = ("xla", "kernel")
@@ -49,14 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--how", choices=HOWS, nargs="+", default=list(HOWS))
     parser.add_argument("--search", type=int, default=0, metavar="N", help="other tilings that are tried")
     parser.add_argument("--gigabytes", type=float, default=1.0, metavar="GB", help="of weights that take turns")
-    parser.add_argument("--calls", type=int, default=20, help="of the program, for a time")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--calls", type=positive, default=20, help="of the program, for a time")
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--output", type=Path, metavar="R.json")
     args = parser.parse_args(argv)
+    check_files({"--output": args.output}, [])
     cfg = SHAPES[args.shape]
-    if wrong := _what_is_wrong(args):
-        print(f"error: {wrong}", file=sys.stderr)
-        return 2
+    if not all(1 <= rows <= fused_product.MAX_ROWS for rows in args.rows):
+        raise ValueError(f"--rows are 1 to {fused_product.MAX_ROWS}, got {args.rows}.")
+    if args.search < 0 or not 0 < args.gigabytes < float("inf"):
+        raise ValueError(f"--search is at least 0, --gigabytes above 0, got {args.search} and {args.gigabytes}.")
     print(f"{args.shape}, bfloat16, {jax.devices()[0].device_kind}")
     print(f"{'product':8} rows how         us   GB/s  error  tiles")
     settings = {key: value for key, value in vars(args).items() if key != "output"}
@@ -72,19 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if args.output:
                     write_json(args.output, record)
     return int(is_wrong)
-
-
-def _what_is_wrong(args: argparse.Namespace) -> str | None:
-    if not all(1 <= rows <= fused_product.MAX_ROWS for rows in args.rows):
-        return f"--rows are 1 to {fused_product.MAX_ROWS}, got {args.rows}."
-    if min(args.calls, args.repeats) < 1 or args.search < 0 or not 0 < args.gigabytes < float("inf"):
-        return (
-            f"--calls and --repeats are at least 1, --search at least 0, --gigabytes above 0, got {args.calls}, "
-            f"{args.repeats}, {args.search} and {args.gigabytes}."
-        )
-    if args.output and not args.output.parent.is_dir():
-        return f"--output {args.output} is in a folder that does not exist; make it first."
-    return None
 
 
 def _weights(cfg: ModelConfig, name: str, gigabytes: float) -> list[jax.Array]:
@@ -194,4 +183,4 @@ def _line(run: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

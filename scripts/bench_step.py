@@ -27,8 +27,9 @@ from jax_probe_mtp.bench import environment
 from jax_probe_mtp.config import ATTENTIONS, DecodeConfig, ModelConfig
 from jax_probe_mtp.decode_loop import DecodeState
 from jax_probe_mtp.draft_config import PLAIN, ProbeConfig
+from jax_probe_mtp.messages import Parser, exit_status, positive
 from jax_probe_mtp.params import Params, random_params
-from jax_probe_mtp.records import write_json
+from jax_probe_mtp.records import check_files, write_json
 from jax_probe_mtp.request import Request
 
 DATA_SHEET = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}  # bytes a second
@@ -37,19 +38,19 @@ COLUMNS = "rows batch slots | forward ms  step ms  step/forward | GB read  of ba
 
 def main() -> int:
     """Measures every combination that the flags name; prints a table and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3-8b")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 30, 60], metavar="N", help="1, or even numbers")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="B")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1], metavar="B")
     parser.add_argument("--capacity", type=int, nargs="+", default=[1024], metavar="S")
     parser.add_argument("--in-use", type=int, default=500, metavar="TOKENS", help="tokens in the cache at the start")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
     parser.add_argument("--attention", choices=ATTENTIONS, default="auto", help="of decode calls")
-    parser.add_argument("--layers", type=int, metavar="L", help="another number of layers than the shape has")
-    parser.add_argument("--calls", type=int, default=64, help="of a loop")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", type=positive, metavar="L", help="another number of layers than the shape has")
+    parser.add_argument("--calls", type=positive, default=64, help="of a loop")
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument(
         "--bandwidth-gb", type=float, default=8.0, metavar="GB", help="read by the bandwidth's reduction"
     )
@@ -58,14 +59,12 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, metavar="R.json")
     args = parser.parse_args()
+    check_files({"--output": args.output}, [])
     with tempfile.TemporaryDirectory() as folder:  # empty, so that a first compilation is cold and a second one is not
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         try:
             record = measure(args)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
         finally:
             jax.config.update("jax_compilation_cache_dir", None)
     if args.output:
@@ -104,6 +103,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_bandwidth(gigabytes: float) -> float:
     """Bytes a second of a reduction that only reads, the best of ten."""
+    if not 4e-9 <= gigabytes < float("inf"):
+        raise ValueError(f"--bandwidth-gb {gigabytes}: give a number above 0, such as 8.")
     values = jax.block_until_ready(jnp.ones(int(gigabytes * 1e9 / 4), jnp.float32))
     total = jax.jit(jnp.sum).lower(values).compile()
     seconds = []
@@ -227,4 +228,4 @@ def _line(run: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -35,8 +35,8 @@ from checkpoints_convert import load_checkpoint
 from checkpoints_convert.compare import torch_model
 from jax_probe_mtp.bench import model_identity, read_prompts
 from jax_probe_mtp.config import ModelConfig
-from jax_probe_mtp.messages import Parser, one_line
-from jax_probe_mtp.records import read_questions, write_json
+from jax_probe_mtp.messages import Parser, exit_status, one_line, positive
+from jax_probe_mtp.records import check_files, read_questions, write_json
 
 WARM_UP_CALLS = 5  # compile, record a CUDA graph, replay it, and two more
 LOOKUP_TOKENS = 10  # the value of transformers' guide
@@ -44,29 +44,25 @@ Record = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints a table and writes the record; 2 and one line on stderr where that cannot be done."""
+    """Measures, prints a table and writes the record."""
     args = _parser().parse_args(argv)
     try:
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
-        print(f"error: {one_line(error)}; pip install '.[torch]' from a checkout installs it.", file=sys.stderr)
-        return 2
+        raise ValueError(f"{one_line(error)}; pip install '.[torch]' from a checkout installs it.") from error
     torch.set_float32_matmul_precision("highest")  # no TF32: float32 runs are compared token for token
+    questions = getattr(args, "questions", None)
+    check_files({"--output": args.output}, [Path(questions)] if questions else [])
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"torch {torch.__version__} finds no CUDA device; pass --device cpu, or install a CUDA build.")
     try:
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"torch {torch.__version__} finds no CUDA device; pass --device cpu, or install a CUDA build."
-            )
-        if args.output and not args.output.parent.is_dir():
-            raise ValueError(f"--output {args.output} is in a folder that does not exist; make it first.")
         with torch.no_grad():
             for record in args.measure(args):
                 if args.output:
                     write_json(args.output, record)
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"{one_line(error)} Take a smaller shape, --batch or --capacity.") from error
     return 0
 
 
@@ -75,18 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="step|generate")
     step = commands.add_parser("step", help="one token a call, on random weights")
     step.add_argument("--shape", choices=sorted(SHAPES), default="llama-3-8b")
-    step.add_argument("--layers", type=_positive, metavar="L", help="another number of layers than the shape has")
-    step.add_argument("--batch", type=_positive, default=1, metavar="B")
-    step.add_argument("--capacity", type=_positive, default=1024, metavar="S", help="slots of the static cache")
-    step.add_argument("--in-use", type=_positive, default=500, metavar="TOKENS", help="in the cache at the start")
-    step.add_argument("--calls", type=_positive, default=50, help="of a round")
-    step.add_argument("--repeats", type=_positive, default=5, help="rounds")
+    step.add_argument("--layers", type=positive, metavar="L", help="another number of layers than the shape has")
+    step.add_argument("--batch", type=positive, default=1, metavar="B")
+    step.add_argument("--capacity", type=positive, default=1024, metavar="S", help="slots of the static cache")
+    step.add_argument("--in-use", type=positive, default=500, metavar="TOKENS", help="in the cache at the start")
+    step.add_argument("--calls", type=positive, default=50, help="of a round")
+    step.add_argument("--repeats", type=positive, default=5, help="rounds")
     step.set_defaults(measure=measure_steps)
     generate = commands.add_parser("generate", help="model.generate on the questions of a benchmark")
     generate.add_argument("--model", required=True, help="converted folder, Hugging Face folder, .gguf file or hub id")
     generate.add_argument("--questions", required=True, metavar="F.jsonl")
-    generate.add_argument("--per-category", type=_positive, metavar="N", help="all if left out")
-    generate.add_argument("--max-new-tokens", type=_positive, default=100, metavar="N")
+    generate.add_argument("--per-category", type=positive, metavar="N", help="all if left out")
+    generate.add_argument("--max-new-tokens", type=positive, default=100, metavar="N")
     generate.set_defaults(measure=measure_generate)
     for command, modes in (
         (step, ("eager", "static", "model.generate")),
@@ -98,13 +94,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--no-compile", action="store_true", help="run the static cache without torch.compile")
         command.add_argument("--output", type=Path, metavar="R.json")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def measure_steps(args: argparse.Namespace) -> Iterator[Record]:
@@ -325,4 +314,4 @@ def _header(args: argparse.Namespace) -> Record:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -19,20 +19,22 @@ from jax_probe_mtp import bench, jobs, options, records, verdicts
 from jax_probe_mtp.draft_config import PLAIN
 from jax_probe_mtp.foreign import Output, judge
 from jax_probe_mtp.generation import Decoder, Settings
+from jax_probe_mtp.messages import Parser, exit_status, positive, positives
 from jax_probe_mtp.prompt_file import PromptFile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_model(parser)
     parser.add_argument("--input", type=Path, required=True, help="as for generate")
-    parser.add_argument("--max-new-tokens", type=int, default=100)
-    parser.add_argument("--batch-sizes", default="1,8", help="texts that are checked at a time")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--max-new-tokens", type=positive, default=100)
+    parser.add_argument("--batch-sizes", type=positives, default="1,8", help="texts that are checked at a time")
+    parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--capacity", type=int, help="of decoding, as for generate: with --prompt-slots, one program")
     parser.add_argument("--prompt-slots", type=int)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
+    records.check_files({"--output": args.output}, [args.input])
     checkpoint = options.load(args.model, args.dtype, args.revision)
     use_chat_template = not args.no_chat_template
     prompts = [
@@ -42,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = Settings(max_new_tokens=args.max_new_tokens, capacity=args.capacity, prompt_slots=args.prompt_slots)
     decoder = Decoder(checkpoint, PLAIN)
     decode_seconds: list[float] = []
-    check_seconds: dict[int, list[float]] = {int(size): [] for size in args.batch_sizes.split(",")}
+    check_seconds: dict[int, list[float]] = {size: [] for size in args.batch_sizes}
     totals: dict[int, dict[str, Any]] = {}
     for _ in range(1 + args.repeats):
         start = time.perf_counter()
         answers = list(decoder.run(prompts, settings))
         decode_seconds.append(time.perf_counter() - start)
         outputs = [
-            Output(prompt=prompt, token_ids=answer.token_ids, limit=args.max_new_tokens)
+            Output(prompt=prompt, token_ids=answer.token_ids, limit=prompt.of("max_new_tokens", settings))
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         for size, seconds in check_seconds.items():
@@ -76,4 +78,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

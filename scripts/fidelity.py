@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from jax_probe_mtp.messages import Parser, exit_status
+
 # A run of the bench -> the reference's name for it.
 REFERENCE_NAMES = {
     "probe:4": "bc10_k1_4",
@@ -29,7 +31,7 @@ REFERENCE_NAMES = {
 
 def main() -> int:
     """Prints one line a run that both have."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path, metavar="R.json")
     parser.add_argument("reference", metavar="FILE:NAME")
     args = parser.parse_args()
@@ -57,4 +59,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

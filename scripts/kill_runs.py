@@ -20,18 +20,19 @@ from pathlib import Path
 
 import checkpoints_convert  # noqa: F401  (what the command imports late)
 from jax_probe_mtp import cli
-from jax_probe_mtp.records import write_json
+from jax_probe_mtp.messages import Parser, exit_status, positive
+from jax_probe_mtp.records import check_files, write_json
 
 EARLY = 0.3  # of the kills: at any moment before the first answer is written
 LONGEST_RUN = 300.0  # seconds; more is an error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="as for generate; a tiny one")
     parser.add_argument("--folder", type=Path, required=True, help="where the files go; made if need be, must be empty")
-    parser.add_argument("--records", type=int, default=500)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--records", type=positive, default=500)
+    parser.add_argument("--kills", type=positive, default=200)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-prompt", type=int, default=60, help="tokens of the longest prompt")
     parser.add_argument("--max-new-tokens", type=int, default=24)
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a JSON record of what happened")
     args = parser.parse_args(argv)
+    check_files({"--output": args.output}, [])
     args.folder.mkdir(parents=True, exist_ok=True)
     prompts, answers, whole = (args.folder / name for name in ("prompts.jsonl", "killed.jsonl", "whole.jsonl"))
     if any(path.exists() for path in (prompts, answers, whole)):
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     start = time.perf_counter()
     if _run([*command, "--output", str(whole)]) != 0:
-        raise SystemExit("the run that is left alone failed")
+        raise ValueError("the run that is left alone failed; generate with the same model says why.")
     seconds_of_a_start = _time_to_write([*command, "--output", str(args.folder / "timed.jsonl")])
     kills, torn, sizes = 0, 0, []
     while kills < args.kills:
@@ -150,4 +152,4 @@ def _lines(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -21,35 +21,41 @@ import numpy as np
 from jax_probe_mtp import bench, jobs, options, records
 from jax_probe_mtp.continuous import ContinuousDecoder
 from jax_probe_mtp.generation import Decoder, Prompt, Settings
+from jax_probe_mtp.messages import Parser, exit_status, positive, positives
 from jax_probe_mtp.prompt_file import PromptFile
 from jax_probe_mtp.prompts import Stats
 from jax_probe_mtp.runs import parse_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_model(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, help="as for generate")
-    source.add_argument("--random", type=int, metavar="N", help="so many prompts of random ids instead")
-    parser.add_argument("--longest", type=int, default=400, help="tokens of the longest random prompt")
-    parser.add_argument("--batch-sizes", default="1,8")
+    source.add_argument("--random", type=positive, metavar="N", help="so many prompts of random ids instead")
+    parser.add_argument("--longest", type=positive, default=400, help="tokens of the longest random prompt")
+    parser.add_argument("--batch-sizes", type=positives, default="1,8")
     parser.add_argument("--drafts", default="ar;probe:14", help="as --runs of bench")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--calls-per-chunk", type=int, default=Settings().calls_per_chunk)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--max-new-tokens", type=positive, default=64)
+    parser.add_argument("--calls-per-chunk", type=positive, default=Settings().calls_per_chunk)
+    parser.add_argument("--repeats", type=positive, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
+    records.check_files({"--output": args.output}, [args.input])
     checkpoint = options.load(args.model, args.dtype, args.revision)
     prompts = _prompts(args, checkpoint)
-    cells = [(draft, int(size)) for size in args.batch_sizes.split(",") for draft in args.drafts.split(";")]
-    decoders = {draft: Decoder(checkpoint, parse_run(draft).draft) for draft, _ in cells}
+    runs = {name: parse_run(name) for name in args.drafts.split(";")}
+    cells = [(draft, size) for size in args.batch_sizes for draft in runs]
+    decoders = {draft: Decoder(checkpoint, run.draft) for draft, run in runs.items()}
     passes: dict[tuple[str, int], list[Stats]] = {cell: [] for cell in cells}
     tokens: dict[tuple[str, int], list[list[int]]] = {}
     for repeat in range(1 + args.repeats):
         for draft, size in cells:
             settings = Settings(
-                max_new_tokens=args.max_new_tokens, batch_size=size, calls_per_chunk=args.calls_per_chunk
+                max_new_tokens=args.max_new_tokens,
+                mask_ema=runs[draft].mask_ema,
+                batch_size=size,
+                calls_per_chunk=args.calls_per_chunk,
             )
             # A short pass compiles: a prompt of each padded length is enough.
             some = prompts if repeat else _one_of_each_length(decoders[draft], prompts, settings)
@@ -114,4 +120,4 @@ def _row(cell: tuple[str, int], passes: list[Stats], tokens: dict[tuple[str, int
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -394,6 +394,16 @@ def prompts_of(folder, *ids):
     return PromptFile(path)
 
 
+@pytest.mark.parametrize("taken", ["a.jsonl.run.json", "prompts.jsonl"])
+def test_a_merge_does_not_replace_what_is_no_merge(tmp_path, taken):
+    parts = [filled(tmp_path / "a.jsonl", ONE), filled(tmp_path / "b.jsonl", TWO)]
+    prompts_of(tmp_path, "one")
+    before = (tmp_path / taken).read_bytes()
+    with pytest.raises(ValueError, match=rf"{taken} .*name another --output"):
+        merge(parts, tmp_path / taken, None)
+    assert (tmp_path / taken).read_bytes() == before
+
+
 def test_merges_in_the_order_of_the_prompts(tmp_path):
     parts = [filled(tmp_path / "a.jsonl", ONE, TWO), filled(tmp_path / "b.jsonl"), filled(tmp_path / "c.jsonl", THREE)]
     prompts = prompts_of(tmp_path, 9, "2", "three", "one", "x")  # 2 and "2" are one id

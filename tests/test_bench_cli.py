@@ -110,6 +110,25 @@ def test_another_command_or_model_is_refused_and_both_are_named(run, model, ques
     assert before != output.read_text()
 
 
+def test_a_record_that_was_edited_is_not_continued(run, model, questions, tmp_path):
+    output = tmp_path / "r.json"
+    args = ["bench", "--model", model, "--questions", questions, "--output", output, *FAST, *RUNS]
+    assert run(*args)[0] == 0
+    whole = read(output)
+
+    def edited(edit):
+        record = json.loads(json.dumps(whole))
+        edit(record["runs"])
+        output.write_text(json.dumps(record))
+        assert_refused(run(*args, "--resume"), "was changed since: its runs do not fit its settings or questions")
+        assert read(output) == record
+
+    edited(lambda runs: runs.pop())
+    edited(lambda runs: runs[1]["by_question"].pop("1"))
+    edited(lambda runs: [run["by_question"].update({"99": run["by_question"]["1"]}) for run in runs])
+    edited(lambda runs: runs[0]["by_question"]["1"].update(seconds=0))
+
+
 def test_what_does_not_fit_is_said_and_kept_in_the_record(run, model, questions, tmp_path):
     with questions.open("a") as file:
         file.write(json.dumps({"question_id": "long", "category": "first", "turns": [words(*[5] * 600)]}) + "\n")
@@ -166,7 +185,7 @@ def test_bad_arguments(run, model, questions, tmp_path):
     args = ["bench", "--model", model, "--questions", questions]
     assert_refused(run(*args, "--output", tmp_path / "r.json", "--runs", "magic"), "run 'magic' cannot be read")
     assert_refused(run(*args, "--output", tmp_path / "none" / "r.json"), "in a folder that does not exist")
-    assert_refused(run(*args, "--output", questions), "is the file of the prompts")
+    assert_refused(run(*args, "--output", questions), "is read by this command")
     assert_refused(
         run(*args, "--output", tmp_path / "r.json", "--per-category", "0"), "per_category must be at least 1"
     )

@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import bench_products
 
+from jax_probe_mtp.messages import exit_status
+
 FLAGS = ["--shape", "tiny", "--gigabytes", "1e-6", "--calls", "1", "--repeats", "2"]
 
 
@@ -73,15 +75,12 @@ def test_a_search_tries_other_tiles_of_an_8b_model():
     [
         (["--rows", "65"], "--rows are 1 to 64, got [65]."),
         (["--rows", "0"], "--rows are 1 to 64, got [0]."),
-        (["--calls", "0"], "got 0, 2, 0 and 1e-06."),
-        (["--repeats", "0"], "got 1, 0, 0 and 1e-06."),
-        (["--search", "-1"], "got 1, 2, -1 and 1e-06."),
-        (["--gigabytes", "nan"], "got 1, 2, 0 and nan."),
-        (["--output", "nowhere/r.json"], "--output nowhere/r.json is in a folder that does not exist; make it first."),
+        (["--search", "-1"], "got -1 and 1e-06."),
+        (["--gigabytes", "nan"], "got 0 and nan."),
     ],
 )
 def test_refuses(capsys, flags, message):
-    assert bench_products.main([*FLAGS, *flags]) == 2
+    assert exit_status(lambda: bench_products.main([*FLAGS, *flags])) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: --")

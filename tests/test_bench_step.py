@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from jax_probe_mtp.messages import exit_status
 from jax_probe_mtp.params import abstract_params
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -109,7 +110,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, monkeypatch, args, 
     output = tmp_path / "record.json"
     monkeypatch.setattr(jax.config, "update", lambda *setting: None)  # which the script changes for good
     monkeypatch.setattr(sys, "argv", ["bench_step.py", *FLAGS, *args, "--output", str(output)])
-    assert bench_step.main() == 2
+    assert exit_status(bench_step.main) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     for word in words:

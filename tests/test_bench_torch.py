@@ -11,6 +11,7 @@ from checkpoints import EOS, make_checkpoint, words, write_folder
 from checkpoints_convert import load_checkpoint
 from jax_probe_mtp.draft_config import PLAIN
 from jax_probe_mtp.generation import Decoder, Prompt, Settings
+from jax_probe_mtp.messages import exit_status
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -181,7 +182,7 @@ def test_no_torch(capsys, monkeypatch):
 
 def _exit_status(args):
     try:
-        return bench_torch.main(args)
+        return exit_status(lambda: bench_torch.main(args))
     except SystemExit as error:  # from argparse
         return error.code
 

@@ -459,6 +459,16 @@ def test_bad_prompts(run, model, prompt, says):
         (["generate", "--model", "m", "--prompt", "x", "--input", "f.jsonl"], "not allowed with"),
         (["verify", "--model", "m", "--prompt", "x", "--num-masks", "2"], "--num-masks 2 needs a --tree"),
         (["verify", "--model", "m", "--prompt", "x", "--output", "f.jsonl"], "--output"),
+        (
+            ["verify", "--model", "m", "--prompt", "x", "--num-masks", "0"],
+            "--num-masks 0 is plain decoding, with which",
+        ),
+        (
+            ["generate", "--model", "m", "--prompt", "x", "--num-masks", "0", "--mask-ema", "0"],
+            "--num-masks 0 is plain",
+        ),
+        (["generate", "--model", "m", "--prompt", "x", "--num-masks", "0", "--no-prune"], "--num-masks 0 is plain"),
+        (["generate", "--model", "m", "--prompt", "x", "--logprobs"], "--logprobs is for --input"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -536,6 +546,17 @@ def test_files_that_are_not_there(run, model, tmp_path):
     assert_refused(run("generate", "--model", model, *no_folder), str(tmp_path / "none" / "out.jsonl"))
     assert_refused(run("generate", "--model", model, "--input", prompts), "--input and --output go together")
     assert list(tmp_path.iterdir()) == [prompts]
+
+
+@pytest.mark.parametrize("taken", ["prompts.jsonl", "out.jsonl", "out.jsonl.run.json", "none/s.json", "pipe"])
+def test_statistics_are_a_file_of_their_own(run, model, tmp_path, taken):
+    prompts = write_prompts(tmp_path)
+    before = prompts.read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    args = ["--model", model, "--input", prompts, "--output", tmp_path / "out.jsonl", "--stats-json", tmp_path / taken]
+    assert_refused(run("generate", *args, *RAW), f"--stats-json {tmp_path / taken} is ")
+    assert prompts.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", "pipe"}
 
 
 def assert_refused(result, says):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from test_convert_hf import D, F, G, H, K, L, V, h, hf_config, hf_tensors, write
 import checkpoints_convert.convert
 from checkpoints_convert import CheckpointError, convert_gguf, convert_hf, load_checkpoint, read_info
 from checkpoints_convert.cli import main
+from checkpoints_convert.folder import written_whole
 
 
 @pytest.fixture
@@ -60,6 +62,24 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, hf_folder, monkeypat
     with pytest.raises(wanted):
         convert_hf(hf_folder, tmp_path / "ours", note=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_what_threads_still_write_is_removed_too(tmp_path, monkeypatch):
+    """Orbax's go on for a moment after an interrupt; a file that appears while its folder is removed keeps it there."""
+    remove, calls = shutil.rmtree, []
+
+    def remove_but_one(folder, **how):
+        calls.append(folder)
+        remove(folder, **how)
+        if len(calls) < 3:
+            folder.mkdir()
+            (folder / "late").write_text("x")
+
+    monkeypatch.setattr(shutil, "rmtree", remove_but_one)
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "out"):
+        raise KeyboardInterrupt
+    assert len(calls) == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_conversion_leaves_no_finished_folder(tmp_path, hf_folder):

@@ -324,7 +324,7 @@ def test_records_that_cannot_run_get_an_error_each_and_the_others_their_answer(g
     command, output = (*files(tmp_path, ERRORS), *SIZES), tmp_path / "answers.jsonl"
     code, out, err = generate(*command, "--ordered")
     assert (code, out) == (3, "")
-    assert err == f'5 records could not run; their "error" in {output} says why\n'
+    assert err == f'5 records could not run; their "error" in {output} says why: delete those lines to try them again\n'
     lines = read(output)
     assert ids_of(lines) == [record["id"] for record in ERRORS]
     tokens, _ = reference.plain_decode(tiny.reference, [7], max_new_tokens=2, eos=(EOS,))
@@ -347,7 +347,10 @@ def test_records_that_cannot_run_get_an_error_each_and_the_others_their_answer(g
         }
     code, _, err = generate(*command)  # nothing is left to do, but the errors are still there
     assert (code, read(output)) == (3, lines)
-    assert err.splitlines()[-1] == f'5 records could not run; their "error" in {output} says why'
+    assert (
+        err.splitlines()[-1]
+        == f'5 records could not run; their "error" in {output} says why: delete those lines to try them again'
+    )
     output.write_text("".join(lines[:1] + lines[3:4]), encoding="utf-8")
     assert generate(*command)[0] == 3
     assert sorted(read(output)) == sorted(lines)
@@ -623,3 +626,10 @@ def test_the_capacity_is_that_of_the_longest_record_that_fits():
     assert capacity({"prompt": word(50)}, {"prompt_ids": [1] * 46}) == 128  # the first one's template fails
     short = dataclasses.replace(BASE, context_length=50)
     assert capacity({"prompt_ids": [1] * 30}, cfg=short) == 50  # not a bucket of 64
+
+
+def test_calls_of_a_chunk_are_a_number_that_the_device_can_count(generate, tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps(RECORDS[1]) + "\n")
+    files = ["--input", tmp_path / "p.jsonl", "--output", tmp_path / "o.jsonl"]
+    assert_refused(generate(*files, "--calls-per-chunk", 2**31), "calls_per_chunk must be at most 2147483647")
+    assert not (tmp_path / "o.jsonl").exists()

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from jax_probe_mtp.records import Question, check_output, read_questions, write_json
+from jax_probe_mtp.records import Question, check_files, read_questions, write_files, write_json
 
 GOOD = '{"question_id": 81, "category": "writing", "turns": ["first", "second"]}\n'
 
@@ -59,18 +59,32 @@ def test_refuses(tmp_path, content, says):
         assert part in str(refusal.value)
 
 
-def test_output_must_be_a_file_of_its_own(tmp_path):
-    prompts = write(tmp_path, GOOD)
+def test_files_that_cannot_be_written_are_named_with_their_option(tmp_path):
+    read = write(tmp_path, GOOD)
     os.mkfifo(tmp_path / "pipe")
+    os.link(read, tmp_path / "twin")
     for path, says in [
         (tmp_path, "not a file"),
         (tmp_path / "pipe", "not a file"),
-        (tmp_path / "no" / "out.jsonl", "does not exist"),
-        (prompts, "file of the prompts"),
+        (tmp_path / "no" / "out.json", "does not exist"),
+        (read, "is read by this command"),
+        (tmp_path / "twin", "is read by this command"),
+        (tmp_path / "first.json", "is written as --json by this command"),
     ]:
-        with pytest.raises(ValueError, match=says):
-            check_output(path, prompts)
-    check_output(tmp_path / "out.jsonl", prompts)
+        with pytest.raises(ValueError, match=rf"\A--output {path} .*{says}.*; (name|make)[^\n]+\Z"):
+            check_files({"--json": tmp_path / "first.json", "--output": path}, [None, read])
+    check_files({"--json": None, "--output": tmp_path / "out.json"}, [read])
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe is not a file"):
+        write_json(tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "second.partial").mkdir()
+    with pytest.raises(OSError, match=r"second cannot be written \(Is a directory\); free some space"):
+        write_files(tmp_path, {"first": "1", "second": "2"})
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "second.partial"}
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
