@@ -93,7 +93,7 @@ def decode(
       The same tokens for every `draft_cfg`; only the number of calls differs.
 
     Raises:
-      ValueError: if the padded prompts are longer than the capacity, or the table has no use.
+      ValueError: if the padded prompts are longer than the capacity by more than one token, or the table has no use.
     """
     state = prefill(params, prompt_BT, request, cfg, draft_cfg, decode_cfg, table)
     state = run_steps(params, request, state, cfg, draft_cfg, decode_cfg)
@@ -142,6 +142,7 @@ def prefill(
     The prompt enters in chunks of equal size, as many as the longest row needs. All rows start at slot 0, so a chunk
     has the same slots in each; what padding writes lies behind a row's length and is never read.
     """
+    prompt_BT = jnp.asarray(prompt_BT, jnp.int32)  # new tokens are written beside them: a narrow dtype would wrap
     B, T = prompt_BT.shape
     S = decode_cfg.capacity
     if T > S + 1:

@@ -26,9 +26,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from jax_probe_mtp.fused_merge import merge_splits
+from jax_probe_mtp.fused_product import NUM_PROCESSORS
 
 HEAD_DIMS = (16, 32, 64, 128, 256)  # Triton's tiles are powers of two, the sides of its products at least 16
-NUM_PROCESSORS = 132  # of an H100 or H200
 MAX_SPLITS = 8  # each costs a float32 copy of the output, and in short texts has nothing to read
 MAX_ROW = 64  # rows of a program
 MAX_TAIL_ROW = (
@@ -195,8 +195,8 @@ def _visible_kernel(
         return _attend(q_rh, k_ref, v_ref, carry, block_start + start, is_visible_rs, is_read_s)
 
     # The turns of the splits go on from the prefix into the block.
-    first_block_tile = split + _num_turns(length, split, tiles) * tiles.splits - pl.cdiv(length, tiles.slot)
-    num_block_steps = pl.cdiv(jnp.maximum(pl.cdiv(T, tiles.slot) - first_block_tile, 0), tiles.splits)
+    first_block_tile = split + _num_turns(length, split, tiles) * tiles.splits - _cdiv(length, tiles.slot)
+    num_block_steps = _cdiv(jnp.maximum(pl.cdiv(T, tiles.slot) - first_block_tile, 0), tiles.splits)
     _write(jax.lax.fori_loop(0, num_block_steps, block_step, carry), is_row_r, *out_refs)
 
 
@@ -242,7 +242,12 @@ def _queries(q_ref: Any, num_rows: int, tiles: Tiles) -> tuple[jax.Array, jax.Ar
 
 def _num_turns(length: jax.Array, split: jax.Array, tiles: Tiles) -> jax.Array:
     """Tiles of the prefix that a split reads."""
-    return pl.cdiv(jnp.maximum(pl.cdiv(length, tiles.slot) - split, 0), tiles.splits)
+    return _cdiv(jnp.maximum(_cdiv(length, tiles.slot) - split, 0), tiles.splits)
+
+
+def _cdiv(a: jax.Array, b: int) -> jax.Array:
+    """`pl.cdiv`, which makes `b` an int64 where JAX has 64-bit types."""
+    return (a + (b - 1)) // b
 
 
 def _read_prefix(

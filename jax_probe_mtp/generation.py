@@ -32,6 +32,10 @@ class Decoder:
 
     def __init__(self, checkpoint: Checkpoint, draft_cfg: DraftConfig, programs: Programs | None = None) -> None:
         """Args: the model, where drafts come from, and another decoder's programs for the same two, to share them."""
+        if not isinstance(checkpoint, Checkpoint):
+            raise ValueError(f"checkpoint must be what load_checkpoint gives, got {checkpoint!r:.80}.")
+        if not isinstance(draft_cfg, DraftConfig):
+            raise ValueError(f"draft must be a ProbeConfig, NgramConfig or RecycleConfig, got {draft_cfg!r:.80}.")
         self.checkpoint = checkpoint
         self.draft_cfg = draft_cfg
         self.stats = Stats()
@@ -78,9 +82,9 @@ class Decoder:
         )
 
     def stream_text(self, prompt: Prompt, settings: Settings) -> Iterator[str]:
-        """One answer in pieces, whole characters only, as its calls give them."""
-        for update in self.stream([prompt], settings, streams_text=True).run([(0, prompt)]):
-            yield from (text for _, text in update.new_text)
+        """One answer in pieces, whole characters only, as its calls give them. The prompt is checked at once."""
+        updates = self.stream([prompt], settings, streams_text=True).run([(0, prompt)])
+        return (text for update in updates for _, text in update.new_text)
 
     def run_batch(self, batch: Sequence[Prompt], settings: Settings) -> list[Generation]:
         """One batch of at most `settings.batch_size` prompts, with idle rows in the places left.

@@ -49,7 +49,6 @@ class PromptFile:
       num_records: lines that are not blank.
       ids: the id of each record, as `IdSet`.
       max_temperature: the largest one that a record gives, None if none does.
-      has_stop: whether a record gives a stop text.
       unused_fields: names of fields that nothing reads, the first ten of them in sorted order.
 
     Raises:
@@ -60,14 +59,12 @@ class PromptFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.max_temperature: float | None = None
-        self.has_stop = False
         digests = array("Q")
         unused: set[str] = set()
         for record, fields, _, _ in parsed_records(path):
             digests.append(id_digest(record.id))
             if record.temperature is not None:
                 self.max_temperature = max(record.temperature, self.max_temperature or 0.0)
-            self.has_stop |= bool(record.stop)
             if new := fields.keys() - _FIELDS - unused:
                 unused = set(sorted(unused | {name[:60] for name in new})[:MAX_UNUSED_FIELDS])
         if not digests:

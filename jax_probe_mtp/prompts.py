@@ -39,7 +39,8 @@ class Settings:
     """How to generate.
 
     Attributes:
-      max_new_tokens, temperature, top_k, top_p, seed, mask_ema, capacity, prompt_slots: as for `make_request`.
+      max_new_tokens, temperature, top_k, top_p, mask_ema, capacity, prompt_slots: as for `make_request`.
+      seed: of the run; each record draws with a seed of its own made from it and its id (`record_seed`).
       stop: texts that end an answer where they first appear; they are not part of it.
       batch_size: B, rows that are decoded at a time.
       calls_per_chunk: K, decode calls between two looks at the rows: a row that ends waits for the next look.

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jax_probe_mtp.config import DecodeConfig, ModelConfig
-from jax_probe_mtp.draft_config import DraftConfig, ProbeConfig, RecycleConfig
+from jax_probe_mtp.draft_config import DEFAULT_MASK_EMA, DraftConfig, ProbeConfig, RecycleConfig
 from jax_probe_mtp.recycle import NUM_SUCCESSORS
 from jax_probe_mtp.sampling import Sampling
 
@@ -88,9 +88,9 @@ def _request(
 
 def join_requests(requests: Sequence[Request]) -> Request:
     """The rows of several requests in one; what all rows share is the first one's."""
-    shared = {name: getattr(requests[0], name) for name in ("eos_E", "mask_ema", "max_accept")}
     if len(requests) == 1:
         return requests[0]
+    shared = {name: getattr(requests[0], name) for name in ("eos_E", "mask_ema", "max_accept")}
     rows = [request.replace(**dict.fromkeys(shared)) for request in requests]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows).replace(**shared)
 
@@ -113,12 +113,12 @@ def make_request(
     top_k: int = 0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
-    mask_ema: float = 0.1,
+    mask_ema: float = DEFAULT_MASK_EMA,
     max_accept: int | None = None,
     capacity: int | None = None,
     prompt_slots: int | None = None,
 ) -> tuple[jax.Array, Request, DecodeConfig]:
-    """Checks everything that can be wrong with a batch, and lays it out as arrays and their static configuration.
+    """Checks what can be wrong with a batch, and lays it out as arrays and their static configuration.
 
     Args:
       cfg: the model.
@@ -144,8 +144,11 @@ def make_request(
     Raises:
       ValueError: one line with the values and a way out.
     """
-    if not prompts:
+    if len(prompts) == 0:
         raise ValueError("no prompts: give at least one.")
+    for prompt in prompts:
+        if not hasattr(prompt, "__len__") or isinstance(prompt, str):
+            raise ValueError(f"each prompt must be a list of token ids, got {prompt!r:.60}.")
     check_settings(
         cfg,
         draft_cfg,
@@ -158,6 +161,7 @@ def make_request(
         capacity=capacity,
         prompt_slots=prompt_slots,
     )
+    max_new_tokens = int(max_new_tokens)  # of NumPy it may be
     for token in eos_token_ids:
         if not _is_token(cfg, token):
             raise ValueError(f"end-of-text id {token} is none of the ids 0 to {cfg.vocab_size - 1}.")
@@ -173,7 +177,7 @@ def make_request(
     longest = max(len(prompt) for prompt in prompts)
     needed = longest + max_new_tokens - 1
     if capacity is None:
-        capacity = bucket(max(needed, (prompt_slots or 1) - 1))
+        capacity = min(bucket(max(needed, (prompt_slots or 1) - 1)), cfg.context_length)
     elif needed > capacity:
         raise ValueError(
             f"cache holds {capacity} tokens, but prompt {longest} + new {max_new_tokens} need {needed}; raise capacity, "
@@ -219,7 +223,7 @@ def check_settings(
     Raises:
       ValueError: one line with the values and a way out.
     """
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens}.")
     if not 0 <= temperature <= LARGEST_TEMPERATURE:
         raise ValueError(f"temperature must be 0 (greedy) to {LARGEST_TEMPERATURE:g}, got {temperature}.")
@@ -235,6 +239,10 @@ def check_settings(
         raise ValueError(
             f"capacity {capacity} is more than the model's context of {cfg.context_length}, which no row can use; lower it."
         )
+    if prompt_slots is not None and not 1 <= prompt_slots <= cfg.context_length + 1:
+        raise ValueError(
+            f"prompt_slots must be 1 to {cfg.context_length + 1}, one more than the model's context, got {prompt_slots}."
+        )
     if capacity is not None and prompt_slots is not None and prompt_slots > capacity + 1:
         raise ValueError(
             f"prompt_slots {prompt_slots} must be at most {capacity + 1}, one more than the capacity; lower it."
@@ -247,6 +255,8 @@ def _is_token(cfg: ModelConfig, token: int) -> bool:
 
 
 def _check_draft(cfg: ModelConfig, draft_cfg: DraftConfig) -> None:
+    if not isinstance(draft_cfg, DraftConfig):
+        raise ValueError(f"draft_cfg must be a ProbeConfig, NgramConfig or RecycleConfig, got {draft_cfg!r:.80}.")
     if isinstance(draft_cfg, ProbeConfig) and draft_cfg.masks_per_node and draft_cfg.num_candidates > cfg.vocab_size:
         raise ValueError(
             f"the tree looks at {draft_cfg.num_candidates} candidates of a mask (with pruning one more than its widest "

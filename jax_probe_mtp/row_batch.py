@@ -92,7 +92,7 @@ def admit(
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         start: Sequence[Any] = (
             row,
-            *[0] * (new.ndim - 1),
+            *[jnp.zeros_like(row)] * (new.ndim - 1),  # of its own dtype, whatever JAX takes a 0 for
         )  # of axes that are shorter in `new`, the rest lies behind the text
         new = jnp.where(is_nobody, jax.lax.dynamic_slice(old, start, new.shape), new)
         return jax.lax.dynamic_update_slice(old, new, start)

@@ -14,6 +14,7 @@ from conftest import BASE, FAMILIES, make_tiny
 from jax_probe_mtp import DecodeConfig, ProbeConfig, decode, make_request
 from jax_probe_mtp.decode_loop import prefill, run_steps, step
 from jax_probe_mtp.exactness import first_difference
+from jax_probe_mtp.generation import Decoder, Prompt, Settings
 from jax_probe_mtp.params import abstract_params
 
 PROMPTS = [[7, 8], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
@@ -184,13 +185,31 @@ def test_other_families_decode_without_loss(family):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("probe", [PROBE, DYNAMIC], ids=["static", "dynamic"])
-def test_under_64_bit_types_nothing_changes(tiny, probe, temperature):
+def test_under_64_bit_types_nothing_changes(probe, temperature):
+    tiny = make_tiny(dataclasses.replace(BASE, head_dim=16), seed=3)  # heads of a size for which kernels are traced
     settings = {"probe": probe, "temperature": temperature, "seeds": [1, 2, 3, 4]}
     before, counts = run(tiny, PROMPTS, **settings)
     with jax.enable_x64(True):
         after, wide_counts = run(tiny, PROMPTS, **settings)
     assert after == before
     assert wide_counts.calls_B.tolist() == counts.calls_B.tolist()
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_under_64_bit_types_rows_are_refilled(is_exact):
+    checkpoint = make_checkpoint(make_tiny(dataclasses.replace(BASE, head_dim=16), seed=3))
+    prompts = [Prompt(id=i, token_ids=prompt) for i, prompt in enumerate(PROMPTS)]
+    settings = Settings(max_new_tokens=8, batch_size=2, is_exact=is_exact)
+
+    def decode_all():
+        decoder = Decoder(checkpoint, PROBE)
+        answers = [answer.token_ids for answer in decoder.run(prompts, settings)]
+        return answers, decoder.stats.calls, decoder.stats.committed
+
+    before = decode_all()
+    assert before[2] > before[1]
+    with jax.enable_x64(True):
+        assert decode_all() == before
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -208,6 +227,18 @@ def test_in_bfloat16_a_first_difference_is_within_rounding(tiny, temperature):
         )[1].sampling
         found = first_difference(checkpoint, prompt, plain_ids, ids, draw)
         assert found is None or found.is_tie, found
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_ids_of_any_whole_dtype_are_widened(tiny, dtype):
+    big = dataclasses.replace(tiny.cfg, vocab_size=300)  # ids that a byte does not hold
+    params = make_tiny(big, seed=3).params
+    prompt_BT, request, decode_cfg = make_request(big, PROBE, PROMPTS, max_new_tokens=15, eos_token_ids=[], capacity=64)
+    expected = jit_decode(params, prompt_BT, request, big, PROBE, decode_cfg).token_BT
+    assert int(expected.max()) > 255
+    got = jit_decode(params, prompt_BT.astype(dtype), request, big, PROBE, decode_cfg).token_BT
+    assert got.dtype == jnp.int32
+    assert got.tolist() == expected.tolist()
 
 
 def test_other_values_do_not_recompile(tiny):

@@ -280,3 +280,34 @@ def test_a_batch_of_known_shapes_traces_nothing(checkpoint, monkeypatch):
     traces.clear()
     decoder.run_batch(PROMPTS[1:3], settings)
     assert not traces
+
+
+def test_a_context_that_is_no_power_of_two_is_used_to_its_end(tiny):
+    small = dataclasses.replace(tiny, cfg=dataclasses.replace(tiny.cfg, context_length=45))
+    prompt = Prompt(id=0, token_ids=[5, 9, 2, 44, 17, 3, 3] * 3)
+    (got,) = Decoder(make_checkpoint(small), PROBE).run([prompt], Settings(max_new_tokens=24))
+    assert got.token_ids == reference.plain_decode(tiny.reference, prompt.token_ids, max_new_tokens=24, eos=(EOS,))[0]
+
+
+def test_a_stop_text_alone_is_no_list_of_letters(decoder):
+    with pytest.raises(ValueError, match="stop must be a list of texts, got 'Paris'"):
+        list(decoder.run(PROMPTS[:1], Settings(stop="Paris")))
+
+
+def test_a_stream_is_checked_before_its_first_piece_is_asked_for(checkpoint):
+    with pytest.raises(ValueError, match="max_new_tokens must be"):
+        module.stream(checkpoint, "w5", settings=Settings(max_new_tokens=0))
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [(("tiny", PROBE), "checkpoint must be what load_checkpoint gives"), ((None, "probe:14"), "got None")],
+)
+def test_a_decoder_says_what_it_takes(args, says):
+    with pytest.raises(ValueError, match=says):
+        Decoder(*args)
+
+
+def test_a_decoder_takes_drafts_alone(checkpoint):
+    with pytest.raises(ValueError, match="draft must be a ProbeConfig, NgramConfig or RecycleConfig, got 'probe:14'"):
+        Decoder(checkpoint, "probe:14")

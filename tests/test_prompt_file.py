@@ -43,7 +43,7 @@ def test_reads_prompts(tmp_path, content, ids, prompts):
     assert (file.num_records, len(file.ids)) == (len(ids), len(ids))
     assert all(name in file.ids and str(name) in file.ids for name in ids)
     assert "other" not in file.ids
-    assert (file.max_temperature, file.has_stop, file.unused_fields) == (None, False, ())
+    assert (file.max_temperature, file.unused_fields) == (None, ())
 
 
 FIELDS = {"max_new_tokens": 9, "temperature": 1, "top_p": 1, "top_k": 0, "seed": 2**32 - 1, "stop": ["x", "\n"]}
@@ -76,15 +76,8 @@ def test_reads_every_field(tmp_path):
         Record(index=3, id="d", prompt_ids=[]),
     ]
     assert all(isinstance(value, float) for value in (records[0].temperature, records[0].top_p))
-    assert (file.max_temperature, file.has_stop, file.unused_fields) == (1.0, True, ("category", "turns"))
+    assert (file.max_temperature, file.unused_fields) == (1.0, ("category", "turns"))
     assert list(file) == records  # anew
-
-
-@pytest.mark.parametrize(
-    ("stop", "has_stop"), [("null", False), ("[]", False), ('"x"', True), ('["x"]', True)], ids=str
-)
-def test_says_whether_a_record_stops(tmp_path, stop, has_stop):
-    assert PromptFile(write(tmp_path, f'{{"prompt": "x", "stop": {stop}}}\n' + GOOD)).has_stop is has_stop
 
 
 def test_the_largest_temperature_is_wherever_it_stands(tmp_path):

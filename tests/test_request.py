@@ -31,6 +31,10 @@ def _name(value):
         ([[5]], {"eos_token_ids": [2**40]}, ["end-of-text id 1099511627776"]),
         ([[5], [6]], {"rows": 1}, ["2 prompts", "1 rows"]),
         ([[5]], {"capacity": 513}, ["capacity 513", "512"]),
+        ([[5]], {"prompt_slots": 0}, ["prompt_slots must be 1 to 513", "got 0"]),
+        ([[5]], {"prompt_slots": 514}, ["prompt_slots must be 1 to 513", "got 514"]),
+        ([5, 6], {}, ["each prompt must be a list of token ids, got 5"]),
+        (["text"], {}, ["each prompt must be a list of token ids, got 'text'"]),
         ([[1] * 509], {}, ["509 tokens", "4 new", "512", "at most 3 new"]),
         ([[1] * 600], {}, ["600 tokens", "512", "at most 0 new"]),
         ([[1] * 30, [1] * 20], {"capacity": 32}, ["holds 32", "prompt 30 + new 4", "need 33"]),
@@ -151,6 +155,29 @@ def test_capacity_and_columns_are_powers_of_two(length, new, capacity, columns):
     prompt_BT, _, decode_cfg = make_request(BASE, PLAIN, [[1] * length], max_new_tokens=new, eos_token_ids=[])
     assert (decode_cfg.capacity, prompt_BT.shape[1]) == (capacity, columns)
     assert not decode_cfg.is_sampled
+
+
+def test_a_context_that_is_no_power_of_two_is_used_to_its_end():
+    cfg = dataclasses.replace(BASE, context_length=100)
+    _, _, decode_cfg = make_request(cfg, PLAIN, [[1] * 60], max_new_tokens=40, eos_token_ids=[])
+    assert decode_cfg.capacity == 100
+    again, _, same = make_request(cfg, PLAIN, [[1] * 60], max_new_tokens=40, eos_token_ids=[], capacity=100)
+    assert (same, again.shape) == (decode_cfg, (1, 64))
+
+
+def test_numbers_and_prompts_may_be_numpys():
+    prompts = np.array([[1, 2], [3, 4]], np.uint8)
+    prompt_BT, request, _ = make_request(BASE, PLAIN, prompts, **GOOD | {"max_new_tokens": np.int64(4)})
+    assert prompt_BT[:, :2].tolist() == prompts.tolist()
+    assert request.max_new_tokens_B.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("draft", [None, (14,), "probe:14"])
+def test_a_draft_is_one_of_three_configurations(draft):
+    with pytest.raises(
+        ValueError, match=r"draft_cfg must be a ProbeConfig, NgramConfig or RecycleConfig, got [^\n]+\Z"
+    ):
+        make_request(BASE, draft, [[1]], **GOOD)
 
 
 def test_columns_never_pass_the_capacity_that_was_given():
