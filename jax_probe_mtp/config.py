@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 ANCHORED = "anchored"
@@ -111,7 +112,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}.")
-        if self.capacity < 1 or self.prefill_chunk < 1:
-            raise ValueError(
-                f"capacity and prefill_chunk must be at least 1, got {self.capacity} and {self.prefill_chunk}."
-            )
+        for name in ("capacity", "prefill_chunk"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")

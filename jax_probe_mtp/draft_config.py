@@ -6,6 +6,7 @@ says whether a batch hands something on to the next.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 DEFAULT_MASK_EMA = 0.1  # lambda of ESP's Eq. (5)
 MASK_INITS = ("mean", "last_k", "sample", "offset")
@@ -83,11 +84,13 @@ class ProbeConfig:
             )
 
     def _check_static(self) -> None:
+        if not isinstance(self.tree, int | Sequence):
+            raise ValueError(f"tree must be numbers of candidates, such as (15, 4), or 'dynamic', got {self.tree!r}.")
         tree = (self.tree,) if isinstance(self.tree, int) else tuple(self.tree)
         object.__setattr__(self, "tree", tree)
         if self.num_masks is None:
             object.__setattr__(self, "num_masks", len(tree))
-        if len(tree) != self.num_masks:
+        if len(tree) != self.num_masks or type(self.num_masks) is not int:
             raise ValueError(
                 f"{self.num_masks} masks need a tree of {self.num_masks} numbers, one a mask, got {list(tree)}; "
                 f"give such a tree, or leave num_masks out."

@@ -30,7 +30,7 @@ from jax_probe_mtp.draft_config import PLAIN, ProbeConfig
 from jax_probe_mtp.messages import Parser, exit_status, positive
 from jax_probe_mtp.params import Params, random_params
 from jax_probe_mtp.records import check_files, write_json
-from jax_probe_mtp.request import Request
+from jax_probe_mtp.request import Request, check_settings
 
 DATA_SHEET = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}  # bytes a second
 COLUMNS = "rows batch slots | forward ms  step ms  step/forward | GB read  of bandwidth | compile s  cached s  temp MB"
@@ -153,6 +153,9 @@ def forward_loop(
 def _run(
     params: Params, cfg: ModelConfig, draft_cfg: ProbeConfig, args: argparse.Namespace, batch: int, capacity: int
 ) -> dict[str, Any]:
+    check_settings(
+        cfg, draft_cfg, max_new_tokens=args.calls, temperature=args.temperature, top_k=0, top_p=args.top_p, mask_ema=0
+    )
     decode_cfg = DecodeConfig(capacity=capacity, is_sampled=args.temperature > 0, attention=args.attention)
 
     def start() -> tuple[Request, DecodeState]:

@@ -80,6 +80,9 @@ DYNAMIC = {"tree": "dynamic"}
         ({"tree": (0,)}, ["at least 1", "[0]"]),
         ({"tree": (3, -1)}, ["at least 1", "[3, -1]"]),
         ({"tree": (2.5,)}, ["[2.5]"]),
+        ({"tree": 14.0}, ["numbers of candidates", "14.0"]),
+        ({"tree": None}, ["numbers of candidates", "None"]),
+        ({"tree": (3,), "num_masks": 1.0}, ["1.0 masks", "[3]"]),
         ({"tree": (15, 4), "block_complexity": 59}, ["[15, 4]", "60 rows", "59"]),
         ({"tree": "static"}, ["'static'", "'dynamic'"]),
         ({**DYNAMIC}, ["num_masks and block_complexity"]),
@@ -154,9 +157,10 @@ def test_model_refuses(changes, says):
     _assert_refused(lambda: dataclasses.replace(BASE, **changes), says)
 
 
-@pytest.mark.parametrize("changes", [{"capacity": 0}, {"capacity": 8, "prefill_chunk": 0}], ids=str)
-def test_decode_refuses(changes):
-    _assert_refused(lambda: DecodeConfig(**changes), ["at least 1", *[str(value) for value in changes.values()]])
+@pytest.mark.parametrize("value", [0, 10.5, "10"], ids=repr)
+@pytest.mark.parametrize("name", ["capacity", "prefill_chunk"])
+def test_decode_refuses(name, value):
+    _assert_refused(lambda: DecodeConfig(**{"capacity": 8, name: value}), [f"{name} must", "at least 1", repr(value)])
 
 
 def test_query_heads_that_share_a_kv_head():
