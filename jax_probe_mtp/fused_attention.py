@@ -247,7 +247,7 @@ def _num_turns(length: jax.Array, split: jax.Array, tiles: Tiles) -> jax.Array:
 
 def _cdiv(a: jax.Array, b: int) -> jax.Array:
     """`pl.cdiv`, which makes `b` an int64 where JAX has 64-bit types."""
-    return (a + (b - 1)) // b
+    return jax.lax.div(a + (b - 1), jnp.asarray(b, a.dtype))
 
 
 def _read_prefix(

@@ -279,7 +279,7 @@ def test_a_batch_is_laid_out_with_the_room_it_needs_or_refused(batch):
         or longest + new > CONTEXT
         or (rows is not None and rows < len(lengths))
         or (capacity is not None and not needed <= capacity <= CONTEXT)
-        or (prompt_slots is not None and prompt_slots < longest)
+        or (prompt_slots is not None and not longest <= prompt_slots <= CONTEXT + 1)
         or (capacity is not None and prompt_slots is not None and prompt_slots > capacity + 1)
     )
     prompts = [[1 + i % 60 for i in range(length)] for length in lengths]
@@ -294,7 +294,8 @@ def test_a_batch_is_laid_out_with_the_room_it_needs_or_refused(batch):
     prompt_BT, request, decode_cfg = ask(**room)
     num_rows, num_columns = prompt_BT.shape
     assert num_rows == (rows or len(prompts))
-    assert decode_cfg.capacity == (smallest_bucket(needed, (prompt_slots or 1) - 1) if capacity is None else capacity)
+    bucket = min(smallest_bucket(needed, (prompt_slots or 1) - 1), CONTEXT)
+    assert decode_cfg.capacity == (bucket if capacity is None else capacity)
     assert num_columns == (prompt_slots or min(smallest_bucket(longest), decode_cfg.capacity + 1))
     assert longest <= num_columns <= decode_cfg.capacity + 1
     idle = num_rows - len(prompts)
