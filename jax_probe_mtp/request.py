@@ -15,6 +15,7 @@ from jax_probe_mtp.sampling import Sampling
 SMALLEST_BUCKET = 64
 NO_LIMIT = 2**31 - 1  # of accepted drafts
 LARGEST_TEMPERATURE = 1e30  # a draw is uniform long before, and float32 soon ends
+SMALLEST_TEMPERATURE = 1e-30  # takes the best token, as any does far above it; below 1e-37 float32 ends
 SMALLEST_TOP_P = 1e-30  # keeps the best token alone, as any p as small does; much smaller ones are 0 in float32
 
 
@@ -195,7 +196,7 @@ def make_request(
         lengths=[len(prompt) for prompt in prompts] + [1] * num_idle,
         limits=[max_new_tokens] * len(prompts) + [0] * num_idle,
         seeds=[*seeds, *[0] * num_idle],
-        temperature=temperature,
+        temperature=max(temperature, SMALLEST_TEMPERATURE) if temperature else 0.0,
         top_k=min(top_k, cfg.vocab_size),
         top_p=max(top_p, SMALLEST_TOP_P),
         eos_token_ids=eos_token_ids,
