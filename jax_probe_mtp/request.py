@@ -15,7 +15,7 @@ from jax_probe_mtp.sampling import Sampling
 SMALLEST_BUCKET = 64
 NO_LIMIT = 2**31 - 1  # of accepted drafts
 LARGEST_TEMPERATURE = 1e30  # a draw is uniform long before, and float32 soon ends
-SMALLEST_TEMPERATURE = 1e-30  # takes the best token, as any does far above it; below 1e-37 float32 ends
+SMALLEST_TEMPERATURE = 1e-30  # below it rows are greedy, as they are far above it: float32 ends at 1e-37
 SMALLEST_TOP_P = 1e-30  # keeps the best token alone, as any p as small does; much smaller ones are 0 in float32
 
 
@@ -129,7 +129,7 @@ def make_request(
       eos_token_ids: ids that end a text; none means that only the limit does.
       names: what messages call the prompts; their numbers when left out.
       rows: B, when it is more than the prompts: the rows behind them are idle.
-      temperature: 0 is greedy.
+      temperature: 0 is greedy, and so is less than 1e-30.
       top_k: the most likely tokens that stay, 0 for all.
       top_p: mass of the most likely tokens that stay, in (0, 1].
       seeds: one for each row, 0 to 2**32 - 1; zeros when left out.
@@ -163,6 +163,7 @@ def make_request(
         prompt_slots=prompt_slots,
     )
     max_new_tokens = int(max_new_tokens)  # of NumPy it may be
+    temperature = temperature if temperature >= SMALLEST_TEMPERATURE else 0.0
     for token in eos_token_ids:
         if not _is_token(cfg, token):
             raise ValueError(f"end-of-text id {token} is none of the ids 0 to {cfg.vocab_size - 1}.")
@@ -196,7 +197,7 @@ def make_request(
         lengths=[len(prompt) for prompt in prompts] + [1] * num_idle,
         limits=[max_new_tokens] * len(prompts) + [0] * num_idle,
         seeds=[*seeds, *[0] * num_idle],
-        temperature=max(temperature, SMALLEST_TEMPERATURE) if temperature else 0.0,
+        temperature=temperature,
         top_k=min(top_k, cfg.vocab_size),
         top_p=max(top_p, SMALLEST_TOP_P),
         eos_token_ids=eos_token_ids,

@@ -220,7 +220,7 @@ def test_sampled_outputs_with_their_seeds_are_checked_token_for_token(checkpoint
     assert verdict(checkpoint, tokens, settings=cut, seed=11).difference.gap == math.inf
 
 
-@pytest.mark.parametrize("temperature", [1e-45, 1e-39, 1.2e-38, 3e-38, 1e-30])
+@pytest.mark.parametrize("temperature", [1e-45, 1e-39, 1.2e-38, 3e-38, 0.9e-30, 1e-30])
 def test_a_temperature_that_float32_cannot_divide_by_is_greedy(checkpoint, plain, temperature):
     """Below 1.2e-38 XLA takes it for 0, and up to 1e-37 the scores overflow."""
     assert verdict(checkpoint, plain, temperature=temperature).kind == "same"
