@@ -310,6 +310,7 @@ def _header(args: argparse.Namespace) -> Record:
         "attention": "sdpa",
     }
     settings = {name: value for name, value in vars(args).items() if name not in ("measure", "output")}
+    settings |= {name: Path(settings[name]).name for name in ("model", "questions") if name in settings}
     return {"environment": environment, "settings": settings}
 
 

@@ -116,7 +116,7 @@ def test_every_mode_generates_our_plain_text(tmp_path, folder, questions):
     assert record["environment"]["transformers"] == transformers.__version__
     assert record["environment"]["device"].endswith("cores")
     assert record["settings"] == {
-        "model": str(folder), "questions": str(questions), "per_category": None, "max_new_tokens": NEW_TOKENS,
+        "model": folder.name, "questions": questions.name, "per_category": None, "max_new_tokens": NEW_TOKENS,
         "modes": ["eager", "static", "prompt_lookup"], "dtype": "float32", "device": "cpu", "no_compile": False,
     }  # fmt: skip
 
