@@ -180,6 +180,8 @@ def _align(args: argparse.Namespace) -> int:
     probe, settings = options.draft_config(args), options.settings(args)
     if not isinstance(probe, ProbeConfig) or not probe.masks_per_node:
         raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
+    if settings.batch_size != 1:
+        raise ValueError(f"align reads one text at a time: leave --batch-size {settings.batch_size} out.")
     align_report.check_output(args.output)
     questions = records.read_questions(args.questions, args.per_category)
     checkpoint = options.load(args.model, args.dtype, args.revision)

@@ -198,6 +198,7 @@ def test_bad_arguments(run, model, questions, tmp_path):
     assert_refused(run("bench", "--model", model, *empty), "holds no questions")
     assert_refused(run("bench", "report", "--output", tmp_path), "R.json")
     assert_refused(run("align", *args[1:], "--output", tmp_path / "a", "--num-masks", "0"), "at least one mask")
+    assert_refused(run("align", *args[1:], "--output", tmp_path / "a", "--batch-size", "2"), "leave --batch-size 2 out")
     assert not (tmp_path / "r.json").exists()
 
 
