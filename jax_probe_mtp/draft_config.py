@@ -271,6 +271,12 @@ _OPTION_OF = {  # field -> what `runs.py` calls it
 }
 
 
+def check_is_draft(draft_cfg: object) -> None:
+    """Raises ValueError where it is none of the three configurations, such as the name of one."""
+    if not isinstance(draft_cfg, DraftConfig):
+        raise ValueError(f"draft_cfg must be a ProbeConfig, NgramConfig or RecycleConfig, got {draft_cfg!r:.80}.")
+
+
 def draft_name(draft_cfg: DraftConfig, mask_ema: float = DEFAULT_MASK_EMA) -> str:
     """The draft source as `runs.parse_run` reads it, such as "probe:14"; what is not the default stands behind an @."""
     options: dict[str, object] = {}

@@ -13,7 +13,7 @@ from jax_probe_mtp import tokenizer as text
 from jax_probe_mtp.checkpoint import Checkpoint
 from jax_probe_mtp.config import DecodeConfig
 from jax_probe_mtp.continuous import ContinuousDecoder, InOrder
-from jax_probe_mtp.draft_config import DraftConfig, ProbeConfig, RecycleConfig, draft_name
+from jax_probe_mtp.draft_config import DraftConfig, ProbeConfig, RecycleConfig, check_is_draft, draft_name
 from jax_probe_mtp.newcomer import make_batch, make_newcomer
 from jax_probe_mtp.params import Params
 from jax_probe_mtp.programs import Program, Programs
@@ -34,8 +34,7 @@ class Decoder:
         """Args: the model, where drafts come from, and another decoder's programs for the same two, to share them."""
         if not isinstance(checkpoint, Checkpoint):
             raise ValueError(f"checkpoint must be what load_checkpoint gives, got {checkpoint!r:.80}.")
-        if not isinstance(draft_cfg, DraftConfig):
-            raise ValueError(f"draft must be a ProbeConfig, NgramConfig or RecycleConfig, got {draft_cfg!r:.80}.")
+        check_is_draft(draft_cfg)
         self.checkpoint = checkpoint
         self.draft_cfg = draft_cfg
         self.stats = Stats()

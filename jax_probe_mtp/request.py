@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jax_probe_mtp.config import DecodeConfig, ModelConfig
-from jax_probe_mtp.draft_config import DEFAULT_MASK_EMA, DraftConfig, ProbeConfig, RecycleConfig
+from jax_probe_mtp.draft_config import DEFAULT_MASK_EMA, DraftConfig, ProbeConfig, RecycleConfig, check_is_draft
 from jax_probe_mtp.recycle import NUM_SUCCESSORS
 from jax_probe_mtp.sampling import Sampling
 
@@ -257,8 +257,7 @@ def _is_token(cfg: ModelConfig, token: int) -> bool:
 
 
 def _check_draft(cfg: ModelConfig, draft_cfg: DraftConfig) -> None:
-    if not isinstance(draft_cfg, DraftConfig):
-        raise ValueError(f"draft_cfg must be a ProbeConfig, NgramConfig or RecycleConfig, got {draft_cfg!r:.80}.")
+    check_is_draft(draft_cfg)
     if isinstance(draft_cfg, ProbeConfig) and draft_cfg.masks_per_node and draft_cfg.num_candidates > cfg.vocab_size:
         raise ValueError(
             f"the tree looks at {draft_cfg.num_candidates} candidates of a mask (with pruning one more than its widest "

@@ -309,5 +309,7 @@ def test_a_decoder_says_what_it_takes(args, says):
 
 
 def test_a_decoder_takes_drafts_alone(checkpoint):
-    with pytest.raises(ValueError, match="draft must be a ProbeConfig, NgramConfig or RecycleConfig, got 'probe:14'"):
+    with pytest.raises(
+        ValueError, match="draft_cfg must be a ProbeConfig, NgramConfig or RecycleConfig, got 'probe:14'"
+    ):
         Decoder(checkpoint, "probe:14")
