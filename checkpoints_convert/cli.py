@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from checkpoints_convert.convert import convert_gguf, convert_hf
-from checkpoints_convert.fill import DTYPES
 from checkpoints_convert.info import read_info
-from jax_probe_mtp.messages import Parser, exit_status
+from checkpoints_convert.params.fill import DTYPES
+from jax_probe_mtp.errors import Parser, exit_status
 
 
 def _parser() -> Parser:

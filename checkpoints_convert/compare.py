@@ -11,12 +11,12 @@ import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.load import load_checkpoint
-from checkpoints_convert.names import HF, rows_for
-from checkpoints_convert.transforms import LAYOUTS
-from jax_probe_mtp.config import ModelConfig
-from jax_probe_mtp.messages import Parser, exit_status, one_line
-from jax_probe_mtp.model import full_logits
-from jax_probe_mtp.params import Params
+from checkpoints_convert.mapping.names import HF, rows_for
+from checkpoints_convert.mapping.transforms import LAYOUTS
+from jax_probe_mtp.errors import Parser, exit_status, one_line
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.params import Params
+from jax_probe_mtp.model.transformer import full_logits
 
 MAX_DELTA = 1e-3  # rounding of two float32 models; 1.4e-4 was seen
 NUM_TOKENS = 512  # short prompts hide errors of rope

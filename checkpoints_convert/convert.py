@@ -7,13 +7,13 @@ from pathlib import Path
 
 import jax
 
-from checkpoints_convert.fill import read_leaves
-from checkpoints_convert.folder import METADATA, Metadata, written_whole
-from checkpoints_convert.gguf_model import open_gguf
-from checkpoints_convert.hf_model import open_hf
-from checkpoints_convert.hub import folder_of
-from checkpoints_convert.sources import OpenedModel
-from checkpoints_convert.stored_params import save_params
+from checkpoints_convert.gguf.model import open_gguf
+from checkpoints_convert.huggingface.hub import folder_of
+from checkpoints_convert.huggingface.model import open_hf
+from checkpoints_convert.mapping.tensor_source import OpenedModel
+from checkpoints_convert.params.fill import read_leaves
+from checkpoints_convert.params.folder import METADATA, Metadata, written_whole
+from checkpoints_convert.params.stored_params import save_params
 
 Note = Callable[[str], None]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from checkpoints_convert.fill import plan
-from checkpoints_convert.folder import METADATA, read_metadata
 from checkpoints_convert.load import open_source
-from jax_probe_mtp.config import ModelConfig
-from jax_probe_mtp.params import abstract_params
+from checkpoints_convert.params.fill import plan
+from checkpoints_convert.params.folder import METADATA, read_metadata
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.params import abstract_params
 
 GB = 10**9
 

@@ -9,17 +9,17 @@ from typing import Any
 from jax.sharding import Mesh
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.fill import DTYPES, read_params
-from checkpoints_convert.folder import METADATA, read_metadata
-from checkpoints_convert.gguf_model import open_gguf
-from checkpoints_convert.hf_model import load_hf_tokenizer, open_hf
-from checkpoints_convert.hub import folder_of
-from checkpoints_convert.sources import OpenedModel
-from checkpoints_convert.stored_params import load_params
-from jax_probe_mtp.checkpoint import Checkpoint
-from jax_probe_mtp.config import DATA, TENSOR, ModelConfig
-from jax_probe_mtp.mesh import check_mesh
-from jax_probe_mtp.params import Params
+from checkpoints_convert.gguf.model import open_gguf
+from checkpoints_convert.huggingface.hub import folder_of
+from checkpoints_convert.huggingface.model import load_hf_tokenizer, open_hf
+from checkpoints_convert.mapping.tensor_source import OpenedModel
+from checkpoints_convert.params.fill import DTYPES, read_params
+from checkpoints_convert.params.folder import METADATA, read_metadata
+from checkpoints_convert.params.stored_params import load_params
+from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.config import DATA, TENSOR, ModelConfig
+from jax_probe_mtp.model.mesh import check_mesh
+from jax_probe_mtp.model.params import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,6 @@
 
 import sys
 
-from jax_probe_mtp.cli import main
+from jax_probe_mtp.commands.main import main
 
 sys.exit(main())

@@ -7,9 +7,9 @@ import jax
 import pytest
 from reference import Model
 
-from jax_probe_mtp.cli import main
-from jax_probe_mtp.config import ModelConfig
-from jax_probe_mtp.params import random_params
+from jax_probe_mtp.commands.main import main
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.params import random_params
 
 BASE = ModelConfig(
     family="llama",

@@ -11,80 +11,9 @@ import pytest
 import checkpoints_convert
 import jax_probe_mtp
 
-ORDER = [
-    "messages",
-    "config",
-    "draft_config",
-    "params",
-    "mesh",
-    "checkpoint",
-    "fused_keep",
-    "cache",
-    "layers",
-    "model",
-    "fused_merge",
-    "fused_product",
-    "fused_attention",
-    "fused_norm",
-    "fused_qkv",
-    "fused_layer",
-    "tree",
-    "masks",
-    "attend",
-    "sampling",
-    "draft",
-    "topk",
-    "probe",
-    "ngram",
-    "recycle",
-    "sources",
-    "verify",
-    "request",
-    "decode_loop",
-    "row_batch",
-    "step_cost",
-    "programs",
-    "self_test",
-    "prompts",
-    "tokenizer",
-    "text_stream",
-    "newcomer",
-    "row_text",
-    "continuous",
-    "generation",
-    "exactness",
-    "teacher",
-    "prompt_file",
-    "records",
-    "answer_file",
-    "answer_merge",
-    "runs",
-    "bench",
-    "auto_tree",
-    "tables",
-    "verdicts",
-    "foreign",
-    "frequencies",
-    "output_file",
-    "figures",
-    "bench_record",
-    "report_figures",
-    "report",
-    "align",
-    "align_report",
-    "options",
-    "bench_cli",
-    "demo_model",
-    "distributed",
-    "memory",
-    "jobs",
-    "generate_cli",
-    "verify_cli",
-    "cli",
-]
 PACKAGE = Path(jax_probe_mtp.__file__).parent
 CONVERTER = Path(checkpoints_convert.__file__).parent
-BOTH = sorted([*PACKAGE.glob("*.py"), *CONVERTER.glob("*.py")])
+BOTH = sorted([*PACKAGE.rglob("*.py"), *CONVERTER.rglob("*.py")])
 
 
 def imports(path):
@@ -101,27 +30,14 @@ def imports(path):
     return found
 
 
-def test_the_order_names_every_file():
-    files = {path.stem for path in PACKAGE.glob("*.py")}
-    assert files == {*ORDER, "__init__", "__main__"}
-
-
-@pytest.mark.parametrize("name", ORDER)
-def test_a_file_imports_only_files_before_it(name):
-    for module, _ in imports(PACKAGE / f"{name}.py"):
-        package, *rest = module.split(".")
-        if package == "jax_probe_mtp":
-            assert rest[0] in ORDER[: ORDER.index(name)], f"{name}.py imports {module}"
-
-
 def test_only_the_commands_know_the_converter_and_not_at_the_top():
     importers = {
         (path.stem, is_at_top)
-        for path in PACKAGE.glob("*.py")
+        for path in PACKAGE.rglob("*.py")
         for module, is_at_top in imports(path)
         if module.split(".")[0] == "checkpoints_convert"
     }
-    assert importers == {("cli", False), ("options", False), ("verify_cli", False)}
+    assert importers == {("main", False), ("options", False), ("verify", False)}
 
 
 def test_only_the_comparison_with_transformers_imports_torch():
@@ -129,7 +45,7 @@ def test_only_the_comparison_with_transformers_imports_torch():
     assert importers == {CONVERTER / "compare.py"}
 
 
-@pytest.mark.parametrize("package", ["jax_probe_mtp", "jax_probe_mtp.cli", "checkpoints_convert"])
+@pytest.mark.parametrize("package", ["jax_probe_mtp", "jax_probe_mtp.commands.main", "checkpoints_convert"])
 def test_importing_changes_nothing(package):
     code = f"""
 import json, sys

@@ -1,0 +1,127 @@
+"""The fields of a GGUF file as our ModelConfig; a field of the model that we do not know is refused by name."""
+
+from typing import Any
+
+import numpy as np
+
+from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.gguf.reader import GGUFSource
+from checkpoints_convert.mapping.fields import Fields, shortest_float
+from checkpoints_convert.mapping.names import GGUF, GGUF_HEAD, GGUF_ROPE_DIVISORS
+from checkpoints_convert.mapping.rope import MAX_HEAD_DIM
+from jax_probe_mtp.errors import one_line
+from jax_probe_mtp.model.config import ModelConfig
+
+# Fields that we read, or that change nothing.
+_KNOWN = {
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "rope.dimension_count",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+    "vocab_size",
+    "tensor_data_layout",
+}
+
+# Fields that change what is computed, each with the values under which it does not.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "attention.sliding_window": (0,),
+    "attention.causal": (True,),
+    "attention.scale": (0.0,),
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scale_linear": (1.0,),
+    "logit_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+}
+
+
+def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> tuple[ModelConfig, tuple[int, ...]]:
+    """The model and its end-of-text ids.
+
+    Args:
+      fields: the file's fields.
+      source: its tensors; the vocabulary's size, rope divisors and a tied head are known by them.
+      where: the file, for messages.
+
+    Returns:
+      The configuration, and the one id of `tokenizer.ggml.eos_token_id`.
+
+    Raises:
+      CheckpointError: if a value is missing, of a wrong type, or asks for something not supported.
+    """
+    top = Fields(fields, where)
+    family = top.text("general.architecture")
+    if family not in GGUF:
+        raise CheckpointError(f"{where}: architecture {family!r} is not supported; {', '.join(GGUF)} are.")
+    if top.text("general.type", "model") != "model":
+        raise CheckpointError(f"{where}: general.type is {fields['general.type']!r}; only a whole 'model' can be read.")
+    if top.integer("split.count", 1) > 1:
+        raise CheckpointError(f"{where} is one part of {fields['split.count']}; join them (llama-gguf-split --merge).")
+    prefix = family + "."
+    model = Fields({key.removeprefix(prefix): fields[key] for key in fields if key.startswith(prefix)}, where)
+    for key, value in model.values.items():
+        if key not in _KNOWN and value not in _NEUTRAL.get(key, ()):
+            raise CheckpointError(f"{where}: {family}.{key} = {str(value)[:80]} is not supported.")
+    width, num_heads = model.integer("embedding_length"), model.integer("attention.head_count")
+    head_dim = model.integer("attention.key_length", width // max(num_heads, 1))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if model.integer(key, head_dim) != head_dim:
+            raise CheckpointError(f"{where}: {family}.{key} = {model.values[key]} must equal the head size {head_dim}.")
+    embed = source.tensors.get("token_embd.weight")
+    if embed is None:
+        raise CheckpointError(f"{where}: tensor 'token_embd.weight' is missing; fetch the file again.")
+    try:
+        cfg = ModelConfig(
+            family=family,
+            vocab_size=embed.shape[0],
+            width=width,
+            num_layers=model.integer("block_count"),
+            num_heads=num_heads,
+            num_kv_heads=model.integer("attention.head_count_kv", num_heads),
+            head_dim=head_dim,
+            mlp_width=model.integer("feed_forward_length"),
+            context_length=model.integer("context_length"),
+            norm_eps=shortest_float(model.number("attention.layer_norm_rms_epsilon")),
+            rope_theta=shortest_float(model.number("rope.freq_base", 10_000.0)),
+            rope_divisors=_rope_divisors(source),
+            has_qkv_bias=family == "qwen2",
+            has_qk_norm=family == "qwen3",
+            is_tied=GGUF_HEAD not in source.tensors,
+        )
+    except CheckpointError:
+        raise
+    except (ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{where}: {one_line(error)}") from None
+    eos = top.integer("tokenizer.ggml.eos_token_id")
+    if not 0 <= eos < cfg.vocab_size:
+        raise CheckpointError(f"{where}: tokenizer.ggml.eos_token_id {eos} is no id below {cfg.vocab_size}.")
+    return cfg, (eos,)
+
+
+def _rope_divisors(source: GGUFSource) -> tuple[float, ...]:
+    """`rope_freqs.weight`, where a Llama 3.1 file has it: it holds the divisors of the frequencies, not frequencies."""
+    info = source.tensors.get(GGUF_ROPE_DIVISORS)
+    if info is None:
+        return ()
+    if info.dtype != "F32" or len(info.shape) != 1 or info.shape[0] > MAX_HEAD_DIM // 2:
+        raise CheckpointError(
+            f"{info.file}: {GGUF_ROPE_DIVISORS} must be a vector of F32, h/2 long, got {info.dtype} of "
+            f"{list(info.shape)}."
+        )
+    divisors = source.read(GGUF_ROPE_DIVISORS, 0, info.shape[0])
+    if not (np.isfinite(divisors) & (divisors > 0)).all():
+        raise CheckpointError(f"{info.file}: {GGUF_ROPE_DIVISORS} holds a divisor that is not above 0.")
+    return tuple(divisors.tolist())

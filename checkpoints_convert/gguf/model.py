@@ -1,0 +1,36 @@
+"""Opens a GGUF file."""
+
+import functools
+from pathlib import Path
+
+from checkpoints_convert.gguf.config import read_gguf_config
+from checkpoints_convert.gguf.header import read_header
+from checkpoints_convert.gguf.reader import GGUFSource
+from checkpoints_convert.gguf.tokenizer import build_tokenizer
+from checkpoints_convert.mapping.names import GGUF, GGUF_ROPE_DIVISORS, rows_for
+from checkpoints_convert.mapping.tensor_source import OpenedModel
+
+
+def open_gguf(path: Path) -> OpenedModel:
+    """Reads a file's header; a quantized file becomes float32 unless asked otherwise.
+
+    Raises:
+      CheckpointError: if it is damaged or asks for something not supported.
+    """
+    fields, header = read_header(path)
+    source = GGUFSource(path, header)
+    cfg, eos_token_ids = read_gguf_config(fields, source, str(path))
+    kinds = {tensor.kind.name for name, tensor in header.items() if name != GGUF_ROPE_DIVISORS}
+    return OpenedModel(
+        config=cfg,
+        eos_token_ids=eos_token_ids,
+        source=source,
+        rows=rows_for(GGUF, cfg),
+        ignored=(GGUF_ROPE_DIVISORS.replace(".", r"\."),),
+        dtype="bfloat16" if kinds == {"BF16"} else "float32",
+        where=str(path),
+        description={"kind": "gguf", "files": [path.name], "types": sorted(kinds)},
+        load_tokenizer=functools.partial(
+            build_tokenizer, fields, str(path), vocab_size=cfg.vocab_size, context_length=cfg.context_length
+        ),
+    )

@@ -1,0 +1,137 @@
+"""The tokenizer of a GGUF file, rebuilt with `tokenizers` from the file's fields."""
+
+import dataclasses
+from typing import Any
+
+from gguf.constants import TokenType
+from tokenizers import AddedToken, Tokenizer, processors
+
+from checkpoints_convert.errors import CheckpointError, is_failure
+from checkpoints_convert.gguf.bpe import byte_level_tokenizer, pre_adds_bos
+from checkpoints_convert.gguf.spm import sentencepiece_tokenizer
+from checkpoints_convert.mapping.fields import Fields, first_repeated
+from jax_probe_mtp.errors import one_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a file: `tokens[i]` is the text of id i, `kinds[i]` what it is."""
+
+    tokens: list[str]
+    kinds: list[TokenType]
+
+    def ids(self, *kinds: TokenType) -> dict[str, int]:
+        """Text -> id of the tokens of these kinds."""
+        return {token: i for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)) if kind in kinds}
+
+
+def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, context_length: int) -> Any:
+    """A `transformers.PreTrainedTokenizerFast` that tokenizes as the model was trained.
+
+    Args:
+      fields: the fields of a GGUF file.
+      where: the file, for messages.
+      vocab_size: V; the file may name fewer tokens, never more.
+      context_length: positions of the model, recorded with the tokenizer.
+
+    Returns:
+      The tokenizer, with its special tokens and chat template; plain encoding adds BOS where the file says so.
+
+    Raises:
+      CheckpointError: if a field is missing or malformed, or asks for something not supported.
+    """
+    field = Fields(fields, where)
+    vocabulary = _vocabulary(field, vocab_size)
+    kind = field.text("tokenizer.ggml.model")
+    try:
+        if kind == "gpt2":
+            tokenizer = byte_level_tokenizer(field, vocabulary)
+            adds_bos = pre_adds_bos(field)
+        elif kind == "llama":
+            tokenizer = sentencepiece_tokenizer(field, vocabulary)
+            adds_bos = True
+        else:
+            raise CheckpointError(f"{where}: tokenizer model {kind!r} is not supported; gpt2 and llama are.")
+        _add_special_tokens(tokenizer, vocabulary)
+        special = _special_tokens(field, vocabulary)
+        adds_bos = field.flag("tokenizer.ggml.add_bos_token", adds_bos)
+        adds_eos = field.flag("tokenizer.ggml.add_eos_token", False)
+        _set_template(tokenizer, field, special, adds_bos=adds_bos, adds_eos=adds_eos)
+    except BaseException as error:  # tokenizers raises plain Exception
+        if isinstance(error, CheckpointError) or not is_failure(error):
+            raise
+        raise CheckpointError(f"{where}: its tokenizer cannot be built ({one_line(error)}).") from None
+    return _wrap(tokenizer, special, field.text("tokenizer.chat_template", None), context_length)
+
+
+def _vocabulary(field: Fields, vocab_size: int) -> Vocabulary:
+    tokens = field.items("tokenizer.ggml.tokens")
+    count = len(tokens)
+    tokens = list(tokens) if 1 <= count <= vocab_size else []
+    if not tokens or not all(isinstance(token, str) for token in tokens):
+        raise CheckpointError(
+            f"{field.where}: tokenizer.ggml.tokens must hold 1 to {vocab_size} texts, got {count} entries."
+        )
+    kinds = field.items("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens))
+    if len(kinds) != len(tokens):
+        raise CheckpointError(f"{field.where}: {len(kinds)} token types for {len(tokens)} tokens.")
+    try:
+        vocabulary = Vocabulary(tokens, [TokenType(kind) for kind in kinds])
+    except ValueError as error:
+        raise CheckpointError(f"{field.where}: tokenizer.ggml.token_type: {error}") from None
+    if len(set(tokens)) != len(tokens):
+        raise CheckpointError(f"{field.where}: tokenizer.ggml.tokens holds {first_repeated(tokens)!r} twice.")
+    return vocabulary
+
+
+def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    """Tokens that are found in a text before anything else is done to it."""
+    for kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
+        is_special = kind != TokenType.USER_DEFINED  # special: left out by decode(skip_special_tokens=True)
+        added = [AddedToken(token, special=is_special, normalized=False) for token in vocabulary.ids(kind)]
+        (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)(added)
+
+
+def _special_tokens(field: Fields, vocabulary: Vocabulary) -> dict[str, str]:
+    """transformers' name -> text, of the special tokens the file names."""
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    special = {}
+    for ours, theirs in names.items():
+        key = f"tokenizer.ggml.{theirs}_token_id"
+        token_id = field.integer(key, None)
+        if token_id is None:
+            continue
+        if not 0 <= token_id < len(vocabulary.tokens):
+            raise CheckpointError(f"{field.where}: {key} {token_id} is no id below {len(vocabulary.tokens)}.")
+        special[ours] = vocabulary.tokens[token_id]
+    return special
+
+
+def _set_template(
+    tokenizer: Tokenizer, field: Fields, special: dict[str, str], *, adds_bos: bool, adds_eos: bool
+) -> None:
+    before, after = ["bos_token"] if adds_bos else [], ["eos_token"] if adds_eos else []
+    for name in before + after:
+        if name not in special:
+            raise CheckpointError(f"{field.where}: texts are to get a {name}, but tokenizer.ggml names no id for it.")
+    if before or after:
+        first, last = [special[name] for name in before], [special[name] for name in after]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*first, "$A", *last],
+            pair=[*first, "$A", *last, *first, "$B", *last],
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(first + last)],
+        )
+
+
+def _wrap(tokenizer: Tokenizer, special: dict[str, str], chat_template: str | None, context_length: int) -> Any:
+    from transformers import PreTrainedTokenizerFast  # slow to import, and `info` does without
+
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=context_length,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    if chat_template is not None:
+        wrapped.chat_template = chat_template
+    return wrapped

@@ -1,0 +1,124 @@
+"""The folder a conversion writes: what is in it, writing it whole or not at all, reading it back."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.mapping.fields import Fields, read_json
+from checkpoints_convert.params.fill import DTYPES
+from checkpoints_convert.params.stored_params import PARAMS
+from jax_probe_mtp.errors import one_line
+from jax_probe_mtp.model.config import ModelConfig
+
+METADATA = "jax_probe_mtp.json"
+FORMAT_VERSION = 1
+MAX_LAYERS = 1024  # the largest models of our families have 126
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What jax_probe_mtp.json says.
+
+    Attributes:
+      config: the model.
+      dtype: dtype of every leaf.
+      eos_token_ids: ids that end a text.
+      source: what it was converted from.
+    """
+
+    config: ModelConfig
+    dtype: str
+    eos_token_ids: tuple[int, ...]
+    source: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Reads jax_probe_mtp.json.
+
+    Raises:
+      CheckpointError: if it is missing, malformed, or of another format version.
+    """
+    fields = Fields(read_json(folder / METADATA), str(folder / METADATA))
+    version = fields.integer("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{fields.where} has format version {version}, this program reads {FORMAT_VERSION}.")
+    if not (folder / PARAMS).is_dir():
+        raise CheckpointError(f"{folder / PARAMS} is missing; convert again.")
+    cfg = _model_config(Fields(fields.get("config", dict, "an object"), f"{fields.where}: config"))
+    if cfg.num_layers > MAX_LAYERS:  # before a tree of as many layers as a damaged config may claim
+        raise CheckpointError(f"{fields.where}: {cfg.num_layers} layers are above {MAX_LAYERS}; convert again.")
+    dtype = fields.text("dtype")
+    ids = fields.items("eos_token_ids")
+    if dtype not in DTYPES or not ids or not all(type(i) is int and 0 <= i < cfg.vocab_size for i in ids):
+        raise CheckpointError(f"{fields.where}: dtype {dtype!r} or eos_token_ids {ids!r} is not valid; convert again.")
+    return Metadata(config=cfg, dtype=dtype, eos_token_ids=tuple(ids), source=fields.get("source", dict, "an object"))
+
+
+def _model_config(config: Fields) -> ModelConfig:
+    for field in dataclasses.fields(ModelConfig):
+        if field.name in config and field.type in (int, float):
+            (config.integer if field.type is int else config.number)(field.name)
+    if config.flag("is_sharded", False):  # a device's part: no model has it
+        raise CheckpointError(f"{config.where}: is_sharded must be false; convert again.")
+    try:
+        divisors = [float(x) if isinstance(x, int) else x for x in config.items("rope_divisors", [])]
+        return ModelConfig(**{**config.values, "rope_divisors": tuple(divisors)})
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{config.where}: {one_line(error)}; convert again.") from None
+
+
+@contextlib.contextmanager
+def written_whole(destination: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `destination` in one rename when the block ends without an error.
+
+    Until then it lies beside `destination` under another name; on an error it is removed, and if the process dies what
+    is left of it has no jax_probe_mtp.json of its own name to be mistaken for.
+
+    Raises:
+      CheckpointError: if `destination` exists, or cannot be written.
+    """
+    if destination.exists() or destination.is_symlink():
+        raise CheckpointError(f"{destination} exists; remove it or choose another destination.")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.unfinished-", dir=destination.parent))
+    except OSError as error:
+        raise CheckpointError(f"{destination} cannot be written ({one_line(error)}).") from None
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        if destination.exists():
+            raise CheckpointError(f"{destination} was made by someone else meanwhile; remove it or choose another.")
+        os.rename(temporary, destination)
+    except BaseException as error:
+        _remove(temporary)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{destination} cannot be written ({one_line(error)}).") from None
+        raise
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder that orbax's threads may still be writing into."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

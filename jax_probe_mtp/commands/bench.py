@@ -1,0 +1,201 @@
+"""The commands that measure: `bench`, `bench report` and `align`."""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jax_probe_mtp.commands import options
+from jax_probe_mtp.drafting.draft_config import ProbeConfig
+from jax_probe_mtp.drafting.spec import parse_runs
+from jax_probe_mtp.files import questions as records
+from jax_probe_mtp.measuring import alignment as align
+from jax_probe_mtp.measuring import alignment_report, bench, bench_record, bench_report
+
+DEFAULT_RUNS = "ar;probe:14;ngram:10;recycle:30"
+NEW_TOKENS = 100
+
+
+def join_command(argv: Sequence[str]) -> list[str]:
+    """`bench report` is a command of its own, though its name has two words."""
+    return ["bench report", *argv[2:]] if list(argv[:2]) == ["bench", "report"] else list(argv)
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the three commands to the others."""
+    measure = commands.add_parser(
+        "bench",
+        allow_abbrev=False,
+        help="measure ways of drafting side by side ('bench report' draws what was measured)",
+        epilog="Runs are written method:shape@option=value,... (docs/benchmark.md); 'jax-probe-mtp bench report R.json... "
+        "--output DIR' makes tables and figures.",
+    )
+    _add_questions(measure)
+    measure.add_argument("--runs", default=DEFAULT_RUNS, metavar="R;R;...", help=f"what to compare ({DEFAULT_RUNS})")
+    options.add_sampling(measure, max_new_tokens=NEW_TOKENS)
+    measure.add_argument("--output", type=Path, required=True, metavar="R.json")
+    measure.add_argument("--resume", action="store_true", help="go on with what --output holds")
+    measure.set_defaults(command=_bench)
+
+    draw = commands.add_parser("bench report", allow_abbrev=False, help="tables and figures of bench records")
+    draw.add_argument("records", type=Path, nargs="+", metavar="R.json")
+    draw.add_argument("--output", type=Path, required=True, metavar="DIR")
+    draw.set_defaults(command=_report)
+
+    figure = commands.add_parser(
+        "align", allow_abbrev=False, help="how close the masks' hidden states are to the true tokens', layer by layer"
+    )
+    _add_questions(figure)
+    options.add_sampling(figure, max_new_tokens=NEW_TOKENS)
+    options.add_draft(figure)
+    figure.add_argument("--output", type=Path, required=True, metavar="DIR")
+    figure.set_defaults(command=_align, method="probe")
+
+
+def _add_questions(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    parser.add_argument(
+        "--questions", type=Path, required=True, metavar="F.jsonl", help="Spec-Bench's format; first turns are asked"
+    )
+    parser.add_argument("--per-category", type=int, metavar="N", help="the first N of each category; all if left out")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    runs, settings = parse_runs(args.runs), options.settings(args)
+    questions = records.read_questions(args.questions, args.per_category)
+    records.check_files({"--output": args.output}, [args.questions])
+    earlier = bench_record.read_record(args.output) if args.output.exists() else None
+    checkpoint = options.load(args.model, args.dtype, args.revision)
+    header = {
+        "format": bench_record.FORMAT,
+        "environment": bench.environment(str(checkpoint.params["embed"].dtype)),
+        "model": bench.model_identity(checkpoint),
+        "settings": {
+            "questions": args.questions.name,
+            "questions_sha256": hashlib.sha256(args.questions.read_bytes()).hexdigest(),
+            "per_category": args.per_category,
+            "max_new_tokens": settings.max_new_tokens,
+            "runs": [run.name for run in runs],
+            "temperature": settings.temperature,
+            "top_k": settings.top_k,
+            "top_p": settings.top_p,
+            "seed": settings.seed,
+            "batch_size": settings.batch_size,
+            "capacity": settings.capacity,
+            "prompt_slots": settings.prompt_slots,
+            "use_chat_template": not args.no_chat_template,
+        },
+    }
+    measured = bench.Bench(checkpoint, questions, runs, settings, use_chat_template=not args.no_chat_template)
+    if earlier:
+        _check_same(args.output, earlier, header, resume=args.resume)
+        measured.results = _results(args.output, earlier, {str(question.id) for question in questions})
+    _say_skipped(measured.skipped)
+
+    try:
+        if measured.num_done < measured.num_questions:
+            for _ in _measure(measured, len(runs)):
+                records.write_json(args.output, header | measured.record())
+    except KeyboardInterrupt:
+        if measured.num_done:  # once more: it may have come between a measurement and its writing
+            records.write_json(args.output, header | measured.record())
+        kept = f"{measured.num_done} of {measured.num_questions} questions are in {args.output}, --resume goes on"
+        print(f"error: interrupted; {kept if measured.num_done else 'no question was done'}", file=sys.stderr)
+        return 130
+    done = measured.record()["runs"]
+    for run in done:
+        print(_line(run))
+    return int(any(len(run["differences"]) > run["ties"] for run in done))
+
+
+def _say_skipped(skipped: dict[str, str]) -> None:
+    for question, why in skipped.items():
+        print(f"question {question} is skipped: {why}", file=sys.stderr)
+
+
+def _measure(measured: bench.Bench, num_runs: int) -> Iterator[None]:
+    """Goes through the questions that are not done under a progress bar; yields after each batch."""
+    for _ in tqdm(measured.compile(), desc="compiling", total=num_runs, unit="run", disable=None):
+        pass
+    total, done = measured.num_questions * num_runs, measured.num_done
+    with tqdm(total=total, initial=done * num_runs, unit="answer", disable=None) as bar:
+        for num_answers in measured.measure():
+            bar.update(num_answers)
+            if measured.num_done > done:
+                done = measured.num_done
+                yield
+
+
+def _check_same(path: Path, earlier: dict[str, Any], header: dict[str, Any], *, resume: bool) -> None:
+    """Refuses to mix two measurements, or to go on with one unasked."""
+    for part in ("model", "settings", "environment"):
+        for name, value in header[part].items():
+            there = earlier[part].get(name)
+            if there != value:
+                raise ValueError(
+                    f"--output {path} was made with {part} {name} {_say(there)}, this command has {_say(value)}; name "
+                    f"another file."
+                )
+    if not resume:
+        raise ValueError(
+            f"--output {path} is there already, from the same command, with {len(earlier['questions'])} questions; "
+            f"--resume goes on with it, or name another file."
+        )
+
+
+def _results(path: Path, earlier: dict[str, Any], questions: set[str]) -> dict[str, dict[str, Any]]:
+    """What each run gave, by question, of a record that nobody has edited."""
+    results = {run["run"]: run["by_question"] for run in earlier["runs"]}
+    answered = [set(by_question) for by_question in results.values()]
+    seconds = [result["seconds"] for by_question in results.values() for result in by_question.values()]
+    is_whole = list(results) == earlier["settings"]["runs"] and all(ids == answered[0] for ids in answered)
+    if not is_whole or not answered[0] <= questions or not all(each > 0 for each in seconds):
+        raise ValueError(
+            f"--output {path} was changed since: its runs do not fit its settings or questions; name another."
+        )
+    return results
+
+
+def _say(value: object) -> str:
+    return ";".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _line(run: dict[str, Any]) -> str:
+    equal = len(run["by_question"]) - len(run["differences"])
+    ties = f" ({run['ties']} ties)" if run["ties"] else ""
+    return (
+        f"{run['run']:32} {run['rows_per_call']:4} rows a call, tau {run['tau']:.3f}, {run['calls']} calls, "
+        f"{equal}/{len(run['by_question'])} equal{ties}, {run['seconds']:.1f} s, {run['speedup_vs_ar']:.2f} x ar"
+    )
+
+
+def _report(args: argparse.Namespace) -> int:
+    for path in bench_report.write_report(args.records, args.output):
+        print(path)
+    return 0
+
+
+def _align(args: argparse.Namespace) -> int:
+    probe, settings = options.draft_config(args), options.settings(args)
+    if not isinstance(probe, ProbeConfig) or not probe.masks_per_node:
+        raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
+    if settings.batch_size != 1:
+        raise ValueError(f"align reads one text at a time: leave --batch-size {settings.batch_size} out.")
+    alignment_report.check_output(args.output)
+    questions = records.read_questions(args.questions, args.per_category)
+    checkpoint = options.load(args.model, args.dtype, args.revision)
+    prompts, skipped = bench.read_prompts(
+        checkpoint, questions, settings.max_new_tokens, use_chat_template=not args.no_chat_template
+    )
+    _say_skipped(skipped)
+    alignment = align.measure(
+        checkpoint, prompts, probe, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
+    )
+    environment = bench.environment(str(checkpoint.params["embed"].dtype)) | {"model": bench.model_identity(checkpoint)}
+    for path in alignment_report.write_alignment(alignment, environment, args.output):
+        print(path)
+    return 0

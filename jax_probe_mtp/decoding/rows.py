@@ -1,0 +1,165 @@
+"""A batch whose rows come and go: a prompt enters a free row, then all rows are decoded for a few calls, and so on.
+
+What one row holds never depends on the others: a newcomer is prefilled alone, at a padded length that its own alone
+decides, and every product of a call treats its rows alike. In float32, at one batch size and capacity, its tokens are
+therefore the same bit for bit beside any neighbour and after any.
+
+Both functions are pure, take any number of rows, and run under `jax.shard_map` as well, each device on its rows.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jax_probe_mtp.decoding import step as decode_loop
+from jax_probe_mtp.decoding.batch import Request
+from jax_probe_mtp.decoding.step import DecodeState
+from jax_probe_mtp.drafting import recycle
+from jax_probe_mtp.drafting import source as sources
+from jax_probe_mtp.drafting.draft_config import DraftConfig
+from jax_probe_mtp.model.config import DATA, DecodeConfig, ModelConfig
+from jax_probe_mtp.model.params import Params
+
+
+class Report(flax.struct.PyTreeNode, kw_only=True):
+    """What the host is told after a few calls; small, whatever the capacity.
+
+    Attributes:
+      length_BK: int32 [B, K], committed slots of each row after each call; -1 for calls that were not made.
+      token_BL: int32 [B, L], the tokens that the calls gave a row, in order; how many follows from the lengths.
+      logprob_BL: float32 [B, L], their log-probabilities; None without `has_logprobs`.
+      is_done_B: bool [B].
+      calls_B: int32 [B], decode calls of the row's text so far.
+      accepted_by_depth_BD: int32 [B, D], accepted drafts of the row's text so far.
+    """
+
+    length_BK: jax.Array
+    token_BL: jax.Array
+    logprob_BL: jax.Array | None
+    is_done_B: jax.Array
+    calls_B: jax.Array
+    accepted_by_depth_BD: jax.Array
+
+
+def empty(
+    params: Params,
+    request: Request,
+    table: recycle.Table | None,
+    cfg: ModelConfig,
+    draft_cfg: DraftConfig,
+    decode_cfg: DecodeConfig,
+) -> DecodeState:
+    """A state without texts, for a request whose rows may emit nothing; `table` as for `prefill`."""
+    prompt_BT = jnp.zeros((request.prompt_length_B.shape[0], 1), jnp.int32)
+    nothing = request.replace(prompt_length_B=jnp.ones_like(request.prompt_length_B))
+    return decode_loop.prefill(params, prompt_BT, nothing, cfg, draft_cfg, decode_cfg, table)
+
+
+def admit(
+    params: Params,
+    prompt_1T: jax.Array,
+    newcomer: Request,
+    row_1: jax.Array,
+    request: Request,
+    state: DecodeState,
+    cfg: ModelConfig,
+    draft_cfg: DraftConfig,
+    decode_cfg: DecodeConfig,
+) -> tuple[Request, DecodeState]:
+    """Puts a prompt into a row, over whatever was there; the other rows stay as they are, bit for bit.
+
+    Args:
+      params: the model's parameters.
+      prompt_1T: int32 [1, T], padded on the right; T - 1 within the capacity.
+      newcomer: its request, of one row. With `max_new_tokens` 0 there is no newcomer, and no row changes.
+      row_1: int32 [1], where it goes.
+      request: of all rows; donate it, as `state`.
+      state: of all rows.
+      cfg: the model; static.
+      draft_cfg: the draft source; static.
+      decode_cfg: as for `prefill`; static.
+
+    Returns:
+      The request and the state with the row replaced.
+    """
+    short_cfg = dataclasses.replace(decode_cfg, capacity=max(prompt_1T.shape[1] - 1, 1))
+    table = sources.table_to_keep(state.source, draft_cfg)
+    fresh = decode_loop.prefill(params, prompt_1T, newcomer, cfg, draft_cfg, short_cfg, table)
+    row, is_nobody = row_1[0], newcomer.max_new_tokens_B[0] < 1
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        start: Sequence[Any] = (
+            row,
+            *[jnp.zeros_like(row)] * (new.ndim - 1),  # of its own dtype, whatever JAX takes a 0 for
+        )  # of axes that are shorter in `new`, the rest lies behind the text
+        new = jnp.where(is_nobody, jax.lax.dynamic_slice(old, start, new.shape), new)
+        return jax.lax.dynamic_update_slice(old, new, start)
+
+    cache = state.cache.replace(
+        k=tuple(map(put, state.cache.k, fresh.cache.k)), v=tuple(map(put, state.cache.v, fresh.cache.v))
+    )
+    source = fresh.source if table is not None else jax.tree.map(put, state.source, fresh.source)
+    rest = jax.tree.map(put, state.replace(cache=None, source=None), fresh.replace(cache=None, source=None))
+    request = request.replace(
+        prompt_length_B=put(request.prompt_length_B, newcomer.prompt_length_B),
+        max_new_tokens_B=put(request.max_new_tokens_B, newcomer.max_new_tokens_B),
+        sampling=jax.tree.map(put, request.sampling, newcomer.sampling),
+    )
+    return request, rest.replace(cache=cache, source=source)
+
+
+def run_calls(
+    params: Params,
+    request: Request,
+    state: DecodeState,
+    is_stopped_B: jax.Array,
+    cfg: ModelConfig,
+    draft_cfg: DraftConfig,
+    decode_cfg: DecodeConfig,
+    num_calls: int,
+) -> tuple[DecodeState, Report]:
+    """At most K = `num_calls` calls, fewer when every row is done before.
+
+    Args:
+      params: the model's parameters.
+      request: of all rows.
+      state: of all rows; donate it.
+      is_stopped_B: bool [B], rows that end here though the device does not know why (a stop string).
+      cfg: the model; static.
+      draft_cfg: the draft source; static.
+      decode_cfg: as for `prefill`; static.
+      num_calls: K; static.
+    """
+    state = state.replace(is_done_B=state.is_done_B | is_stopped_B)
+    start_B = state.length_B
+
+    def is_going_on(carry: tuple[jax.Array, DecodeState, jax.Array]) -> jax.Array:
+        i, state, _ = carry
+        return (i < num_calls) & (decode_loop.largest(cfg, jnp.sum(~state.is_done_B)) > 0)
+
+    def call(carry: tuple[jax.Array, DecodeState, jax.Array]) -> tuple[jax.Array, DecodeState, jax.Array]:
+        i, state, length_BK = carry
+        state = decode_loop.step(params, request, state, cfg, draft_cfg, decode_cfg)
+        return i + 1, state, jax.lax.dynamic_update_slice_in_dim(length_BK, state.length_B[:, None], i, axis=1)
+
+    no_length_BK = jnp.full((start_B.shape[0], num_calls), -1, jnp.int32)
+    _, state, length_BK = jax.lax.while_loop(is_going_on, call, (jnp.int32(0), state, no_length_BK))
+
+    position_BL = start_B[:, None] + 1 + jnp.arange(num_calls * (draft_cfg.max_depth + 1))
+    report = Report(
+        length_BK=length_BK,
+        token_BL=jnp.take_along_axis(state.token_BT, position_BL, axis=1, mode="clip"),
+        logprob_BL=None
+        if state.logprob_BT is None
+        else jnp.take_along_axis(state.logprob_BT, position_BL, axis=1, mode="clip"),
+        is_done_B=state.is_done_B,
+        calls_B=state.calls_B,
+        accepted_by_depth_BD=state.accepted_by_depth_BD,
+    )
+    if cfg.is_sharded:  # every process reads all of it
+        report = jax.tree.map(lambda x: jax.lax.all_gather(x, DATA, tiled=True), report)
+    return state, report

@@ -1,0 +1,234 @@
+"""Answers on disk: a run that was cut off at any moment goes on where it was."""
+
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from jax_probe_mtp.files.prompt_file import IdSet, id_digest
+from jax_probe_mtp.files.questions import write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once are not found out
+    fcntl = None  # type: ignore[assignment]
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # the file system has none
+_logger = logging.getLogger("jax_probe_mtp")
+
+
+class AnswerFile:
+    """JSON lines, each an object with an "id", that a run appends to; a context manager.
+
+    What a cut-off write left torn at the end is dropped when the file is opened, and made again by the run.
+
+    Args:
+      path: the file, new or of an earlier run that goes on.
+      run: what decides the answers, JSON values in at most two levels. It is kept beside the answers, at `run_path`.
+
+    Attributes:
+      done: ids that were in the file when it was opened.
+      num_kept: records that were in the file when it was opened.
+      num_errors: records in the file whose `finish_reason` is "error".
+      num_written: records in the file.
+
+    Raises:
+      ValueError: if the answers there are of another run, or no run is known for them, if another run is writing them,
+        or if they hold an id twice or a line that is no record.
+      OSError: if the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+        self._path = path
+        self._file = path.open("a+b", buffering=0)  # "a": a link keeps pointing where it does, and nothing is cut
+        try:
+            lock(self._file, path, is_shared=False)
+            if not os.fstat(self._file.fileno()).st_size:
+                write_run(path, run)
+            elif different := differences(read_run(path), run):
+                then, now = different
+                way_out = "name another --output or give the same command"
+                raise ValueError(f"{path} was made with {then}, but this run has {now}; {way_out}.")
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read(self) -> None:
+        digests = array("Q")
+        self._size = self.num_errors = 0  # _size: where the last whole record ends
+        for _, record, digest, end in whole_records(self._path):
+            digests.append(digest)
+            self.num_errors += record.get("finish_reason") == "error"
+            self._size = end
+        self.num_kept = self.num_written = len(digests)
+        self.done = IdSet(digests)
+        for repeated in self.done.repeated():
+            (first, _), (second, name), *_ = lines_of(repeated, self._path)
+            raise ValueError(f"{second} has the id {cut(name)} of {first}; keep one of the two lines.")
+        torn = os.fstat(self._file.fileno()).st_size - self._size
+        if torn:
+            _logger.warning(
+                "%s: dropped %d bytes after record %d: cut off, made again.", self._path, torn, self.num_kept
+            )
+            self._file.truncate(self._size)
+
+    def write(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Appends the records; they are on the disk when it returns.
+
+        Raises:
+          OSError: if they cannot be written. Those of this call that went in whole stay, and none is torn.
+        """
+        lines = [(json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n").encode() for answer in answers]
+        ends = list(itertools.accumulate(map(len, lines), initial=0))
+        data, num_bytes, num_whole, failure = memoryview(b"".join(lines)), 0, 0, None
+        try:
+            self._file.truncate(self._size)  # what a call that Ctrl-C ended may have left
+            while num_bytes < len(data):
+                num_bytes += self._file.write(data[num_bytes:])
+                num_whole = bisect_right(ends, num_bytes) - 1
+        except OSError as error:
+            failure = error
+        try:
+            if failure:
+                self._file.truncate(self._size + ends[num_whole])
+            os.fsync(self._file.fileno())
+        except OSError as error:  # what of this call is on the disk is not known
+            failure, num_whole = failure or error, 0
+            with contextlib.suppress(OSError):  # the next opening drops what stays
+                self._file.truncate(self._size)
+        self._size += ends[num_whole]
+        self.num_written += num_whole
+        self.num_errors += sum(answer.get("finish_reason") == "error" for answer in answers[:num_whole])
+        if failure:
+            raise no_room(self._path, failure, f"{self.num_written} records are whole in it")
+
+    def close(self) -> None:
+        """Lets the next run have the file."""
+        self._file.close()
+
+    def __enter__(self) -> "AnswerFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def run_path(path: Path) -> Path:
+    """The file beside the answers that says what made them."""
+    path = path.resolve()  # it belongs to the answers, whatever link they are reached by
+    return path.with_name(path.name + ".run.json")
+
+
+def whole_records(path: Path) -> Iterator[tuple[str, dict[str, Any], int, int]]:
+    """Name for messages, record, digest of its id and end offset of each line, up to one that a cut-off write left torn.
+
+    Raises:
+      ValueError: if a line that is no record has more than NULs after it, which a power cut leaves.
+    """
+    torn, end = 0, 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if torn and line.strip(b"\0\n"):
+                way_out = f"keep the lines before it alone (head -n {torn - 1})"
+                raise ValueError(f"{path}, line {torn} is no record with an id; {way_out}.")
+            try:
+                record = json.loads(line.decode())
+                is_whole = line.endswith(b"\n") and isinstance(record["id"], str | int)
+                digest = id_digest(record["id"])
+            except (ValueError, TypeError, KeyError, RecursionError):
+                is_whole = False
+            if is_whole:
+                end += len(line)
+                yield f"{path}, line {number}", record, digest, end
+            else:
+                torn = torn or number
+
+
+def lines_of(digest: int, path: Path) -> Iterator[tuple[str, str | int]]:
+    """Name for messages and id of each line whose id has the digest."""
+    return ((where, record["id"]) for where, record, found, _ in whole_records(path) if found == digest)
+
+
+def lock(file: IO[bytes], path: Path, *, is_shared: bool) -> None:
+    """Keeps other runs out until the file is closed: all of them, or, where `is_shared`, those that write.
+
+    Raises:
+      ValueError: if another run is there. Where the file system has no locks, nothing is found out.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another run is writing {path}; wait for its end or name another file.") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """What made the answers of a file.
+
+    Raises:
+      ValueError: if that is not known.
+    """
+    beside = run_path(path)
+    try:
+        run = json.loads(beside.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} has no {beside.name} beside it that says what made it; name another.") from None
+    except (ValueError, RecursionError):
+        run = None
+    if not isinstance(run, dict):
+        raise ValueError(f"{beside} does not say what made {path}: it is no JSON object; name another.")
+    return run
+
+
+def write_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Says beside a file of answers what makes them; on the disk when it returns."""
+    beside = run_path(path)
+    try:
+        write_json(beside, run)
+        with beside.open("r+b") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise no_room(beside, error, "the answers need it") from None
+    with contextlib.suppress(OSError):  # not every system lets a folder be opened
+        folder = os.open(beside.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first values that differ: by name with those of `then`, and those of `now` in the same order."""
+    old, new = _flat(then), _flat(json.loads(json.dumps(now)))
+    names = [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]][:3]
+    was, are = ([cut(values[name]) if name in values else "nothing" for name in names] for values in (old, new))
+    return (", ".join(map(" ".join, zip(names, was, strict=True))), ", ".join(are)) if names else None
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in run.items():
+        flat |= {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def cut(value: object) -> str:
+    """A value for messages."""
+    return repr(value)[:60]
+
+
+def no_room(path: Path, error: OSError, kept: str) -> OSError:
+    """The error of a write that failed, with what is there all the same."""
+    return OSError(f"{path}: {error.strerror}; {kept}: free some space and give the same command again.")

@@ -1,0 +1,168 @@
+"""Whether the exact mode's one assumption holds on this device: at one shape, what a row gives depends on its inputs alone.
+
+The same tokens go through the same program in two ways: each as the root of a call of its own, as plain decoding has them,
+and as drafts, in every place of the tree and of the batch, beside other drafts and other neighbours. Every logit must
+have the same bits.
+
+                 call 1      call 2      call 3
+    roots        t0          t1          t2
+
+                 t0 ┬─ t1    t0 ── t1 ┬─ t2
+    drafts          ├─ t1             ├─ t2
+                    └─ t1             └─ t2
+"""
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_probe_mtp.decoding import rows as row_batch
+from jax_probe_mtp.decoding import step as decode_loop
+from jax_probe_mtp.decoding.batch import idle_request, join_requests
+from jax_probe_mtp.decoding.step import DecodeState
+from jax_probe_mtp.drafting.draft_config import DraftConfig, draft_name
+from jax_probe_mtp.drafting.tree import NO_PARENT, Tree
+from jax_probe_mtp.generation.programs import ROWS, STATE, Programs
+from jax_probe_mtp.model import cache as kv
+from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.config import DecodeConfig, ModelConfig
+from jax_probe_mtp.model.params import Params
+
+log = logging.getLogger(__name__)
+
+
+def check(
+    programs: Programs, checkpoint: Checkpoint, draft_cfg: DraftConfig, decode_cfg: DecodeConfig, rows: int
+) -> int:
+    """Runs the test at the shapes of a run, once for each; caches hold noise, at three lengths.
+
+    Where the capacity has no room for the drafts, the test's has a few slots more.
+
+    Args:
+      programs: where the run's programs are compiled.
+      checkpoint: the model.
+      draft_cfg: where drafts come from.
+      decode_cfg: of the run.
+      rows: B, of the whole mesh.
+
+    Returns:
+      How many rows of logits were compared; 0 where these shapes have been tested before.
+
+    Raises:
+      ValueError: if some have other bits: the exact mode is not exact here.
+    """
+    key = (decode_cfg, rows)
+    if key in programs.tested:
+        return 0
+    depth = draft_cfg.max_depth
+    decode_cfg = dataclasses.replace(decode_cfg, capacity=max(decode_cfg.capacity, depth + 2))
+    most = decode_cfg.capacity - depth - 1
+    differ = compared = 0
+    for in_use in sorted({1, (most + 1) // 2, most}):
+        found = _compare(programs, checkpoint, draft_cfg, decode_cfg, rows, in_use)
+        differ, compared = differ + found[0], compared + found[1]
+    if differ:
+        raise ValueError(
+            f"not exact on this device: {differ} of {compared} rows of logits depend on their place in the call "
+            f"({draft_name(draft_cfg)}, batch {rows}, capacity {decode_cfg.capacity}, {checkpoint.params['embed'].dtype}, "
+            f"attention {decode_cfg.attention}); leave --exact out, or try another batch size or dtype."
+        )
+    programs.tested.add(key)
+    log.debug("exact: %d rows of logits have the same bits as drafts and as roots", compared)
+    return compared
+
+
+def _compare(
+    programs: Programs,
+    checkpoint: Checkpoint,
+    draft_cfg: DraftConfig,
+    decode_cfg: DecodeConfig,
+    rows: int,
+    in_use: int,
+) -> tuple[int, int]:
+    """Rows of logits that differ, and how many were compared, `in_use` committed tokens into a text."""
+    B, N, D = rows, draft_cfg.num_nodes, draft_cfg.max_depth
+    draw = np.random.default_rng(in_use)
+    path = draw.integers(0, checkpoint.config.vocab_size, D + 1)
+    state = _noisy_state(programs, checkpoint, decode_cfg, B)
+
+    def call(token_BN: np.ndarray, parent_BN: np.ndarray, depth_BN: np.ndarray, length: int) -> Any:
+        nonlocal state
+        tree = Tree(token_BN=_int32(token_BN), parent_BN=_int32(parent_BN), depth_BN=_int32(depth_BN))
+        # What an earlier call left from `length` on is written again before it is read.
+        args = programs.place(tree), state.replace(length_B=programs.place(_int32(np.full(B, length))))
+        give = programs.get(_run_call, *args, gives=(ROWS, STATE), donate=(2,), decode_cfg=decode_cfg)
+        logits_BNV, state = give(checkpoint.params, *args)
+        return logits_BNV
+
+    roots, differ, compared = [], 0, 0
+    for d in range(D + 1):
+        token_BN = draw.integers(0, checkpoint.config.vocab_size, (B, N))  # beside the root: drafts, never accepted
+        token_BN[:, 0] = path[d]
+        parent_BN, depth_BN = np.zeros((B, N)), np.ones((B, N))
+        parent_BN[:, 0], depth_BN[:, 0] = NO_PARENT, 0
+        logits_BNV = call(token_BN, parent_BN, depth_BN, in_use + d)
+        roots.append(logits_BNV[:1, :1])
+        differ += _count_other(programs, logits_BNV, roots[d], np.arange(N) + np.zeros((B, 1)) == 0)
+        compared += B
+    number_N = np.arange(N)
+    for shift in range(D):
+        deep_B1 = 1 + (np.arange(B)[:, None] + shift) % D  # neighbours have other trees
+        depth_BN = np.minimum(number_N, deep_B1)
+        logits_BNV = call(path[depth_BN], depth_BN - 1, depth_BN, in_use)  # node n < d is at depth n
+        for d in range(1, D + 1):
+            is_there_BN = (deep_B1 == d) & (depth_BN == d)
+            differ += _count_other(programs, logits_BNV, roots[d], is_there_BN)
+            compared += int(is_there_BN.sum())
+    return differ, compared
+
+
+def _noisy_state(programs: Programs, checkpoint: Checkpoint, decode_cfg: DecodeConfig, rows: int) -> DecodeState:
+    """A state as the run's, its rows alike, their caches full of noise."""
+    request = programs.place(join_requests([idle_request(1, checkpoint.eos_token_ids, 0.0)] * rows))
+    empty = programs.get(row_batch.empty, request, None, gives=STATE, decode_cfg=decode_cfg)
+    state: DecodeState = empty(checkpoint.params, request, None)
+
+    def noise(slots: jax.Array, seed: int) -> jax.Array:
+        def draw() -> jax.Array:
+            row = jax.random.normal(jax.random.key(seed), slots.shape[1:], slots.dtype)
+            return jnp.broadcast_to(row, slots.shape)
+
+        return jax.jit(draw, out_shardings=slots.sharding)()
+
+    leaves, tree = jax.tree.flatten(state.cache)
+    return state.replace(cache=jax.tree.unflatten(tree, [noise(leaf, i) for i, leaf in enumerate(leaves)]))
+
+
+def _run_call(
+    params: Params,
+    tree: Tree,
+    state: DecodeState,
+    cfg: ModelConfig,
+    draft_cfg: DraftConfig,
+    decode_cfg: DecodeConfig,
+) -> tuple[jax.Array, DecodeState]:
+    """Logits [B, N, V] of a call's nodes, and the state with its root kept."""
+    logits_BRV, cache = decode_loop.run_block(params, cfg, tree, state, draft_cfg, decode_cfg)
+    if draft_cfg.num_rows > 1:
+        cache = kv.keep_path(cache, jnp.zeros((tree.token_BN.shape[0], 1), jnp.int32), state.length_B)
+    return logits_BRV[:, : draft_cfg.num_nodes], state.replace(cache=cache)
+
+
+def _count_other(programs: Programs, logits_BNV: jax.Array, expected_11V: jax.Array, is_there_BN: np.ndarray) -> int:
+    """How many of the marked rows have other bits than the expected one."""
+    return int(_other_bits(logits_BNV, expected_11V, programs.place(is_there_BN)))
+
+
+@jax.jit
+def _other_bits(logits_BNV: jax.Array, expected_11V: jax.Array, is_there_BN: jax.Array) -> jax.Array:
+    bits_BNV, expected = (jax.lax.bitcast_convert_type(x, jnp.int32) for x in (logits_BNV, expected_11V))
+    return jnp.sum(jnp.any(bits_BNV != expected, axis=-1) & is_there_BN)
+
+
+def _int32(values: np.ndarray) -> Any:
+    return values.astype(np.int32)

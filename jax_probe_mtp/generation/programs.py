@@ -1,0 +1,129 @@
+"""Compiled programs of one checkpoint and one way of drafting: each is compiled once, ahead of its first call.
+
+Where the checkpoint's parameters lie on a mesh, a program is one `jax.shard_map` over it.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_probe_mtp.decoding.batch import Request
+from jax_probe_mtp.decoding.step import DecodeState
+from jax_probe_mtp.drafting.draft_config import DraftConfig
+from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.config import DATA, TENSOR
+from jax_probe_mtp.model.mesh import local_config, mesh_of
+from jax_probe_mtp.model.params import partition_specs
+
+Function = Callable[..., Any]
+Program = jax.stages.Compiled
+
+# How what a program takes and gives lies on a mesh: rows over `DATA`, kv heads over `TENSOR`.
+ROWS, EVERYWHERE = P(DATA), P()
+REQUEST: Any = Request(
+    **dict[str, Any](
+        prompt_length_B=ROWS,
+        max_new_tokens_B=ROWS,
+        eos_E=EVERYWHERE,
+        sampling=ROWS,
+        mask_ema=EVERYWHERE,
+        max_accept=EVERYWHERE,
+    )
+)
+STATE: Any = DecodeState(
+    **dict[str, Any](
+        token_BT=ROWS,
+        length_B=ROWS,
+        is_done_B=ROWS,
+        cache=P(DATA, TENSOR),
+        source=ROWS,
+        calls_B=ROWS,
+        accepted_by_depth_BD=ROWS,
+        logprob_BT=ROWS,
+    )
+)
+
+
+class Programs:
+    """Compiles functions of `decode_loop` and `row_batch`, whose first argument is the parameters.
+
+    Attributes:
+      mesh: where the parameters lie; None on one device.
+      compile_seconds: what compiling has taken so far.
+      tested: shapes at which `self_test` has found the exact mode exact.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, draft_cfg: DraftConfig) -> None:
+        self._params = checkpoint.params
+        self.mesh = mesh_of(checkpoint.params)
+        if draft_cfg.keeps_table and self.num_shards > 1:
+            raise ValueError(
+                f"a warm table is shared by all rows: use data=1 or no --warm, got data={self.num_shards}."
+            )
+        self._static = {
+            "cfg": checkpoint.config if self.mesh is None else local_config(checkpoint.config, self.mesh),
+            "draft_cfg": draft_cfg,
+        }
+        self._whole_config = checkpoint.config
+        self.compile_seconds = 0.0
+        self.tested: set[Any] = set()
+        self._compiled: dict[Any, Program] = {}
+
+    @property
+    def num_shards(self) -> int:
+        """D, devices (or groups of them) that batch rows are split over."""
+        return 1 if self.mesh is None else self.mesh.shape[DATA]
+
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    def get(
+        self, function: Function, *args: Any, gives: Any = None, donate: tuple[int, ...] = (), **static: Any
+    ) -> Program:
+        """The program of `function(params, *args)` for arguments of these shapes; several threads may ask at a time.
+
+        Args:
+          function: what to compile; its `cfg` and `draft_cfg` are the checkpoint's.
+          args: arrays, trees of them, or their shapes; the parameters come before them.
+          gives: how its results lie on a mesh, a prefix of their tree; not read on one device.
+          donate: numbers of the arguments whose memory it may take, the parameters being 0.
+          static: its other static arguments.
+        """
+        key = (function, tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(args)), tuple(static.items()))
+        if key not in self._compiled:
+            start = time.perf_counter()
+            bound = functools.partial(function, **self._static, **static)
+            if self.mesh is not None:
+                specs = (partition_specs(self._whole_config), *map(_spec, args))
+                bound = jax.shard_map(bound, mesh=self.mesh, in_specs=specs, out_specs=gives, check_vma=False)
+            self._compiled[key] = jax.jit(bound, donate_argnums=donate).lower(self._params, *args).compile()
+            self.compile_seconds += time.perf_counter() - start
+        return self._compiled[key]
+
+    def place(self, arg: Any) -> Any:
+        """An argument from the host, laid out as the programs take it; every process gives all of it."""
+        if self.mesh is None:
+            return arg
+        mesh, spec = self.mesh, _spec(arg)
+
+        def put(part: P, subtree: Any) -> Any:
+            def leaf(array: Any) -> jax.Array:
+                host = np.asarray(array)
+                return jax.make_array_from_callback(host.shape, NamedSharding(mesh, part), lambda index: host[index])
+
+            return jax.tree.map(leaf, subtree)
+
+        return jax.tree.map(put, spec, arg, is_leaf=lambda x: isinstance(x, P))
+
+
+def _spec(arg: Any) -> Any:
+    """How an argument lies on a mesh, as a prefix of its tree."""
+    if isinstance(arg, Request):
+        return REQUEST
+    return STATE if isinstance(arg, DecodeState) else ROWS

@@ -1,0 +1,132 @@
+"""What one row of a running batch has given so far, on the host: tokens, counts, text, and where a stop string ends it."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+from jax_probe_mtp.errors import one_line
+from jax_probe_mtp.generation import tokenizer as text
+from jax_probe_mtp.generation.prompts import Generation, Prompt
+from jax_probe_mtp.generation.text_stream import TextStream
+from jax_probe_mtp.model.checkpoint import Checkpoint
+
+
+def make_generation(
+    checkpoint: Checkpoint, prompt: Prompt, token_ids: list[int], *, calls: int, **more: Any
+) -> Generation:
+    """What came of a prompt, with its text and why it ended; `more` are fields of `Generation`."""
+    return Generation(
+        id=prompt.id,
+        prompt_ids=prompt.token_ids,
+        token_ids=token_ids,
+        text=text.decode(checkpoint.tokenizer, token_ids),
+        finish_reason="stop" if token_ids[-1] in checkpoint.eos_token_ids else "length",
+        calls=calls,
+        committed=len(token_ids) - 1,
+        **more,
+    )
+
+
+def make_refusal(prompt: Prompt, error: ValueError, *, draft: str, max_depth: int) -> Generation:
+    """What comes of a prompt that cannot run."""
+    return Generation(
+        id=prompt.id,
+        prompt_ids=prompt.token_ids,
+        token_ids=[],
+        text="",
+        finish_reason="error",
+        draft=draft,
+        calls=0,
+        committed=0,
+        accepted_by_depth=[0] * max_depth,
+        error=one_line(error),
+    )
+
+
+class RowText:
+    """The text of a row in use.
+
+    Attributes:
+      number: the record's.
+      length: committed slots of the row on the device.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, number: int, prompt: Prompt, stop: tuple[str, ...], *, shows_text: bool
+    ) -> None:
+        """Args: the model, the record, the texts that end it, and whether its text is shown as it grows."""
+        self.number = number
+        self.length = len(prompt.token_ids) - 1
+        self._checkpoint, self._prompt = checkpoint, prompt
+        self._stream = TextStream(checkpoint.tokenizer, stop) if stop or shows_text else None
+        self._token_ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._calls = 0
+        self._accepted_by_depth: list[int] = []
+
+    def take(
+        self,
+        token_ids: list[int],
+        logprobs: list[float],
+        lengths: list[int],
+        *,
+        calls: int,
+        accepted_by_depth: list[int],
+    ) -> bool:
+        """Takes what a chunk of calls gave; True if a stop string ends the text.
+
+        Args:
+          token_ids: the new tokens.
+          logprobs: their log-probabilities, or none.
+          lengths: committed slots of the row before the chunk and after each of its calls.
+          calls: decode calls of the text so far, this chunk's included.
+          accepted_by_depth: accepted drafts so far, likewise.
+        """
+        first = len(self._token_ids)
+        self._token_ids += token_ids
+        self._logprobs += logprobs
+        if self._stream is not None:
+            add = self._stream.add
+            place = next((i for i, token in enumerate(token_ids, first + 1) if add(token)), None)
+            if place is not None:
+                self._cut(place, lengths, [0] * len(accepted_by_depth))
+                return True
+        self.length, self._calls, self._accepted_by_depth = lengths[-1], calls, accepted_by_depth
+        return False
+
+    def _cut(self, place: int, lengths: list[int], nothing: list[int]) -> None:
+        """Ends the text after its first `place` tokens, and counts as if its calls had ended with the one that gave them.
+
+        That call counts as it would have with more tokens to come, so that nothing depends on where a chunk ended.
+        """
+        del self._token_ids[place:], self._logprobs[place:]
+        accepted = self._accepted_by_depth or nothing
+        first_length = len(self._prompt.token_ids) - 1
+        for before, after in itertools.pairwise(lengths):
+            if before - first_length >= place:
+                break
+            if before > first_length:  # not the prefill's call
+                self._calls += 1
+                accepted = [count + (depth < after - before) for depth, count in enumerate(accepted, 1)]
+        self._accepted_by_depth = accepted
+
+    def show(self) -> str:
+        """The text that is new since the last call; nothing where it is not shown as it grows."""
+        return "" if self._stream is None else self._stream.show()
+
+    def finish(self, draft: str, *, has_logprobs: bool) -> tuple[Generation, str]:
+        """What came of the prompt, and the rest of the text to show."""
+        generation = make_generation(
+            self._checkpoint,
+            self._prompt,
+            self._token_ids,
+            draft=draft,
+            calls=self._calls,
+            accepted_by_depth=self._accepted_by_depth,
+            logprobs=self._logprobs if has_logprobs else None,
+        )
+        if self._stream is None:
+            return generation, ""
+        rest = self._stream.finish(generation.text)
+        reason = "stop" if self._stream.is_stopped else generation.finish_reason
+        return dataclasses.replace(generation, text=self._stream.text, finish_reason=reason), rest

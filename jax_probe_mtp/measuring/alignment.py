@@ -1,0 +1,206 @@
+"""How near a mask's hidden state comes to that of the token that truly came at its place, layer by layer.
+
+A call with its root at position L accepts a drafts; its bonus is at L' = L + a + 1. The masks that count are those of
+its last accepted node: mask i sits at L' - 1 + i and proposes depth i of the next call's tree. They run once more, as
+the vectors they were in the call, beside the finished text, whose rows they are compared with.
+
+Letters: Q calls that another followed, T tokens of the text, J kinds of rows, E = L + 1 states of the residual stream.
+
+Source: ESP (arXiv:2603.17942), Figure 2; the controls are ours.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_probe_mtp.decoding import step as decode_loop
+from jax_probe_mtp.decoding.batch import Request, bucket
+from jax_probe_mtp.drafting import source as sources
+from jax_probe_mtp.drafting.draft_config import ProbeConfig
+from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
+from jax_probe_mtp.generation.prompts import record_seed
+from jax_probe_mtp.model import layers, transformer
+from jax_probe_mtp.model.cache import allocate
+from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.config import DecodeConfig, ModelConfig
+from jax_probe_mtp.model.params import Params
+
+CLASSES = ("accepted", "rejected")  # of drafts
+KINDS = ("true", "before", "after", "random")  # of text rows, as `measure` says
+ABSENT = -1
+_STATIC = ("cfg", "draft_cfg", "decode_cfg")
+_prefill = jax.jit(decode_loop.prefill, static_argnames=_STATIC)
+_step = jax.jit(decode_loop.step, static_argnames=_STATIC, donate_argnames="state")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Mean cosines of masks with text rows, over all drafts of all prompts; tables of a class, then of a kind."""
+
+    model: str  # the checkpoint's name
+    prompts: list[str | int]  # their ids
+    probe: ProbeConfig
+    settings: Settings  # of one prompt at a time, whatever batch size was asked for
+    counts: dict[str, dict[str, list[int]]]  # [class][kind][i - 1]: drafts of mask i with such a row; all have "true"
+    cosines: dict[str, dict[str, list[list[float | None]]]]  # [class][kind][i - 1][layer]; None: nothing to average
+
+
+class Calls(NamedTuple):
+    """One decoded text, and each of its calls that another followed; the prefill's is the first."""
+
+    token_T: np.ndarray  # int32, prompt and emitted tokens
+    masks_QMD: np.ndarray  # float32, as they went into the call
+    end_Q: np.ndarray  # int32, L'
+    num_accepted_Q: np.ndarray  # int32, drafts that the next call accepted
+
+
+def measure(
+    checkpoint: Checkpoint,
+    prompts: Sequence[Prompt],
+    probe: ProbeConfig,
+    settings: Settings,
+    progress: Callable[[Sequence[Prompt]], Iterable[Prompt]] = iter,
+) -> Alignment:
+    """Decodes each prompt and compares the masks behind every draft with four rows of the finished text.
+
+    "true" is the row at the mask's place, "before" and "after" are its neighbours, "random" is at least 2 places away:
+    beside it a model whose rows are all alike does not look aligned. The draft of mask i is accepted when the next call
+    accepts at least i drafts. Masks whose place is behind the text's end are left out.
+
+    Args:
+      checkpoint: the model.
+      prompts: what to decode; their seeds also draw the random rows.
+      probe: tree and masks, at least one.
+      settings: as for `Decoder`; the batch size is not used.
+      progress: passes the prompts on, each when it is wanted, as `tqdm` does.
+
+    Raises:
+      ValueError: nothing to measure, or a prompt that `make_request` refuses.
+    """
+    M, E = probe.masks_per_node, checkpoint.config.num_layers + 1
+    if not prompts or not M:
+        raise ValueError(f"alignment needs prompts and masks, got {len(prompts)} and {M}; give both, such as tree 14.")
+    requests = [Decoder(checkpoint, probe).request([prompt], settings) for prompt in prompts]
+    total = np.zeros((len(CLASSES), len(KINDS), M, E))
+    count = np.zeros((len(CLASSES), len(KINDS), M), np.int64)
+    for prompt, request in zip(progress(prompts), requests, strict=True):
+        calls = decode_calls(checkpoint, probe, *request)
+        row_QMJ = compared_rows(calls, record_seed(settings.seed, prompt))
+        cosine_EQMJ = text_cosines(checkpoint, calls, row_QMJ)
+        is_accepted_QM1 = calls.num_accepted_Q[:, None, None] > np.arange(M)[:, None]
+        for c, is_class_QM1 in enumerate([is_accepted_QM1, ~is_accepted_QM1]):
+            is_used_QMJ = is_class_QM1 & (row_QMJ != ABSENT)
+            total[c] += np.sum(cosine_EQMJ, axis=1, where=is_used_QMJ, dtype=np.float64).T
+            count[c] += np.sum(is_used_QMJ, axis=0).T
+    with np.errstate(invalid="ignore"):
+        mean = total / count[..., None]  # NaN where there was no draft
+    table = mean.astype(object)
+    table[~np.isfinite(mean)] = None  # JSON knows no NaN
+    return Alignment(
+        model=Path(checkpoint.name).name,
+        prompts=[prompt.id for prompt in prompts],
+        probe=probe,
+        settings=dataclasses.replace(settings, batch_size=1),
+        counts=_named(count),
+        cosines=_named(table),
+    )
+
+
+def _named(values: np.ndarray) -> dict[str, dict[str, Any]]:
+    """[class][kind] by their names."""
+    by_class = zip(CLASSES, values.tolist(), strict=True)
+    return {name: dict(zip(KINDS, by_kind, strict=True)) for name, by_kind in by_class}
+
+
+def decode_calls(
+    checkpoint: Checkpoint, probe: ProbeConfig, prompt_BT: jax.Array, request: Request, decode_cfg: DecodeConfig
+) -> Calls:
+    """Decodes one prompt call by call, and notes what each call's masks were and how many drafts it accepted."""
+    static: dict[str, Any] = {"cfg": checkpoint.config, "draft_cfg": probe, "decode_cfg": decode_cfg}
+    state = _prefill(checkpoint.params, prompt_BT, request, **static)
+    masks, ends, accepted = [], [], []
+    while not state.is_done_B[0]:
+        masks.append(np.array(sources.masks(state.source, 1, checkpoint.config)[0]))  # before the call moves them
+        state = _step(checkpoint.params, request, state, **static)
+        ends.append(int(state.length_B[0]))
+        accepted.append(int(state.accepted_by_depth_BD.sum()))  # so far
+    token_T = np.array(state.token_BT)[0, : ends[-1] + 1]
+    return Calls(token_T, np.stack(masks)[:-1], np.array(ends[:-1], np.int32), np.diff(accepted))
+
+
+def compared_rows(calls: Calls, seed: int) -> np.ndarray:
+    """The text row of each kind that each mask is compared with, int32 [Q, M, J], `ABSENT` where there is none."""
+    T, M = calls.token_T.size, calls.masks_QMD.shape[1]
+    generator = np.random.Generator(np.random.PCG64(seed))
+    place_QM = calls.end_Q[:, None] + np.arange(M)
+    row_QMJ = np.stack([place_QM, place_QM - 1, place_QM + 1, np.full_like(place_QM, ABSENT)], axis=-1)
+    for (q, m), place in np.ndenumerate(place_QM):
+        far = np.flatnonzero(np.abs(np.arange(T) - place) >= 2)
+        if far.size:
+            row_QMJ[q, m, -1] = generator.choice(far)
+    is_in_text_QMJ = (row_QMJ < T) & (place_QM[..., None] < T)
+    return np.where(is_in_text_QMJ, row_QMJ, ABSENT).astype(np.int32)
+
+
+def text_cosines(checkpoint: Checkpoint, calls: Calls, row_QMJ: np.ndarray) -> np.ndarray:
+    """`cosines` of one text, padded to buckets so that few programs are compiled; a padding call sees no text."""
+
+    def padded(values: np.ndarray) -> np.ndarray:
+        return np.pad(values, [(0, bucket(len(values)) - len(values)), *[(0, 0)] * (values.ndim - 1)])
+
+    arrays = [padded(values) for values in (calls.token_T, calls.masks_QMD, calls.end_Q, np.maximum(row_QMJ, 0))]
+    return np.asarray(cosines(checkpoint.params, checkpoint.config, *arrays))[:, : len(row_QMJ)]
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def cosines(
+    params: Params, cfg: ModelConfig, token_T: jax.Array, masks_QMD: jax.Array, end_Q: jax.Array, row_QMJ: jax.Array
+) -> jax.Array:
+    """Cosine of each mask with the text rows `row_QMJ` in every state of the residual stream, float32 [E, Q, M, J]."""
+    (T,), (Q, M, _) = token_T.shape, masks_QMD.shape
+    cosine_E = []
+    for x_RD in residuals(params, cfg, token_T, masks_QMD, end_Q):
+        x_RD = x_RD.astype(jnp.float32)
+        length_R1 = jnp.linalg.norm(x_RD, axis=1, keepdims=True)
+        unit_RD = x_RD / jnp.maximum(length_R1, jnp.finfo(jnp.float32).tiny)
+        mask_QM1D = unit_RD[T:].reshape(Q, M, 1, -1)
+        cosine_E.append(jnp.sum(mask_QM1D * unit_RD[row_QMJ], axis=-1))
+    return jnp.stack(cosine_E)
+
+
+def residuals(
+    params: Params, cfg: ModelConfig, token_T: jax.Array, masks_QMD: jax.Array, end_Q: jax.Array
+) -> Iterator[jax.Array]:
+    """The input embeddings, then the residual stream after each layer: E arrays [R, D], R = T + Q M, text rows first.
+
+    What a row reads:
+                                  text           masks of call 1   of call 2
+        text row t              0 .. t       |                 |
+        mask i of call 1        0 .. L' - 1  |  1 .. i         |
+        mask i of call 2        0 .. L' - 1  |                 |  1 .. i
+    """
+    (T,), (Q, M, D) = token_T.shape, masks_QMD.shape
+    place_QM = end_Q[:, None] + jnp.arange(M)
+    position_R = jnp.concatenate([jnp.arange(T), place_QM.reshape(-1)])
+    num_read_R = jnp.concatenate([jnp.arange(T) + 1, jnp.repeat(end_Q, M)])
+    can_attend_RT = jnp.arange(T) < num_read_R[:, None]
+    own_masks = np.kron(np.eye(Q), np.tril(np.ones((M, M)))) > 0  # [Q M, Q M]
+    can_attend_RR = jnp.concatenate([can_attend_RT, np.pad(own_masks, ((T, 0), (0, 0)))], axis=1)
+    cache = allocate(cfg, batch_size=1, capacity=0, scratch=T + Q * M, dtype=params["embed"].dtype)
+    rope = layers.rope_table(cfg, position_R[None])
+    text_TD = transformer.embed(params, cfg, token_T)
+    x_BRD = jnp.concatenate([text_TD, masks_QMD.reshape(-1, D).astype(text_TD.dtype)])[None]
+    yield x_BRD[0]
+    normed_BRD = layers.rms_norm(x_BRD, params["layers"][0]["attn_norm"], cfg.norm_eps)
+    run_layer = transformer.text_layer(cfg, 0, can_attend_RR[None])
+    for (layer, next_norm_D), k_BKSh, v_BKSh in zip(
+        transformer.layers_and_norms(params), cache.k, cache.v, strict=True
+    ):
+        x_BRD, normed_BRD, _, _ = run_layer(layer, next_norm_D, rope, (x_BRD, normed_BRD, k_BKSh, v_BKSh))
+        yield x_BRD[0]

@@ -1,0 +1,168 @@
+"""What a decode call costs: the decode loop itself, timed on a state as a prefill leaves it, for any draft and any weights."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_probe_mtp.decoding import step as decode_loop
+from jax_probe_mtp.decoding.batch import NO_LIMIT, Request
+from jax_probe_mtp.decoding.step import DecodeState
+from jax_probe_mtp.drafting.draft_config import DEFAULT_MASK_EMA, DraftConfig
+from jax_probe_mtp.model.config import DecodeConfig, ModelConfig
+from jax_probe_mtp.model.params import Params
+from jax_probe_mtp.model.sampling import Sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Milliseconds a call, one number a repeat, each the mean over the calls of a loop; and what compiling took.
+
+    Attributes:
+      ms: of each repeat.
+      compile_seconds: tracing, lowering and compiling.
+      temp_bytes: memory that the program needs besides its arguments and results; None where the backend does not say.
+    """
+
+    ms: tuple[float, ...]
+    compile_seconds: float
+    temp_bytes: int | None
+
+    @property
+    def median_ms(self) -> float:
+        """The middle of the repeats."""
+        return float(np.median(self.ms))
+
+
+def filled_state(
+    params: Params,
+    cfg: ModelConfig,
+    draft_cfg: DraftConfig,
+    decode_cfg: DecodeConfig,
+    *,
+    batch_size: int,
+    in_use: int,
+    new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> tuple[Request, DecodeState]:
+    """A request and the state of its rows after `in_use` tokens, made of noise, without running a prefill.
+
+    The keys and values are random, not zeros: a device may multiply zeros faster. There is no end-of-text token, so each
+    row goes on to its `new_tokens`.
+
+    Args:
+      params: the model's parameters.
+      cfg: the model.
+      draft_cfg: where drafts come from.
+      decode_cfg: capacity; holds `in_use + new_tokens` tokens.
+      batch_size: B.
+      in_use: committed slots of each row.
+      new_tokens: tokens that each row is to emit in decode calls.
+      temperature: of all rows; 0 is greedy.
+      top_p: of all rows.
+    """
+    B = batch_size
+    if in_use < 1 or new_tokens < 1 or in_use + new_tokens > decode_cfg.capacity:
+        raise ValueError(
+            f"{in_use} tokens in use and {new_tokens} new ones do not fit a capacity of {decode_cfg.capacity}; raise it, or "
+            f"lower one of them to 1 or more."
+        )
+    request = Request(
+        prompt_length_B=jnp.full(B, in_use, jnp.int32),
+        max_new_tokens_B=jnp.full(B, new_tokens + 1, jnp.int32),  # the root counts: it is the prefill's token
+        eos_E=jnp.zeros(0, jnp.int32),
+        sampling=Sampling(
+            temperature_B=jnp.full(B, temperature, jnp.float32),
+            top_k_B=jnp.zeros(B, jnp.int32),
+            top_p_B=jnp.full(B, top_p, jnp.float32),
+            seed_B=jnp.arange(B, dtype=jnp.uint32),
+        ),
+        mask_ema=jnp.float32(DEFAULT_MASK_EMA),
+        max_accept=jnp.int32(NO_LIMIT),
+    )
+    prefill = functools.partial(decode_loop.prefill, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
+    shapes = jax.eval_shape(prefill, params, jax.ShapeDtypeStruct((B, 1), jnp.int32), request)
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.replace(cache=None, source=None))
+    noise = jax.jit(lambda key: jax.random.normal(key, shapes.cache.k[0].shape, shapes.cache.k[0].dtype))
+    keys = jax.random.split(jax.random.key(1), 2 * cfg.num_layers)
+    slots = tuple(noise(key) for key in keys)
+    cache = shapes.cache.replace(k=slots[: cfg.num_layers], v=slots[cfg.num_layers :])
+    # What a source keeps starts at 0: masks of zeros, and a first tree of one token, are as good as any for timing.
+    source = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.source)
+    token_BT = jax.random.randint(jax.random.key(2), shapes.token_BT.shape, 0, cfg.vocab_size, jnp.int32)
+    return request, state.replace(
+        token_BT=token_BT, length_B=jnp.full(B, in_use, jnp.int32), cache=cache, source=source
+    )
+
+
+def time_loop(
+    loop: Callable[..., DecodeState],
+    params: Params,
+    request: Request,
+    state: DecodeState,
+    *,
+    repeats: int,
+) -> Timing:
+    """Times `loop(params, request, state)`, which steps a state to its end and counts its calls, after an untimed run.
+
+    The state is donated and used again: each repeat begins at the same length, over what the last one wrote.
+    """
+    start = time.perf_counter()
+    compiled = jax.jit(loop, donate_argnums=2).lower(params, request, state).compile()
+    compile_seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    length_B = np.asarray(state.length_B)
+    ms = []
+    for _ in range(repeats + 1):
+        state = state.replace(
+            length_B=jnp.asarray(length_B),
+            is_done_B=jnp.zeros(length_B.shape, jnp.bool_),
+            calls_B=jnp.zeros(length_B.shape, jnp.int32),
+        )
+        jax.block_until_ready(state)
+        start = time.perf_counter()
+        state = jax.block_until_ready(compiled(params, request, state))
+        seconds = time.perf_counter() - start
+        ms.append(1000 * seconds / int(jnp.max(state.calls_B)))
+    return Timing(
+        ms=tuple(ms[1:]),
+        compile_seconds=compile_seconds,
+        temp_bytes=None if memory is None else int(memory.temp_size_in_bytes),
+    )
+
+
+def time_step(
+    params: Params,
+    cfg: ModelConfig,
+    draft_cfg: DraftConfig,
+    decode_cfg: DecodeConfig,
+    *,
+    batch_size: int,
+    in_use: int,
+    calls: int,
+    repeats: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> Timing:
+    """Times whole decode calls: draft, tree, masks, forward, verify, commit, learn, in the loop that `decode` runs.
+
+    Takes what `filled_state` takes; `calls` is about how many a repeat makes, fewer by the drafts that are accepted.
+    """
+    request, state = filled_state(
+        params,
+        cfg,
+        draft_cfg,
+        decode_cfg,
+        batch_size=batch_size,
+        in_use=in_use,
+        new_tokens=calls,
+        temperature=temperature,
+        top_p=top_p,
+    )
+    loop = functools.partial(decode_loop.run_steps, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
+    return time_loop(loop, params, request, state, repeats=repeats)

@@ -1,0 +1,81 @@
+"""The key/value cache: fixed capacity, written in place.
+
+Slots of one row, S of capacity and R of scratch:
+
+    [ committed 0 .. length | free .. S | scratch S .. S + R ]
+
+A prefill chunk is written where its tokens stay, and so is the only row of a call of plain decoding. A decode call's
+block goes to the scratch, at the same place for every row of the batch (no scatter), and the accepted path is copied from
+there to the end of the committed part. So a full cache needs no spare slots inside its capacity.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jax_probe_mtp.kernels import copy_rows as fused_keep
+from jax_probe_mtp.model.config import ModelConfig
+
+
+class KVCache(flax.struct.PyTreeNode, kw_only=True):
+    """Keys (after rope) and values of every layer.
+
+    Attributes:
+      k: L arrays [B, K, S + R, h] in the model's dtype; kv heads before slots, as the attention products read them.
+      v: the same for values.
+      capacity: S; static.
+    """
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+    capacity: int = flax.struct.field(pytree_node=False)
+
+
+def allocate(cfg: ModelConfig, *, batch_size: int, capacity: int, scratch: int, dtype: jnp.dtype) -> KVCache:
+    """An empty cache of `capacity` slots a row and `scratch` more for the block of a call."""
+    shape = (batch_size, cfg.num_kv_heads, capacity + scratch, cfg.head_dim)
+    zeros = tuple(jnp.zeros(shape, dtype) for _ in range(2 * cfg.num_layers))
+    return KVCache(k=zeros[: cfg.num_layers], v=zeros[cfg.num_layers :], capacity=capacity)
+
+
+def write_rows(slots_BKSh: jax.Array, rows_BTKh: jax.Array, start: jax.Array | int) -> jax.Array:
+    """Puts T consecutive rows at slot `start`, one for all batch rows or int32 [B]; `start + T` must be within the slots."""
+    rows_BKTh = rows_BTKh.swapaxes(1, 2)
+    if jnp.ndim(start) and rows_BKTh.shape[0] > 1:
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+        return jax.vmap(write)(slots_BKSh, rows_BKTh, start)
+    # One batch row is no special case but in speed: a slice is written by one kernel, a scatter is not.
+    first = jnp.reshape(start, -1)[0] if jnp.ndim(start) else start
+    return jax.lax.dynamic_update_slice_in_dim(slots_BKSh, rows_BKTh, first, axis=2)
+
+
+def keep_path(cache: KVCache, path_BP: jax.Array, length_B: jax.Array) -> KVCache:
+    """Copies the rows of the accepted path from the scratch to the end of the committed slots.
+
+    All P rows are copied; those past the accepted ones land in free slots, which nobody reads before they are written
+    again. `length + P` never leaves the array, since the scratch has at least P slots.
+
+    Args:
+      cache: holds the call's block in its scratch.
+      path_BP: int32 [B, P], block rows of the path: the root, then the accepted nodes, then anything.
+      length_B: int32 [B], committed slots.
+
+    Returns:
+      The cache with slots [length, length + P) replaced.
+    """
+
+    def keep(slots_KSh: jax.Array, path_P: jax.Array, length: jax.Array) -> jax.Array:
+        rows_KPh = jnp.take(slots_KSh, cache.capacity + path_P, axis=1, mode="clip")
+        return jax.lax.dynamic_update_slice_in_dim(slots_KSh, rows_KPh, length, axis=1)
+
+    def keep_all(path_BP: jax.Array, length_B: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(jax.vmap(keep)(array, path_BP, length_B) for array in slots)
+
+    def by_kernel(path_BP: jax.Array, length_B: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
+        return fused_keep.copy_rows(slots, cache.capacity + path_BP, length_B)
+
+    on_cuda = by_kernel if fused_keep.is_supported(cache.k[0].shape[-1]) else keep_all
+    slots = jax.lax.platform_dependent(path_BP, length_B, *cache.k, *cache.v, cuda=on_cuda, default=keep_all)
+    return cache.replace(k=slots[: len(cache.k)], v=slots[len(cache.k) :])

@@ -1,0 +1,83 @@
+"""A layer of a decode block out of GPU kernels, nine where XLA makes fourteen; it computes what `model.decoder_layer` does.
+
+norm of x -> product -> split_qkv -> attention, merge -> product -> add_norm
+          -> gated product -> product -> add_norm -> x after the layer, and its norm
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_probe_mtp.kernels import product as fused_product
+from jax_probe_mtp.kernels.add_norm import add_norm
+from jax_probe_mtp.kernels.split_qkv import split_qkv
+from jax_probe_mtp.model import layers
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.params import Params
+from jax_probe_mtp.model.transformer import Attend, Rope, Stream, sum_parts
+
+
+def decoder_layer(
+    layer: Params,
+    next_norm_D: jax.Array,
+    rope: Rope,
+    stream: Stream,
+    *,
+    cfg: ModelConfig,
+    start_B: jax.Array,
+    attend: Attend,
+    interpret: bool = False,
+) -> Stream:
+    """One layer of a block.
+
+    Args:
+      layer: its parameters.
+      next_norm_D: weight of the norm that follows it.
+      rope: `layers.rope_table`.
+      stream: the residual stream before the layer, its norm, and the layer's keys and values.
+      cfg: the model; static.
+      start_B: int32 [B], slot of the block's first row.
+      attend: one of fused_attention.py's, of queries [B, K, G, T, h], keys and values [B, K, S, h].
+      interpret: runs the kernels as JAX operations on any device: slow, for tests.
+
+    Returns:
+      The same after the layer, the block's rows written.
+    """
+    x_BTD, normed_BTD, k_BKSh, v_BKSh = stream
+    B, T, D = x_BTD.shape
+    x_MD, normed_MD = x_BTD.reshape(B * T, D), normed_BTD.reshape(B * T, D)
+    kernel: dict[str, Any] = {"interpret": interpret}
+
+    def product(x_MI: jax.Array, weight_IO: jax.Array) -> jax.Array:
+        """Parts [P, M, O] of the product."""
+        if fused_product.is_supported(B * T, x_MI.dtype, weight_IO):
+            return fused_product.product_parts(x_MI, weight_IO, **kernel)
+        return layers.product("mi,io->mo", x_MI, weight_IO)[None]
+
+    def add(x_MD: jax.Array, parts_PMD: jax.Array, norm_D: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The stream with the product added, and its norm."""
+        if cfg.is_sharded:
+            parts_PMD = sum_parts(cfg, jnp.sum(parts_PMD, axis=0, keepdims=True))
+        return add_norm(x_MD, parts_PMD, norm_D, eps=cfg.norm_eps, **kernel)
+
+    qkv_PMI = product(normed_MD, layer["qkv"].reshape(D, -1))
+    q_BKGTh, k_BKSh, v_BKSh = split_qkv(
+        qkv_PMI.reshape(-1, B, T, *layer["qkv"].shape[1:]),
+        layer.get("qkv_bias"),
+        (layer["q_norm"], layer["k_norm"]) if cfg.has_qk_norm else None,
+        rope,
+        k_BKSh,
+        v_BKSh,
+        start_B,
+        eps=cfg.norm_eps,
+        **kernel,
+    )
+    mixed_BTKGh = attend(q_BKGTh, k_BKSh, v_BKSh)
+    x_MD, normed_MD = add(x_MD, product(mixed_BTKGh.reshape(B * T, -1), layer["out"].reshape(-1, D)), layer["mlp_norm"])
+    if fused_product.is_supported(B * T, x_MD.dtype, layer["gate_up"]):
+        inner_MF = fused_product.gated_product(normed_MD, layer["gate_up"], **kernel)
+    else:
+        inner_MF = layers.gated_inner(normed_MD, layer["gate_up"])
+    x_MD, normed_MD = add(x_MD, product(inner_MF, layer["down"]), next_norm_D)
+    return x_MD.reshape(B, T, D), normed_MD.reshape(B, T, D), k_BKSh, v_BKSh

@@ -1,0 +1,131 @@
+"""The pieces of a transformer layer: arrays in, arrays out; masks and positions are arguments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_probe_mtp.model.config import ModelConfig
+
+
+def product(subscripts: str, x: jax.Array, y: jax.Array, *, out_dtype: jnp.dtype | None = None) -> jax.Array:
+    """`jnp.einsum` with its precision said: float32 inputs are multiplied in full float32 whatever the global flags.
+
+    Args:
+      subscripts: einsum subscripts of two operands.
+      x: first operand.
+      y: second operand, of the same dtype.
+      out_dtype: dtype of the result and of the sums; the inputs' when left out.
+    """
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jnp.einsum(subscripts, x, y, precision=precision, preferred_element_type=out_dtype or x.dtype)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis; statistics in float32, the result in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return weight * normed.astype(x.dtype)
+
+
+def rope_table(cfg: ModelConfig, position_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary embedding, float32 [B, T, h/2] each.
+
+    The angles are float32 whatever the model's dtype: bfloat16 cannot tell position 1000 from 1001.
+    """
+    exponents = np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim
+    frequencies = cfg.rope_theta**-exponents / np.asarray(cfg.rope_divisors or 1.0)
+    angles = position_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos_BTc: jax.Array, sin_BTc: jax.Array) -> jax.Array:
+    """Turns each pair (i, i + h/2) of x [B, T, ..., h] by its angle, in float32; the result has x's dtype."""
+    extra = (1,) * (x.ndim - 3)
+    cos = cos_BTc.reshape(*cos_BTc.shape[:2], *extra, -1)
+    sin = sin_BTc.reshape(*sin_BTc.shape[:2], *extra, -1)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def attention(q_BTKGh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, can_attend_BTS: jax.Array) -> jax.Array:
+    """Grouped-query attention over all slots of the cache.
+
+    Group and query rows are folded into one matrix product per kv head: the keys and values are then read once for all
+    G heads and T rows that share them.
+
+    Args:
+      q_BTKGh: queries of T rows, G for each of K kv heads.
+      k_BKSh: keys in the cache's slots.
+      v_BKSh: values in the cache's slots.
+      can_attend_BTS: bool [B, T, S], True where a row may read a slot; each row has at least one.
+
+    Returns:
+      [B, T, K, G, h] in the queries' dtype.
+    """
+    B, T, K, G, h = q_BTKGh.shape
+    q_BKRh = q_BTKGh.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, h)
+    scores = product("bkrh,bksh->bkrs", q_BKRh, k_BKSh, out_dtype=jnp.float32) * h**-0.5
+    scores = scores.reshape(B, K, G, T, -1)
+    scores = jnp.where(can_attend_BTS[:, None, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BKSh.dtype).reshape(B, K, G * T, -1)
+    out_BKRh = product("bkrs,bksh->bkrh", weights, v_BKSh)
+    return out_BKRh.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4)
+
+
+def anchored_attention(
+    q_BTKGh: jax.Array,
+    k_BKSh: jax.Array,
+    v_BKSh: jax.Array,
+    anchor_BT: jax.Array,
+    tail_slot_BTJ: jax.Array,
+    is_tail_BTJ: jax.Array,
+) -> jax.Array:
+    """Attention whose sums run over absolute positions, in an order that a row's own position alone decides.
+
+    What a row reads comes in two parts under one softmax: slots below its anchor, where slot and position are the same,
+    and J positions from the anchor on, wherever in the cache they are. So it does not matter to a bit of the result whether
+    a token before it is committed or a draft of the same block.
+
+    Args:
+      q_BTKGh: queries of T rows, G for each of K kv heads.
+      k_BKSh: keys in the cache's slots.
+      v_BKSh: values in the cache's slots.
+      anchor_BT: int32 [B, T]; every slot below it is read.
+      tail_slot_BTJ: int32 [B, T, J], the slots of positions anchor, anchor + 1, ...
+      is_tail_BTJ: bool [B, T, J], True where the row reads it; each row reads itself.
+
+    Returns:
+      [B, T, K, G, h] in the queries' dtype.
+    """
+    B, T, K, G, h = q_BTKGh.shape
+    S, J = k_BKSh.shape[2], tail_slot_BTJ.shape[2]
+    q_BKRh = q_BTKGh.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, h)
+    scores = product("bkrh,bksh->bkrs", q_BKRh, k_BKSh, out_dtype=jnp.float32).reshape(B, K, G, T, S)
+    scores = jnp.where((jnp.arange(S) < anchor_BT[..., None])[:, None, None], scores, -jnp.inf)
+
+    def tail(slots_BKSh: jax.Array) -> jax.Array:
+        return jax.vmap(lambda slots_KSh, slot_TJ: slots_KSh[:, slot_TJ])(slots_BKSh, tail_slot_BTJ).astype(jnp.float32)
+
+    # The tail is a few positions of each row's own: elementwise products, since a matrix product of so few would be no faster.
+    q_BKGT1h = q_BTKGh.transpose(0, 2, 3, 1, 4)[:, :, :, :, None].astype(jnp.float32)
+    tail_scores = jnp.sum(q_BKGT1h * tail(k_BKSh)[:, :, None], axis=-1)
+    tail_scores = jnp.where(is_tail_BTJ[:, None, None], tail_scores, -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([scores, tail_scores], axis=-1) * h**-0.5, axis=-1).astype(v_BKSh.dtype)
+    before_BKRh = product("bkrs,bksh->bkrh", weights[..., :S].reshape(B, K, G * T, S), v_BKSh, out_dtype=jnp.float32)
+    out_BKGTh = before_BKRh.reshape(B, K, G, T, h)
+    tail_v_BKTJh = tail(v_BKSh)
+    for j in range(J):
+        out_BKGTh += weights[..., S + j, None].astype(jnp.float32) * tail_v_BKTJh[:, :, None, :, j]
+    return out_BKGTh.transpose(0, 3, 1, 2, 4).astype(q_BTKGh.dtype)
+
+
+def gated_inner(x_MD: jax.Array, gate_up_D2F: jax.Array) -> jax.Array:
+    """silu(gate(x)) * up(x), gate and up read as one matrix; x [..., D] to [..., F]."""
+    gate_up_MI = product("...d,di->...i", x_MD, gate_up_D2F.reshape(x_MD.shape[-1], -1))
+    gate_MF, up_MF = jnp.split(gate_up_MI, 2, axis=-1)
+    return jax.nn.silu(gate_MF) * up_MF
+
+
+def gated_mlp(x_BTD: jax.Array, gate_up_D2F: jax.Array, down_FD: jax.Array) -> jax.Array:
+    """down(silu(gate(x)) * up(x))."""
+    return product("btf,fd->btd", gated_inner(x_BTD, gate_up_D2F), down_FD)

@@ -1,0 +1,101 @@
+"""Several devices: a mesh of two axes, and how the model and a batch are split over it.
+
+Weights are split over the axis `TENSOR` (kv heads with their queries, mlp width, vocabulary), batch rows over `DATA`. The
+programs of `decode_loop` run under `jax.shard_map`, each device on its part, with the sums that the split needs written
+out in `model.py`: so a device's part of the weights is as fused, and its kernels are the same, as on one device.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_probe_mtp.model.config import DATA, TENSOR, ModelConfig
+from jax_probe_mtp.model.params import Params, abstract_params, partition_specs
+
+
+def parse_mesh(text: str) -> tuple[int, int]:
+    """Sizes of `data` and `tensor` from a text such as "data=2,tensor=4"; what is left out is 1.
+
+    Raises:
+      ValueError: if the text is nothing of that kind.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(rf"\s*({DATA}|{TENSOR})\s*=\s*([1-9][0-9]{{0,5}})\s*", part)
+        if match is None or match[1] in sizes:
+            raise ValueError(f"--mesh must be like data=2,tensor=4, got {text!r}.")
+        sizes[match[1]] = int(match[2])
+    return sizes.get(DATA, 1), sizes.get(TENSOR, 1)
+
+
+def make_mesh(data: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The first `data * tensor` devices (all of JAX's when left out), those that share weights next to each other.
+
+    Raises:
+      ValueError: if there are not as many devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if data * tensor > len(devices):
+        raise ValueError(
+            f"mesh data={data},tensor={tensor} needs {data * tensor} devices, but there are {len(devices)}; use a smaller one."
+        )
+    return Mesh(np.asarray(devices[: data * tensor]).reshape(data, tensor), (DATA, TENSOR))
+
+
+def check_mesh(cfg: ModelConfig, batch_size: int, data: int, tensor: int) -> None:
+    """Finds out whether a model and a batch can be split so.
+
+    Raises:
+      ValueError: one line that names the sizes that fit.
+    """
+    K, F = cfg.num_kv_heads, cfg.mlp_width
+    if K % tensor or F % tensor:
+        fits = [str(size) for size in range(1, K + 1) if K % size == 0 and F % size == 0]
+        raise ValueError(
+            f"tensor={tensor} must divide the model's {K} kv heads and mlp width {F}; tensor may be {', '.join(fits)}."
+        )
+    if batch_size % data:
+        raise ValueError(f"batch size {batch_size} cannot be split over data={data}; use a multiple of {data}.")
+
+
+def local_config(cfg: ModelConfig, mesh: Mesh) -> ModelConfig:
+    """The model as one device of the mesh computes it."""
+    tensor = mesh.shape[TENSOR]
+    return dataclasses.replace(
+        cfg,
+        num_heads=cfg.num_heads // tensor,
+        num_kv_heads=cfg.num_kv_heads // tensor,
+        mlp_width=cfg.mlp_width // tensor,
+        is_sharded=True,
+    )
+
+
+def sharded_params(cfg: ModelConfig, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Shape, dtype and sharding of every parameter on the mesh: `abstract_params`, the vocabulary padded to equal parts.
+
+    Rows behind the vocabulary are zeros; nothing reads them.
+    """
+    tensor = mesh.shape[TENSOR]
+
+    def leaf(path: tuple[Any, ...], array: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        shape = array.shape
+        if path[-1].key in ("embed", "head"):
+            shape = (-(-cfg.vocab_size // tensor) * tensor, *shape[1:])
+        return jax.ShapeDtypeStruct(shape, array.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract_params(cfg, dtype), partition_specs(cfg))
+
+
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh that parameters of `sharded_params` lie on; None where they lie on one device."""
+    sharding = getattr(params["embed"], "sharding", None)
+    if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == (DATA, TENSOR):
+        assert isinstance(sharding.mesh, Mesh)
+        return sharding.mesh
+    return None

@@ -1,0 +1,99 @@
+"""The parameter tree: plain arrays in dicts, one entry a layer; its shapes are said here and nowhere else."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jax_probe_mtp.model.config import TENSOR, ModelConfig
+
+Params = dict[str, Any]
+
+
+def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
+    """The shape and dtype of every parameter, as a tree of `jax.ShapeDtypeStruct`.
+
+    q, k and v are one matrix, gate and up another: one product reads them (fewer, larger reads). Their axes stay apart
+    in the shape, so that they can be split over devices by kv head and by F.
+
+    Args:
+      cfg: the model.
+      dtype: dtype of every leaf.
+
+    Returns:
+      `embed` [V, D]; `layers`, a list of L dicts; `final_norm` [D]; `head` [V, D] unless tied. Of a layer:
+      `attn_norm` [D]; `qkv` [D, K, G + 2, h], a kv head's G queries, then its key, then its value; `qkv_bias`
+      [K, G + 2, h] and `q_norm`, `k_norm` [h] where the model has them; `out` [K, G, h, D]; `mlp_norm` [D];
+      `gate_up` [D, 2, F]; `down` [F, D].
+    """
+
+    def leaf(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    D, F, K, G, h = cfg.width, cfg.mlp_width, cfg.num_kv_heads, cfg.queries_per_kv, cfg.head_dim
+    layer = {
+        "attn_norm": leaf(D),
+        "qkv": leaf(D, K, G + 2, h),
+        "out": leaf(K, G, h, D),
+        "mlp_norm": leaf(D),
+        "gate_up": leaf(D, 2, F),
+        "down": leaf(F, D),
+    }
+    if cfg.has_qkv_bias:
+        layer["qkv_bias"] = leaf(K, G + 2, h)
+    if cfg.has_qk_norm:
+        layer |= {"q_norm": leaf(h), "k_norm": leaf(h)}
+    params: Params = {
+        "embed": leaf(cfg.vocab_size, D),
+        "layers": [dict(layer) for _ in range(cfg.num_layers)],
+        "final_norm": leaf(D),
+    }
+    if not cfg.is_tied:
+        params["head"] = leaf(cfg.vocab_size, D)
+    return params
+
+
+def partition_specs(cfg: ModelConfig) -> Params:
+    """How each parameter is split over the devices of the axis `TENSOR`: by kv head, by F, by token; norms are not.
+
+    Returns:
+      A tree of `jax.sharding.PartitionSpec`, one a leaf of `abstract_params(cfg)`.
+    """
+    axis_of = {"embed": 0, "head": 0, "qkv": 1, "qkv_bias": 0, "out": 0, "gate_up": 2, "down": 0}
+
+    def spec(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
+        name = path[-1].key
+        return PartitionSpec(*[None] * axis_of[name], TENSOR) if name in axis_of else PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(spec, abstract_params(cfg))
+
+
+def random_params(cfg: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Random parameters for tests and timing: normal, scaled by fan-in; norms near 1, so that none is the identity.
+
+    Args:
+      cfg: the model.
+      key: PRNG key.
+      dtype: dtype of every leaf.
+
+    Returns:
+      A tree of the shapes of `abstract_params`.
+    """
+    leaves, treedef = jax.tree.flatten_with_path(abstract_params(cfg, dtype))
+    arrays = []
+    for (path, leaf), leaf_key in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
+        noise = jax.random.normal(leaf_key, leaf.shape, jnp.float32)
+        name = path[-1].key
+        if name.endswith("norm"):
+            value = 1 + 0.1 * noise
+        elif name in ("embed", "head"):
+            value = noise * leaf.shape[1] ** -0.5
+        elif name == "qkv_bias":
+            value = 0.1 * noise
+        else:
+            fan_out = 1 if name == "out" else leaf.ndim - 1  # every other matrix has its input axis first
+            fan_in = leaf.size // leaf.shape[-1] if fan_out == 1 else leaf.shape[0]
+            value = noise * fan_in**-0.5
+        arrays.append(value.astype(leaf.dtype))
+    return jax.tree.unflatten(treedef, arrays)

@@ -1,0 +1,206 @@
+"""The forward pass of Llama, Qwen2 and Qwen3 (dense); it knows nothing of trees, probes or sampling."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_probe_mtp.model import layers
+from jax_probe_mtp.model.cache import KVCache, allocate, write_rows
+from jax_probe_mtp.model.config import TENSOR, ModelConfig
+from jax_probe_mtp.model.params import Params
+
+Look = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]  # seen, start, ids [B, C], hidden [B, C, D] -> seen
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, K, G, h], k and v [B, K, S, h] -> as q
+Rope = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [B, T, h/2]
+Stream = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x and its norm [B, T, D], the layer's k and v [B, K, S, h]
+RunLayer = Callable[[Params, jax.Array, Rope, Stream], Stream]  # with the weight of the next norm
+
+
+def embed(params: Params, cfg: ModelConfig, ids: jax.Array) -> jax.Array:
+    """Input embeddings [..., D] of token ids [...]; ids outside the vocabulary give its nearest end."""
+    table_VD = params["embed"]
+    if not cfg.is_sharded:
+        return jnp.take(table_VD, ids, axis=0, mode="clip")
+    row = jnp.clip(ids, 0, cfg.vocab_size - 1) - jax.lax.axis_index(TENSOR) * table_VD.shape[0]
+    is_here = (row >= 0) & (row < table_VD.shape[0])
+    return sum_parts(cfg, jnp.where(is_here[..., None], jnp.take(table_VD, row, axis=0, mode="clip"), 0))
+
+
+def embedding_table(params: Params, cfg: ModelConfig) -> jax.Array:
+    """The whole table [V, D], gathered where it is split."""
+    if not cfg.is_sharded:
+        return params["embed"]
+    return jax.lax.all_gather(params["embed"], TENSOR, axis=0, tiled=True)[: cfg.vocab_size]
+
+
+def sum_parts(cfg: ModelConfig, x: jax.Array) -> jax.Array:
+    """The sum of what the devices that share the weights hold, on each of them; x itself where none are split."""
+    return jax.lax.psum(x, TENSOR) if cfg.is_sharded else x
+
+
+def forward(
+    params: Params, cfg: ModelConfig, x_BTD: jax.Array, position_BT: jax.Array, cache: KVCache, run_layer: RunLayer
+) -> tuple[jax.Array, KVCache]:
+    """Runs T rows through the model, writing their keys and values into the cache before they are attended to.
+
+    The layers are a Python loop over separate arrays: a scan over stacked weights would copy each layer's weights at
+    every call (3 times slower at batch 1 on a GPU).
+
+    Args:
+      params: the tree of `abstract_params(cfg)`.
+      cfg: the model; static.
+      x_BTD: input embeddings, in the model's dtype.
+      position_BT: int32 [B, T], rotary positions.
+      cache: where the rows before these are.
+      run_layer: one layer, such as `text_layer(cfg, start, can_attend_BTS)`.
+
+    Returns:
+      The hidden states [B, T, D] after the final norm, and the cache with the rows written.
+    """
+    rope = layers.rope_table(cfg, position_BT)
+    normed_BTD = layers.rms_norm(x_BTD, params["layers"][0]["attn_norm"], cfg.norm_eps)
+    all_k, all_v = [], []
+    for (layer, next_norm_D), k_BKSh, v_BKSh in zip(layers_and_norms(params), cache.k, cache.v, strict=True):
+        x_BTD, normed_BTD, k_BKSh, v_BKSh = run_layer(layer, next_norm_D, rope, (x_BTD, normed_BTD, k_BKSh, v_BKSh))
+        all_k.append(k_BKSh)
+        all_v.append(v_BKSh)
+    return normed_BTD, cache.replace(k=tuple(all_k), v=tuple(all_v))
+
+
+def layers_and_norms(params: Params) -> list[tuple[Params, jax.Array]]:
+    """Each layer's parameters with the weight of the norm that follows it: the next layer's first, or the final one."""
+    following = [*(layer["attn_norm"] for layer in params["layers"][1:]), params["final_norm"]]
+    return list(zip(params["layers"], following, strict=True))
+
+
+def decoder_layer(
+    layer: Params,
+    next_norm_D: jax.Array,
+    rope: Rope,
+    stream: Stream,
+    *,
+    cfg: ModelConfig,
+    start: jax.Array | int,
+    attend: Attend,
+) -> Stream:
+    """One layer, plainly.
+
+    Args:
+      layer: its parameters.
+      next_norm_D: weight of the norm that follows it.
+      rope: `layers.rope_table`.
+      stream: the residual stream before the layer, its norm, and the layer's keys and values.
+      cfg: the model; static.
+      start: slot of the first of the T rows, for all batch rows or int32 [B].
+      attend: attention over the slots of the cache, the T fresh rows among them; such as `attend_where(can_attend_BTS)`.
+
+    Returns:
+      The same after the layer, the T rows written.
+    """
+    x_BTD, normed_BTD, k_BKSh, v_BKSh = stream
+    G = cfg.queries_per_kv
+    # All products are of two axes: with more XLA may copy a weight into the order that suits a neighbour, in every call.
+    qkv_BTI = layers.product("btd,di->bti", normed_BTD, layer["qkv"].reshape(cfg.width, -1))
+    qkv_BTKnh = qkv_BTI.reshape(*x_BTD.shape[:2], *layer["qkv"].shape[1:])
+    if cfg.has_qkv_bias:
+        qkv_BTKnh += layer["qkv_bias"]
+    q_BTKGh, k_BTKh, v_BTKh = qkv_BTKnh[:, :, :, :G], qkv_BTKnh[:, :, :, G], qkv_BTKnh[:, :, :, G + 1]
+    if cfg.has_qk_norm:
+        q_BTKGh = layers.rms_norm(q_BTKGh, layer["q_norm"], cfg.norm_eps)
+        k_BTKh = layers.rms_norm(k_BTKh, layer["k_norm"], cfg.norm_eps)
+    k_BKSh = write_rows(k_BKSh, layers.rotate(k_BTKh, *rope), start)
+    v_BKSh = write_rows(v_BKSh, v_BTKh, start)
+    mixed_BTKGh = attend(layers.rotate(q_BTKGh, *rope), k_BKSh, v_BKSh)
+    mixed_BTI = mixed_BTKGh.reshape(*x_BTD.shape[:2], -1)
+    x_BTD += sum_parts(cfg, layers.product("bti,id->btd", mixed_BTI, layer["out"].reshape(-1, cfg.width)))
+    normed_BTD = layers.rms_norm(x_BTD, layer["mlp_norm"], cfg.norm_eps)
+    x_BTD += sum_parts(cfg, layers.gated_mlp(normed_BTD, layer["gate_up"], layer["down"]))
+    return x_BTD, layers.rms_norm(x_BTD, next_norm_D, cfg.norm_eps), k_BKSh, v_BKSh
+
+
+def attend_where(can_attend_BTS: jax.Array) -> Attend:
+    """Plain attention over all slots; bool [B, T, S], True where a row may read a slot."""
+    return functools.partial(layers.attention, can_attend_BTS=can_attend_BTS)
+
+
+def text_layer(cfg: ModelConfig, start: jax.Array | int, can_attend_BTS: jax.Array) -> RunLayer:
+    """A plain layer for rows that begin at slot `start` and read the slots marked in bool [B, T, S]."""
+    return functools.partial(decoder_layer, cfg=cfg, start=start, attend=attend_where(can_attend_BTS))
+
+
+def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
+    """Next-token logits, float32 [B, T, V], of what `forward` gives; never rounded to a shorter dtype on the way."""
+    head_VD = params["embed"] if cfg.is_tied else params["head"]
+    logits_BTV = layers.product("btd,vd->btv", hidden_BTD, head_VD, out_dtype=jnp.float32)
+    if not cfg.is_sharded:
+        return logits_BTV
+    return jax.lax.all_gather(logits_BTV, TENSOR, axis=2, tiled=True)[..., : cfg.vocab_size]
+
+
+def read_text(
+    params: Params,
+    cfg: ModelConfig,
+    token_BT: jax.Array,
+    cache: KVCache,
+    num_tokens: jax.Array,
+    chunk: int,
+    look: Look,
+    seen: Any,
+) -> tuple[KVCache, Any]:
+    """Runs texts through the model from slot 0 on, chunk by chunk, causally; what padding writes lies behind the texts.
+
+    Args:
+      params: the tree of `abstract_params(cfg)`.
+      cfg: the model; static.
+      token_BT: int32 [B, T], padded on the right.
+      cache: holds T slots.
+      num_tokens: int32 scalar, tokens of the longest text; chunks behind it are not run.
+      chunk: C, tokens of a chunk, at most T; static.
+      look: is given what it has seen so far, a chunk's place, its tokens and its hidden states; gives what it has seen
+        now. The last chunk may overlap the one before, whose tokens are computed again.
+      seen: what `look` begins with.
+
+    Returns:
+      The filled cache, and what was seen.
+    """
+    B, T = token_BT.shape
+    num_slots = cache.k[0].shape[2]
+
+    def fill(i: jax.Array, carry: tuple[KVCache, Any]) -> tuple[KVCache, Any]:
+        cache, seen = carry
+        start = jnp.minimum(i * chunk, T - chunk)
+        ids_BC = jax.lax.dynamic_slice_in_dim(token_BT, start, chunk, axis=1)
+        position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
+        can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
+        x_BCD = embed(params, cfg, ids_BC)
+        hidden_BCD, cache = forward(params, cfg, x_BCD, position_BC, cache, text_layer(cfg, start, can_attend_BCS))
+        return cache, look(seen, start, ids_BC, hidden_BCD)
+
+    return jax.lax.fori_loop(0, (num_tokens + chunk - 1) // chunk, fill, (cache, seen))
+
+
+def full_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
+    """Logits after every token of a text, float32 [B, T, V]: the head over `full_hidden`."""
+    return logits(params, cfg, full_hidden(params, cfg, tokens_BT))
+
+
+def full_hidden(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
+    """Hidden states of a whole text in one call, nothing kept: the plain definition of the model.
+
+    Args:
+      params: the tree of `abstract_params(cfg)`.
+      cfg: the model; static.
+      tokens_BT: int32 [B, T], each row a text from its start.
+
+    Returns:
+      [B, T, D] in the model's dtype, after the final norm.
+    """
+    B, T = tokens_BT.shape
+    cache = allocate(cfg, batch_size=B, capacity=0, scratch=T, dtype=params["embed"].dtype)
+    position_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    is_causal_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), jnp.bool_)), (B, T, T))
+    x_BTD = embed(params, cfg, tokens_BT)
+    return forward(params, cfg, x_BTD, position_BT, cache, text_layer(cfg, 0, is_causal_BTT))[0]

@@ -1,0 +1,145 @@
+"""What the model would have said at every place of a given output: one pass over each text, not token by token."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_probe_mtp.decoding.batch import bucket
+from jax_probe_mtp.model import sampling, transformer
+from jax_probe_mtp.model.cache import allocate
+from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.params import Params
+from jax_probe_mtp.model.sampling import Sampling
+
+MIN_CHUNK = 128  # tokens of each text that enter the model at a time
+MIN_ROWS = 512  # of all texts together: a GPU takes as long for fewer
+HEAD_ROWS = 256  # rows of logits, [rows, V], that are in memory at a time
+
+
+class Choices(flax.struct.PyTreeNode, kw_only=True):
+    """The model's own choice at each of O output positions, and how the given token compares.
+
+    Attributes:
+      best_BO: int32 [B, O], the token that plain decoding puts there.
+      best_score_BO: float32 [B, O], its score (`sampling.scores`: the logit of a greedy row).
+      given_score_BO: float32 [B, O], the score of the token that is there; -inf where the cuts leave it out.
+    """
+
+    best_BO: jax.Array
+    best_score_BO: jax.Array
+    given_score_BO: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "num_outputs"))
+def choices(
+    params: Params,
+    cfg: ModelConfig,
+    token_BT: jax.Array,
+    prompt_length_B: jax.Array,
+    output_length_B: jax.Array,
+    draw: Sampling | None,
+    *,
+    num_outputs: int,
+) -> Choices:
+    """One teacher-forced pass; the head is read at output positions alone.
+
+    Args:
+      params: the tree of `abstract_params(cfg)`.
+      cfg: the model; static.
+      token_BT: int32 [B, T], prompt and output, padded on the right.
+      prompt_length_B: int32 [B], at least 1.
+      output_length_B: int32 [B]; what is behind it in the result means nothing.
+      draw: how the rows were sampled; None for greedy.
+      num_outputs: O, at least the longest output; static.
+    """
+    B, T = token_BT.shape
+    dtype = params["embed"].dtype
+    cache = allocate(cfg, batch_size=B, capacity=0, scratch=T, dtype=dtype)
+
+    def keep(seen_BTD: jax.Array, start: jax.Array, _: jax.Array, hidden_BCD: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(seen_BTD, hidden_BCD, start, axis=1)
+
+    num_tokens = jnp.max(prompt_length_B + output_length_B) - 1
+    nothing_BTD = jnp.zeros((B, T, cfg.width), dtype)
+    chunk = min(max(MIN_ROWS // B, MIN_CHUNK), T)
+    _, hidden_BTD = transformer.read_text(params, cfg, token_BT, cache, num_tokens, chunk, keep, nothing_BTD)
+
+    place_BO = prompt_length_B[:, None] + jnp.arange(
+        num_outputs
+    )  # of the given tokens; each is chosen one place before
+    given_BO = jnp.take_along_axis(token_BT, place_BO, axis=1, mode="clip")
+    hidden_BOD = jnp.take_along_axis(hidden_BTD, place_BO[..., None] - 1, axis=1, mode="clip")
+    rows = min(max(HEAD_ROWS // B, 1), num_outputs)
+
+    def judge(i: jax.Array, found: Choices) -> Choices:
+        first = jnp.minimum(i * rows, num_outputs - rows)  # the last rows may overlap the ones before
+
+        def cut(values: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(values, first, rows, axis=1)
+
+        logits_BRV = transformer.logits(params, cfg, cut(hidden_BOD))
+        score_BRV = jax.vmap(sampling.scores, in_axes=(1, 1, None), out_axes=1)(logits_BRV, cut(place_BO), draw)
+        here = Choices(
+            best_BO=jnp.argmax(score_BRV, axis=-1).astype(jnp.int32),
+            best_score_BO=jnp.max(score_BRV, axis=-1),
+            given_score_BO=jnp.take_along_axis(score_BRV, cut(given_BO)[..., None], axis=-1)[..., 0],
+        )
+        return jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, first, axis=1), found, here
+        )
+
+    nothing_BO = jnp.zeros(given_BO.shape, jnp.float32)
+    nothing = Choices(best_BO=given_BO * 0, best_score_BO=nothing_BO, given_score_BO=nothing_BO)
+    return jax.lax.fori_loop(0, (jnp.max(output_length_B) + rows - 1) // rows, judge, nothing)
+
+
+def choices_of(
+    checkpoint: Checkpoint,
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    draws: Sequence[Sampling] | None,
+    batch_size: int,
+) -> Iterator[tuple[int, Choices]]:
+    """`choices` of any number of texts, those of like lengths together.
+
+    Args:
+      checkpoint: the model.
+      texts: prompt and output of each, both of at least one token.
+      draws: how each was sampled, of one row; None where all are greedy.
+      batch_size: B, texts of a pass.
+
+    Returns:
+      An iterator over (number of the text, its choices as NumPy arrays [O], O the length of its output), in any order.
+    """
+    order = sorted(range(len(texts)), key=lambda n: len(texts[n][0]) + len(texts[n][1]))
+    for first in range(0, len(order), batch_size):
+        numbers = order[first : first + batch_size]
+        idle = [numbers[0]] * (batch_size - len(numbers))
+        found = jax.device_get(_pass(checkpoint, [texts[n] for n in [*numbers, *idle]], draws, [*numbers, *idle]))
+        for row, n in enumerate(numbers):
+            size = len(texts[n][1])
+            yield n, jax.tree.map(lambda values, row=row, size=size: values[row, :size], found)
+
+
+def _pass(checkpoint: Checkpoint, texts: list[Any], draws: Sequence[Sampling] | None, numbers: list[int]) -> Choices:
+    lengths = np.asarray([(len(prompt), len(output)) for prompt, output in texts], np.int32)
+    token_BT = np.zeros((len(texts), bucket(int(lengths.sum(1).max()))), np.int32)
+    for row, (prompt, output) in enumerate(texts):
+        token_BT[row, : lengths[row].sum()] = [*prompt, *output]
+    draw = None
+    if draws is not None:
+        draw = jax.tree.map(lambda *rows: np.concatenate(rows), *(draws[n] for n in numbers))
+    return choices(
+        checkpoint.params,
+        checkpoint.config,
+        token_BT,
+        lengths[:, 0],
+        lengths[:, 1],
+        draw,
+        num_outputs=bucket(int(lengths[:, 1].max())),
+    )

@@ -1,0 +1,187 @@
+"""What the four products of a layer cost in a decode call: XLA's and our kernels', on random weights.
+
+    python scripts/measure/bench_products.py --shape llama-3-8b --rows 1 30 60 --output R.json
+    python scripts/measure/bench_products.py --shape llama-3-8b --rows 60 --products out gate_up --how kernel --search 40
+
+how: xla (its own kernels, the activation included) or kernel (fused_product.py), which leaves parts of the sums but for gate
+and up: whoever reads them adds them up, and that is not timed. GB/s counts the weight alone.
+
+Each is timed over several weights in turn, --gigabytes of them, so that no cache holds them, in one compiled program whose
+results take the places of the last call's; all results of the last call are compared with products in float32. --search N
+tries up to N other tilings of each as well, drawn at random. Elsewhere than on CUDA, kernels run as JAX operations, to see
+that the script works. The record is written after every run.
+"""
+
+import argparse
+import functools
+import itertools
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from shapes import SHAPES
+
+from jax_probe_mtp.errors import Parser, exit_status, one_line, positive
+from jax_probe_mtp.files.questions import check_files, write_json
+from jax_probe_mtp.kernels import product as fused_product
+from jax_probe_mtp.kernels.product import Tiles
+from jax_probe_mtp.measuring.bench import environment
+from jax_probe_mtp.model import layers
+from jax_probe_mtp.model.config import ModelConfig
+
+PRODUCTS = ("qkv", "out", "gate_up", "down")
+HOWS = ("xla", "kernel")
+MAX_ERROR = 1e-2  # of a norm: bfloat16's rounding is 2e-3, and XLA rounds gate and up before it multiplies them
+Product = Callable[[jax.Array, jax.Array], jax.Array]  # x [M, D] and a weight -> [M, I], or parts of it [P, M, I]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures, prints a table and writes the record; 1 where a result is wrong, or tiles that were not searched fail."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3-8b")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 30, 60], metavar="M")
+    parser.add_argument("--products", choices=PRODUCTS, nargs="+", default=list(PRODUCTS))
+    parser.add_argument("--how", choices=HOWS, nargs="+", default=list(HOWS))
+    parser.add_argument("--search", type=int, default=0, metavar="N", help="other tilings that are tried")
+    parser.add_argument("--gigabytes", type=float, default=1.0, metavar="GB", help="of weights that take turns")
+    parser.add_argument("--calls", type=positive, default=20, help="of the program, for a time")
+    parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument("--output", type=Path, metavar="R.json")
+    args = parser.parse_args(argv)
+    check_files({"--output": args.output}, [])
+    cfg = SHAPES[args.shape]
+    if not all(1 <= rows <= fused_product.MAX_ROWS for rows in args.rows):
+        raise ValueError(f"--rows are 1 to {fused_product.MAX_ROWS}, got {args.rows}.")
+    if args.search < 0 or not 0 < args.gigabytes < float("inf"):
+        raise ValueError(f"--search is at least 0, --gigabytes above 0, got {args.search} and {args.gigabytes}.")
+    print(f"{args.shape}, bfloat16, {jax.devices()[0].device_kind}")
+    print(f"{'product':8} rows how         us   GB/s  error  tiles")
+    settings = {key: value for key, value in vars(args).items() if key != "output"}
+    record: dict[str, Any] = {"environment": environment("bfloat16"), "settings": settings, "runs": []}
+    is_wrong = False
+    for how, name in itertools.product(args.how, args.products):  # what may break the device comes last
+        weights = _weights(cfg, name, args.gigabytes)
+        for rows in args.rows:
+            for run in _measure(how, name, weights, rows, args):
+                record["runs"].append(run)
+                print(_line(run), flush=True)
+                is_wrong |= run["is_chosen"] if run["refused"] else not run["error"] <= MAX_ERROR
+                if args.output:
+                    write_json(args.output, record)
+    return int(is_wrong)
+
+
+def _weights(cfg: ModelConfig, name: str, gigabytes: float) -> list[jax.Array]:
+    heads, h = cfg.num_heads, cfg.head_dim
+    shape: tuple[int, ...] = {
+        "qkv": (cfg.width, (heads + 2 * cfg.num_kv_heads) * h),
+        "out": (heads * h, cfg.width),
+        "gate_up": (cfg.width, 2, cfg.mlp_width),
+        "down": (cfg.mlp_width, cfg.width),
+    }[name]
+    draw = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16) * jnp.bfloat16(shape[0] ** -0.5))
+    first = draw(jax.random.key(0))
+    count = max(2, round(gigabytes * 1e9 / first.nbytes))
+    return [first, *(draw(jax.random.key(i)) for i in range(1, count))]
+
+
+def _measure(
+    how: str, name: str, weights: list[jax.Array], rows: int, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    x_MD = jax.random.normal(jax.random.key(7), (rows, len(weights[0])), jnp.bfloat16)
+    xs = [x_MD + 0 for _ in weights]  # one for each: XLA may join products that share a factor
+    expected = [_in_float32(x_MD, weight, name) for weight in weights]
+    for number, tiles in enumerate(_tilings(how, name, weights[0].shape, args.search)):
+        run: dict[str, Any] = {"product": name, "rows": rows, "how": how, "is_chosen": number == 0}
+        run |= {"tiles": tiles._asdict() if tiles else None, "us": None, "error": None, "refused": None}
+        try:
+            results, us = _time(_product(how, name, tiles), xs, weights, args)
+        except Exception as refused:  # of any kind, by either compiler: the next tiles may do
+            yield run | {"refused": one_line(refused)[:200]}
+            continue
+        error = max(_error(got, expected_MI) for got, expected_MI in zip(results, expected, strict=True))
+        median = statistics.median(us)
+        bandwidth = weights[0].nbytes / median * 1e6
+        yield run | {"us": median, "us_repeats": us, "bytes_per_second": bandwidth, "error": error}
+
+
+def _in_float32(x_MD: jax.Array, weight: jax.Array, name: str) -> jax.Array:
+    """The product in float32, [M, I]."""
+    product = functools.partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
+    if name != "gate_up":
+        return product(x_MD, weight)
+    return jax.nn.silu(product(x_MD, weight[:, 0])) * product(x_MD, weight[:, 1])
+
+
+def _error(got: jax.Array, expected_MI: jax.Array) -> float:
+    """Of a product or parts of it: the difference's norm over the norm."""
+    got_MI = jnp.sum(got.astype(jnp.float32), axis=tuple(range(got.ndim - 2)))
+    return float(jnp.linalg.norm(got_MI - expected_MI) / jnp.linalg.norm(expected_MI))
+
+
+def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[Tiles | None]:
+    """The tiles that are in use, then others; one None for XLA, none where no tiles fit."""
+    if how == "xla":
+        return [None]
+    num_weights = 2 if name == "gate_up" else 1
+    chosen = fused_product.choose_tiles(shape[0], shape[-1], num_weights=num_weights)
+    if chosen is None:
+        return []
+    others = [
+        tiles
+        for columns in (32, 64, 128, 256)
+        for parts in ((1, 2, 3, 4, 6, 8) if num_weights == 1 else (1,))
+        if shape[-1] % columns == 0 and shape[0] % (fused_product.STEP * parts) == 0
+        for warps, stages in itertools.product((4, 8), (3, 4, 5, 6))
+        if (tiles := Tiles(columns, parts, warps, stages)) != chosen and 60 <= shape[-1] // columns * parts <= 400
+    ]
+    return [chosen, *random.Random(0).sample(others, min(search, len(others)))]
+
+
+def _product(how: str, name: str, tiles: Tiles | None) -> Product:
+    is_gated = name == "gate_up"
+    if how == "xla":
+        return layers.gated_inner if is_gated else functools.partial(layers.product, "md,di->mi")
+    by_kernel = fused_product.gated_product if is_gated else fused_product.product_parts
+    return functools.partial(by_kernel, tiles=tiles, interpret=jax.default_backend() != "gpu")
+
+
+def _time(
+    product: Product, xs: list[jax.Array], weights: list[jax.Array], args: argparse.Namespace
+) -> tuple[list[jax.Array], list[float]]:
+    """The products of the last call, and microseconds of one product, a number a repeat."""
+
+    def run_all(xs: list[jax.Array], weights: list[jax.Array], last: list[jax.Array] | None) -> list[jax.Array]:
+        return [product(x, weight) for x, weight in zip(xs, weights, strict=True)]
+
+    shapes = jax.eval_shape(run_all, xs, weights, None)
+    # Results stay where they are: a recorded graph of kernels would have to learn of new places at each call.
+    run = jax.jit(run_all, donate_argnums=2, keep_unused=True).lower(xs, weights, shapes).compile()
+    results = run(xs, weights, [jnp.zeros(shape.shape, shape.dtype) for shape in shapes])
+    us = []
+    for _ in range(args.repeats):
+        jax.block_until_ready(results)
+        start = time.perf_counter()
+        for _ in range(args.calls):
+            results = run(xs, weights, results)
+        jax.block_until_ready(results)
+        us.append((time.perf_counter() - start) * 1e6 / args.calls / len(weights))
+    return results, us
+
+
+def _line(run: dict[str, Any]) -> str:
+    start = f"{run['product']:8} {run['rows']:4} {run['how']:6}"
+    tiles = "" if run["tiles"] is None else " ".join(f"{k} {v}" for k, v in run["tiles"].items())
+    if run["refused"]:
+        return f"{start} {'-':>7} {tiles}: {run['refused'][:90]}"
+    return f"{start} {run['us']:7.1f} {run['bytes_per_second'] / 1e9:6.0f} {run['error']:.0e}  {tiles}"
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,85 @@
+"""How much faster outputs are checked than made: `verify --outputs` beside plain decoding, one text after the other.
+
+    python scripts/measure/check_speed.py --model MODEL --input F.jsonl --max-new-tokens 100 --batch-sizes 1,8 --output R.json
+
+Both run once before they are timed, so that nothing is compiled within; loading and tokenizing are in neither. Where an
+output is found neither the same nor tied, which rounding to bfloat16 can do, the record says so and the exit status is 1.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jax_probe_mtp.commands import options
+from jax_probe_mtp.drafting.draft_config import PLAIN
+from jax_probe_mtp.errors import Parser, exit_status, positive, positives
+from jax_probe_mtp.files import questions
+from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.generation.decoder import Decoder, Settings
+from jax_probe_mtp.jobs import job as jobs
+from jax_probe_mtp.measuring import bench
+from jax_probe_mtp.sameness import verdicts
+from jax_probe_mtp.sameness.given_outputs import Output, judge
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_model(parser)
+    parser.add_argument("--input", type=Path, required=True, help="as for generate")
+    parser.add_argument("--max-new-tokens", type=positive, default=100)
+    parser.add_argument("--batch-sizes", type=positives, default="1,8", help="texts that are checked at a time")
+    parser.add_argument("--repeats", type=positive, default=3)
+    parser.add_argument("--capacity", type=int, help="of decoding, as for generate: with --prompt-slots, one program")
+    parser.add_argument("--prompt-slots", type=int)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args(argv)
+    questions.check_files({"--output": args.output}, [args.input])
+    checkpoint = options.load(args.model, args.dtype, args.revision)
+    use_chat_template = not args.no_chat_template
+    prompts = [
+        jobs.encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template)
+        for record in PromptFile(args.input)
+    ]
+    settings = Settings(max_new_tokens=args.max_new_tokens, capacity=args.capacity, prompt_slots=args.prompt_slots)
+    decoder = Decoder(checkpoint, PLAIN)
+    decode_seconds: list[float] = []
+    check_seconds: dict[int, list[float]] = {size: [] for size in args.batch_sizes}
+    totals: dict[int, dict[str, Any]] = {}
+    for _ in range(1 + args.repeats):
+        start = time.perf_counter()
+        answers = list(decoder.run(prompts, settings))
+        decode_seconds.append(time.perf_counter() - start)
+        outputs = [
+            Output(prompt=prompt, token_ids=answer.token_ids, limit=prompt.of("max_new_tokens", settings))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        for size, seconds in check_seconds.items():
+            start = time.perf_counter()
+            found = list(judge(checkpoint, outputs, Settings(batch_size=size)))
+            seconds.append(time.perf_counter() - start)
+            totals[size] = verdicts.summary(found)
+    decoding = statistics.median(decode_seconds[1:])
+    record = {
+        "records": len(prompts),
+        "new_tokens": sum(len(answer.token_ids) for answer in answers),
+        "seconds_of_decoding": decoding,
+        "seconds_of_checking": {size: statistics.median(seconds[1:]) for size, seconds in check_seconds.items()},
+        "times_faster": {size: decoding / statistics.median(seconds[1:]) for size, seconds in check_seconds.items()},
+        "found": {size: verdicts.counts_line(totals[size]) for size in check_seconds},
+    }
+    print(json.dumps(record, indent=1))
+    if args.output:
+        environment = bench.environment(str(checkpoint.params["embed"].dtype))
+        questions.write_json(
+            args.output, record | {"model": bench.model_identity(checkpoint), "environment": environment}
+        )
+    return max(verdicts.exit_status(totals[size]) for size in check_seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

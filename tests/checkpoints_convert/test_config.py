@@ -1,0 +1,149 @@
+"""config.json: what is read, what stands in for what is left out, what is refused."""
+
+import json
+import math
+
+import pytest
+from test_huggingface import hf_config
+
+from checkpoints_convert import CheckpointError
+from checkpoints_convert.huggingface.config import read_hf_config
+from checkpoints_convert.mapping.rope import llama3_divisors
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def read(folder, config, generation=None):
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return read_hf_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        (
+            "llama",
+            {"architectures": ["MixtralForCausalLM"]},
+            r"\['MixtralForCausalLM'\] is not supported; LlamaForCausalLM",
+        ),
+        (
+            "llama",
+            {"architectures": ["XForCausalLM"], "auto_map": {"AutoModelForCausalLM": "x.X"}},
+            "code .* never run",
+        ),
+        ("llama", {"architectures": None, "model_type": "gemma"}, "'gemma' is not supported"),
+        ("llama", {"model_type": "mistral"}, "model_type 'mistral' does not belong to LlamaForCausalLM"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window = True"),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention'"),
+        ("llama", {"attention_bias": True}, "attention_bias = True"),
+        ("qwen3", {"attention_bias": True}, "attention_bias = True"),
+        ("llama", {"mlp_bias": True}, "mlp_bias = True"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = gelu is not supported, only silu"),
+        ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config = .*awq"),
+        ("llama", {"pretraining_tp": 2}, "pretraining_tp = 2"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30"),
+        ("llama", {"logits_scaling": 8.0}, "logits_scaling = 8"),
+        ("qwen3", {"num_experts": 128}, "num_experts = 128"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope type 'linear'"),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, r"by layer \(full_attention\)"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor must be 1, got 0.25"),
+        ("llama", {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "0 < low_freq_factor < high_freq_factor"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "has no 'factor'"),
+        ("llama", {"hidden_size": None}, "has no 'hidden_size'"),
+        ("llama", {"hidden_size": "36"}, "'hidden_size' must be a whole number, got '36'"),
+        ("llama", {"num_attention_heads": True}, "'num_attention_heads' must be a whole number, got 'True'"),
+        ("llama", {"num_attention_heads": 0}, "num_heads must be a whole number of at least 1, got 0"),
+        ("llama", {"num_key_value_heads": 4}, "num_heads 6 must be a multiple of num_kv_heads 4"),
+        ("llama", {"num_key_value_heads": 0}, "num_kv_heads must be a whole number of at least 1, got 0"),
+        ("llama", {"rms_norm_eps": 0}, r"norm_eps 0\.0"),
+        ("llama", {"rms_norm_eps": math.inf}, "'rms_norm_eps' must be finite"),
+        ("llama", {"rope_theta": math.nan}, "'rope_theta' must be finite"),
+        ("llama", {"rope_theta": 10**400}, "'rope_theta' must be finite"),
+        ("llama", {"rope_theta": 0, "rope_scaling": LLAMA3}, "theta and factor > 0 .* got theta 0"),
+        ("llama", {"head_dim": 10**9}, "head size of 1000000000 is not supported"),
+        ("llama", {"architectures": [["LlamaForCausalLM"]]}, r"\[\['LlamaForCausalLM'\]\] is not supported"),
+        ("llama", {"eos_token_id": None}, "have no eos_token_id"),
+        ("llama", {"eos_token_id": 293}, "eos_token_id 293 is no id below 293"),
+        ("llama", {"eos_token_id": [1, "2"]}, "eos_token_id '2' is no id"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(tmp_path, family, change, message):
+    with pytest.raises(CheckpointError, match=message) as error:
+        read(tmp_path, hf_config(family, **change))
+    assert str(tmp_path) in str(error.value) or "llama3 rope" in str(error.value)
+
+
+def test_settings_that_change_nothing_are_accepted(tmp_path):
+    neutral = {"attention_bias": False, "sliding_window": 4096, "use_sliding_window": False, "pretraining_tp": 1}
+    neutral |= {"layer_types": ["full_attention"], "quantization_config": None, "num_experts": 0, "auto_map": {}}
+    assert read(tmp_path, hf_config("qwen3", **neutral)) == read(tmp_path, hf_config("qwen3"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not readable JSON"), ("3", "JSON object"), ('{"a":1,"a":2}', "'a' twice")]
+)
+def test_a_malformed_config_is_named(tmp_path, text, message):
+    with pytest.raises(CheckpointError, match=message):
+        read(tmp_path, text)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        read_hf_config(tmp_path)
+
+
+def test_end_of_text_ids_come_from_the_generation_config_first(tmp_path):
+    assert read(tmp_path, hf_config("llama", eos_token_id=[9, 4]))[1] == (9, 4)
+    assert read(tmp_path, hf_config("llama"), {"eos_token_id": [5, 6, 5]})[1] == (5, 6)
+    assert read(tmp_path, hf_config("llama"), {"eos_token_id": 0})[1] == (0,)
+    assert read(tmp_path, hf_config("llama"), {"do_sample": True})[1] == (7,)
+
+
+def test_what_is_left_out_is_what_transformers_assumes(tmp_path):
+    import transformers
+
+    minimal = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 1, "eos_token_id": 1}
+    classes = {"Llama": transformers.LlamaConfig, "Qwen2": transformers.Qwen2Config, "Qwen3": transformers.Qwen3Config}
+    for name, config_class in classes.items():
+        heads = 32 if name != "Llama" else 4
+        config = minimal | {"num_attention_heads": heads, "hidden_size": 12 * heads}
+        theirs = config_class(**config)
+        ours, _ = read(tmp_path, config | {"architectures": [name + "ForCausalLM"]})
+        assert ours.num_kv_heads == theirs.num_key_value_heads
+        assert ours.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // heads)
+        assert ours.context_length == theirs.max_position_embeddings
+        assert ours.norm_eps == theirs.rms_norm_eps
+        assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+        assert ours.is_tied == theirs.tie_word_embeddings
+
+
+def test_both_ways_to_write_rope_are_read(tmp_path):
+    old = hf_config("llama", rope_theta=500000.0, rope_scaling=LLAMA3)
+    new = hf_config("llama", rope_parameters=LLAMA3 | {"rope_theta": 500000.0})
+    del new["rope_theta"]
+    assert read(tmp_path, old) == read(tmp_path, new)
+    assert len(read(tmp_path, old)[0].rope_divisors) == 4
+    plain = hf_config("llama", rope_parameters={"rope_type": "default", "rope_theta": 5000.0})
+    assert read(tmp_path, plain) == read(tmp_path, hf_config("llama"))
+
+
+def test_llama3_divisors_by_hand():
+    # theta = e^8 and h = 4: wavelengths 2 pi and 2 pi e^4 = 343.05. With 686.1 = 2 waves trained, low 1 and high 4, the
+    # second blends with weight (2 - 1) / (4 - 1) = 1/3, so it is divided by 1 / (2/3/8 + 1/3) = 2.4.
+    divisors = llama3_divisors(
+        math.e**8, 4, factor=8, low_freq_factor=1, high_freq_factor=4, trained_length=2 * 2 * math.pi * math.e**4
+    )
+    assert divisors == pytest.approx((1.0, 2.4), rel=1e-9)
+    # With half a wave trained, the second is long and takes the whole factor.
+    divisors = llama3_divisors(
+        math.e**8, 4, factor=8, low_freq_factor=1, high_freq_factor=4, trained_length=math.pi * math.e**4
+    )
+    assert divisors[1] == pytest.approx(8)

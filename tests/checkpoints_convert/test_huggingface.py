@@ -1,0 +1,401 @@
+"""Hugging Face folders: every weight at its place, every flaw named. Also makes the tiny folders other tests use."""
+
+import json
+import os
+import re
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from checkpoints_convert import CheckpointError, convert_hf, load_checkpoint
+from checkpoints_convert.huggingface.model import open_hf
+from jax_probe_mtp.model.params import abstract_params
+
+V, D, F, H, K, G, h, L = 293, 36, 52, 6, 2, 3, 8, 5  # all distinct, so that no transpose can hide
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+LINES = ["the quick brown fox jumps over the lazy dog", "def f(x): return x + 1", "héllo wörld"]
+
+
+def hf_config(family, **changes):
+    config = {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        "vocab_size": V,
+        "hidden_size": D,
+        "intermediate_size": F,
+        "num_hidden_layers": L,
+        "num_attention_heads": H,
+        "num_key_value_heads": K,
+        "head_dim": h,
+        "max_position_embeddings": 640,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "rope_theta": 5000.0,
+        "tie_word_embeddings": False,
+        "eos_token_id": 7,
+    }
+    return config | changes
+
+
+def hf_tensors(config, seed=0):
+    """Random weights under Hugging Face's names and in its shapes."""
+    rng = np.random.default_rng(seed)
+    family = config["model_type"]
+    shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (V, D)
+    for i in range(L):
+        layer = {
+            "input_layernorm.weight": (D,),
+            "self_attn.q_proj.weight": (H * h, D),
+            "self_attn.k_proj.weight": (K * h, D),
+            "self_attn.v_proj.weight": (K * h, D),
+            "self_attn.o_proj.weight": (D, H * h),
+            "post_attention_layernorm.weight": (D,),
+            "mlp.gate_proj.weight": (F, D),
+            "mlp.up_proj.weight": (F, D),
+            "mlp.down_proj.weight": (D, F),
+        }
+        if family == "qwen2":
+            layer |= {f"self_attn.{x}_proj.bias": (n * h,) for x, n in (("q", H), ("k", K), ("v", K))}
+        if family == "qwen3":
+            layer |= {"self_attn.q_norm.weight": (h,), "self_attn.k_norm.weight": (h,)}
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def tiny_tokenizer():
+    """A byte-level BPE of at most V tokens, <eos> among them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=V - 3,
+        min_frequency=1,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    return tokenizer
+
+
+def write_hf(folder, config, tensors, *, num_shards=0):
+    """A folder as save_pretrained writes it; `num_shards` 0 means one file without an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"})
+    )
+    if not num_shards:
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+    names = list(tensors)
+    weight_map = {}
+    for i in range(num_shards):
+        shard = f"model-{i + 1:05}-of-{num_shards:05}.safetensors"
+        part = names[i::num_shards]
+        save_file({name: tensors[name] for name in part}, folder / shard)
+        weight_map |= dict.fromkeys(part, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def assert_leaves_match(params, tensors, family):
+    """Each leaf against the Hugging Face tensors, indexed number by number from the shapes in `abstract_params`."""
+    np.testing.assert_array_equal(params["embed"], tensors["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(params["final_norm"], tensors["model.norm.weight"])
+    if "lm_head.weight" in tensors:
+        np.testing.assert_array_equal(params["head"], tensors["lm_head.weight"])
+    for i, layer in enumerate(params["layers"]):
+        layer = jax.tree.map(np.asarray, layer)
+
+        def hf(name, i=i):
+            return tensors[f"model.layers.{i}.{name}"]
+
+        for kv in range(K):
+            for j in range(h):
+                for g in range(G):
+                    row = (kv * G + g) * h + j  # transformers: query head kv * G + g reads kv head kv (repeat_kv)
+                    np.testing.assert_array_equal(layer["qkv"][:, kv, g, j], hf("self_attn.q_proj.weight")[row])
+                    np.testing.assert_array_equal(layer["out"][kv, g, j], hf("self_attn.o_proj.weight")[:, row])
+                    if family == "qwen2":
+                        assert layer["qkv_bias"][kv, g, j] == hf("self_attn.q_proj.bias")[row]
+                np.testing.assert_array_equal(layer["qkv"][:, kv, G, j], hf("self_attn.k_proj.weight")[kv * h + j])
+                np.testing.assert_array_equal(layer["qkv"][:, kv, G + 1, j], hf("self_attn.v_proj.weight")[kv * h + j])
+                if family == "qwen2":
+                    assert layer["qkv_bias"][kv, G, j] == hf("self_attn.k_proj.bias")[kv * h + j]
+                    assert layer["qkv_bias"][kv, G + 1, j] == hf("self_attn.v_proj.bias")[kv * h + j]
+        for f in range(F):
+            np.testing.assert_array_equal(layer["gate_up"][:, 0, f], hf("mlp.gate_proj.weight")[f])
+            np.testing.assert_array_equal(layer["gate_up"][:, 1, f], hf("mlp.up_proj.weight")[f])
+            np.testing.assert_array_equal(layer["down"][f], hf("mlp.down_proj.weight")[:, f])
+        np.testing.assert_array_equal(layer["attn_norm"], hf("input_layernorm.weight"))
+        np.testing.assert_array_equal(layer["mlp_norm"], hf("post_attention_layernorm.weight"))
+        if family == "qwen3":
+            np.testing.assert_array_equal(layer["q_norm"], hf("self_attn.q_norm.weight"))
+            np.testing.assert_array_equal(layer["k_norm"], hf("self_attn.k_norm.weight"))
+
+
+@pytest.mark.parametrize(
+    ("family", "num_shards", "is_tied"),
+    [("llama", 0, True), ("llama", 3, False), ("qwen2", 2, False), ("qwen3", 0, True)],
+)
+def test_every_weight_lands_at_its_place(tmp_path, family, num_shards, is_tied, monkeypatch):
+    monkeypatch.setattr(
+        "checkpoints_convert.params.fill.CHUNK_BYTES", 4 * D * 50
+    )  # several reads for the larger tensors
+    config = hf_config(family, tie_word_embeddings=is_tied)
+    tensors = hf_tensors(config)
+    folder = write_hf(tmp_path / "hf", config, tensors, num_shards=num_shards)
+
+    direct = load_checkpoint(folder)
+    convert_hf(folder, tmp_path / "ours", note=lambda text: None)
+    stored = load_checkpoint(str(tmp_path / "ours"))
+
+    for checkpoint in (direct, stored):
+        assert jax.tree.structure(checkpoint.params) == jax.tree.structure(abstract_params(checkpoint.config))
+        assert all(
+            isinstance(leaf, jax.Array) and leaf.dtype == np.float32 for leaf in jax.tree.leaves(checkpoint.params)
+        )
+        assert_leaves_match(checkpoint.params, tensors, family)
+        assert checkpoint.eos_token_ids == (7,)
+        assert checkpoint.tokenizer("the fox")["input_ids"] == tiny_tokenizer().encode("the fox").ids
+    assert direct.config == stored.config
+    assert (direct.config.has_qkv_bias, direct.config.has_qk_norm) == (family == "qwen2", family == "qwen3")
+
+
+def test_dtype_follows_the_file_unless_asked(tmp_path):
+    config = hf_config("llama")
+    tensors = hf_tensors(config)
+
+    def cast(dtype):
+        return {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+
+    mixed = cast(ml_dtypes.bfloat16) | {"model.norm.weight": tensors["model.norm.weight"]}
+    wanted = {"bf16": "bfloat16", "f16": "float32", "mixed": "float32"}
+    sources = {"bf16": cast(ml_dtypes.bfloat16), "f16": cast(np.float16), "mixed": mixed}
+    for name, source in sources.items():
+        loaded = load_checkpoint(write_hf(tmp_path / name, config, source))
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.params)} == {wanted[name]}
+        np.testing.assert_array_equal(
+            np.asarray(loaded.params["embed"], np.float32), source["model.embed_tokens.weight"].astype(np.float32)
+        )
+
+    folder = write_hf(tmp_path / "f32", config, tensors)
+    rounded = load_checkpoint(folder, dtype="bfloat16").params["embed"]
+    # Round to nearest, ties to even, by integer arithmetic on the bits.
+    bits = tensors["model.embed_tokens.weight"].view(np.uint32).astype(np.uint64)
+    expected = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    np.testing.assert_array_equal(np.asarray(rounded).view(np.uint16), expected)
+    convert_hf(folder, tmp_path / "ours", note=lambda text: None)
+    restored = load_checkpoint(tmp_path / "ours", dtype="bfloat16").params["embed"]
+    np.testing.assert_array_equal(np.asarray(restored).view(np.uint16), expected)
+
+
+def test_buffers_and_an_equal_tied_head_are_ignored(tmp_path):
+    config = hf_config("llama", tie_word_embeddings=True)
+    tensors = hf_tensors(config)
+    extra = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
+        "lm_head.weight": tensors["model.embed_tokens.weight"].copy(),
+    }
+    assert "head" not in load_checkpoint(write_hf(tmp_path / "a", config, tensors | extra)).params
+
+    extra["lm_head.weight"][-1, -1] += 1e-6
+    folder = write_hf(tmp_path / "b", config, tensors | extra)
+    for read in (load_checkpoint, lambda path: convert_hf(path, tmp_path / "ours", note=lambda text: None)):
+        with pytest.raises(CheckpointError, match=r"'lm_head\.weight' differs from 'model\.embed_tokens\.weight'"):
+            read(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.norm.weight": None}, r"'model\.norm\.weight' of shape \[36\] is missing"),
+        ({"lm_head.weight": None}, r"'lm_head\.weight' of shape \[293, 36\] is missing"),
+        ({"model.layers.1.mlp.extra.weight": (3, 2)}, r"'model\.layers\.1\.mlp\.extra\.weight' of shape \[3, 2\]"),
+        ({"model.layers.5.input_layernorm.weight": (D,)}, r"'model\.layers\.5\.input_layernorm\.weight'.*not known"),
+        ({"model.layers.4.self_attn.q_proj.bias": (H * h,)}, r"q_proj\.bias' of shape \[48\] is not known"),
+        ({"model.layers.2.mlp.down_proj.weight": (F, D)}, r"has shape \[52, 36\], .* asks for \[36, 52\]"),
+    ],
+)
+def test_missing_unknown_and_misshapen_tensors_are_named(tmp_path, change, message):
+    config = hf_config("llama")
+    tensors = hf_tensors(config)
+    for name, shape in change.items():
+        if shape is None:
+            del tensors[name]
+        else:
+            tensors[name] = np.zeros(shape, np.float32)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_checkpoint(write_hf(tmp_path / "hf", config, tensors))
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**12}, r"holds 48 tensors, too few for the 1000000000000 layers"),
+        ({"num_hidden_layers": L - 1}, r"'model\.layers\.4\..*not known for a llama model of 4 layers"),
+        ({"vocab_size": 10**30}, r"'vocab_size' must be a whole number within 64 bits, got 10{30}"),
+        ({"vocab_size": 10**18}, r"a parameter of shape \[10{18}, 36\]"),
+        ({"vocab_size": 10**15}, r"has shape \[293, 36\], but its config asks for \[10{15}, 36\]"),
+    ],
+)
+def test_absurd_sizes_are_named_before_anything_is_allocated(tmp_path, change, message):
+    folder = write_hf(tmp_path / "hf", hf_config("llama") | change, hf_tensors(hf_config("llama")))
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "Qwen2Tokenizer", "LlamaTokenizerFast"])
+@pytest.mark.parametrize("has_bos", [False, True])
+def test_a_converted_tokenizer_is_the_folder_s_own(tmp_path, tokenizer_class, has_bos):
+    config = hf_config("qwen2" if tokenizer_class == "Qwen2Tokenizer" else "llama")
+    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
+    tokenizer = tiny_tokenizer()
+    settings = {"tokenizer_class": tokenizer_class, "eos_token": "<eos>", "bos_token": "<eos>"}
+    if has_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 0)])
+        settings["add_bos_token"] = True
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert_hf(folder, tmp_path / "ours", note=lambda text: None)
+    direct, stored = load_checkpoint(folder).tokenizer, load_checkpoint(tmp_path / "ours").tokenizer
+    for text in [*LINES, "  two  spaces 12345\n\n\té", "a<eos>b"]:
+        ids = stored(text)["input_ids"]
+        assert ids == direct(text)["input_ids"]
+        assert (ids[0] == 0) == has_bos
+        assert stored.decode(ids[has_bos:]) == direct.decode(ids[has_bos:]) == text
+
+
+def test_weights_of_other_types_are_named(tmp_path):
+    config = hf_config("llama")
+    tensors = hf_tensors(config) | {"model.norm.weight": np.ones(D, np.int8)}
+    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is I8, which is not supported; F32, F16, BF16"):
+        load_checkpoint(write_hf(tmp_path / "hf", config, tensors))
+
+
+def sharded(tmp_path):
+    config = hf_config("llama")
+    folder = write_hf(tmp_path / "hf", config, hf_tensors(config), num_shards=3)
+    return folder, folder / "model.safetensors.index.json"
+
+
+def test_a_tensor_in_two_shards_is_named(tmp_path):
+    folder, _ = sharded(tmp_path)
+    config = hf_config("llama")
+    tensors = hf_tensors(config)
+    names = list(tensors)
+    part = {name: tensors[name] for name in [*names[1::3], names[0]]}
+    save_file(part, folder / "model-00002-of-00003.safetensors")
+    with pytest.raises(CheckpointError, match=re.escape(f"'{names[0]}' is in both")):
+        open_hf(folder)
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        ("/etc/model.safetensors", "outside its folder"),
+        ("../hf2/model.safetensors", "outside its folder"),
+        ("a/../../model.safetensors", "outside its folder"),
+        ("link.safetensors", "a link to .*outside its folder"),
+        ("absent.safetensors", "'absent.safetensors', but .* is missing"),
+        ("pytorch_model.bin", "only .safetensors files"),
+        (5, "must name a file, got 5"),
+    ],
+)
+def test_an_index_cannot_name_files_elsewhere(tmp_path, shard, message):
+    folder, index = sharded(tmp_path)
+    outside = tmp_path / "outside.safetensors"
+    save_file({"model.norm.weight": np.ones(D, np.float32)}, outside)
+    os.symlink(outside, folder / "link.safetensors")
+    values = json.loads(index.read_text())
+    values["weight_map"]["model.norm.weight"] = shard
+    index.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=message):
+        open_hf(folder)
+
+
+def test_links_of_a_hub_cache_are_followed(tmp_path):
+    folder, _ = sharded(tmp_path)
+    repository = tmp_path / "models--org--name"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for i, path in enumerate(sorted(folder.iterdir())):
+        path.rename(repository / "blobs" / str(i))
+        os.symlink(f"../../blobs/{i}", snapshot / path.name)
+    assert load_checkpoint(snapshot).params["embed"].shape == (V, D)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not readable JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"weight_map": {}}', "no 'weight_map'"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "'a' twice"),
+    ],
+)
+def test_a_malformed_index_is_named(tmp_path, text, message):
+    folder, index = sharded(tmp_path)
+    index.write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        open_hf(folder)
+
+
+def test_index_and_shards_must_agree(tmp_path):
+    folder, index = sharded(tmp_path)
+    good = json.loads(index.read_text())
+    shards = sorted(set(good["weight_map"].values()))
+    moved = good["weight_map"] | {"model.norm.weight": shards[0]}
+    absent = good["weight_map"] | {"ghost": shards[0]}
+    dropped = {name: shard for name, shard in good["weight_map"].items() if name != "model.norm.weight"}
+    assert good["weight_map"]["model.norm.weight"] != shards[0]
+    for weight_map, message in ((moved, "but it is in"), (absent, "'ghost'.*does not hold"), (dropped, "is not in")):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(CheckpointError, match=message):
+            open_hf(folder)
+
+
+def test_damaged_safetensors_never_end_in_another_error(tmp_path):
+    config = hf_config("llama")
+    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for size in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut short"):
+            open_hf(folder)
+    path.write_bytes((2**62).to_bytes(8, "little") + whole[8:])
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        open_hf(folder)
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    config = hf_config("llama")
+    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pickled"):
+        open_hf(folder)
+    with pytest.raises(CheckpointError, match="pickled"):
+        load_checkpoint(folder / "pytorch_model.bin")
+
+
+def test_a_folder_without_tokenizer_json_is_named(tmp_path):
+    config = hf_config("llama")
+    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json; make one"):
+        load_checkpoint(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="its tokenizer cannot be loaded"):
+        load_checkpoint(folder)

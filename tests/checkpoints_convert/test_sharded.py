@@ -1,0 +1,375 @@
+"""Weights loaded straight into their parts on several devices: the same numbers, each read once.
+
+The devices are eight that XLA makes of one CPU. Their number is fixed when JAX starts, so all that needs them is done by
+this file as a program of its own: `python test_convert_sharded.py FOLDER`, in whose `results.json` it says what it found.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import jax
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+from safetensors.numpy import save_file
+from test_gguf import write_gguf
+from test_huggingface import L, V, hf_config, hf_tensors, write_hf
+
+from checkpoints_convert import CheckpointError, convert_hf, load_checkpoint, open_checkpoint
+from checkpoints_convert.gguf.header import read_header
+from checkpoints_convert.gguf.reader import GGUFSource
+from checkpoints_convert.huggingface.safetensors import SafetensorsSource
+from checkpoints_convert.mapping.names import GGUF, HF, rows_for
+from checkpoints_convert.mapping.tensor_source import OpenedModel
+from checkpoints_convert.mapping.transforms import LAYOUTS
+from checkpoints_convert.params import fill
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.mesh import make_mesh
+from jax_probe_mtp.model.params import abstract_params, random_params
+
+MESHES = [(2, 2), (1, 4), (1, 8), (2, 4)]  # data, tensor
+LLAMA = ModelConfig(
+    family="llama",
+    vocab_size=61,
+    width=32,
+    num_layers=2,
+    num_heads=24,
+    num_kv_heads=8,
+    head_dim=4,
+    mlp_width=160,
+    context_length=64,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+)
+MODELS = {
+    "llama": LLAMA,
+    "qwen2": dataclasses.replace(LLAMA, family="qwen2", has_qkv_bias=True, vocab_size=9),  # eight devices: 3 with none
+    "qwen3": dataclasses.replace(LLAMA, family="qwen3", has_qk_norm=True, is_tied=True, vocab_size=64),
+}
+MOST_NUMBERS = 500  # of a tensor, read at once
+SECONDS = 300  # more is an error
+
+
+# What is done where there are eight devices.
+
+
+class Counting:
+    """A source that keeps how many numbers each read gave, and how many the file's rows hold of which they are."""
+
+    def __init__(self, source):
+        self.source, self.tensors, self.readable = source, source.tensors, source.readable
+        self.numbers, self.in_rows = [], []
+
+    def read(self, name, start, stop, *columns):
+        block = self.source.read(name, start, stop, *columns)
+        self.numbers.append(block.size)
+        self.in_rows.append((stop - start) * int(np.prod(self.tensors[name].shape[1:])))
+        return block
+
+
+def opened(cfg, source, rows):
+    """The model in a file whose tensors alone matter."""
+    return OpenedModel(
+        config=cfg,
+        eos_token_ids=(0,),
+        source=Counting(source),
+        rows=rows,
+        ignored=(),
+        dtype="float32",
+        where="here",
+        description={},
+        load_tokenizer=lambda: None,
+    )
+
+
+def write_models(folder, cfg):
+    """A random model as safetensors, and as GGUF with types in turn."""
+    params = jax.tree.map(np.asarray, random_params(cfg, jax.random.key(1)))
+
+    def tensors(rows):
+        for row in rows:
+            for i in range(cfg.num_layers) if "{}" in row.source else [None]:
+                leaf = params[row.target] if i is None else params["layers"][i][row.target]
+                yield row.source.format(i), LAYOUTS[row.layout].export(leaf)
+
+    folder.mkdir()
+    hf_rows, gguf_rows = rows_for(HF, cfg), rows_for(GGUF, cfg)
+    save_file(dict(tensors(hf_rows)), folder / "model.safetensors")
+    yield "safetensors", opened(cfg, SafetensorsSource(folder), hf_rows)
+
+    path = folder / "model.gguf"
+    writer = gguf.GGUFWriter(path, cfg.family)
+    kinds = itertools.cycle([Kind.F32, Kind.Q8_0, Kind.BF16, Kind.F16, Kind.Q4_1])
+    for name, values in tensors(gguf_rows):
+        kind = next(kinds) if values.ndim == 2 else Kind.F32
+        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    yield "gguf", opened(cfg, GGUFSource(path, read_header(path)[1]), gguf_rows)
+
+
+def wrong_leaves(params, whole):
+    """The leaves, by name, that are not the whole ones with zeros behind, all together or on some device."""
+    wrong = []
+    for (path, leaf), (_, expected) in zip(
+        jax.tree.leaves_with_path(params), jax.tree.leaves_with_path(whole), strict=True
+    ):
+        expected = np.asarray(expected)
+        expected = np.pad(expected, [(0, n - m) for n, m in zip(leaf.shape, expected.shape, strict=True)])
+        parts = [np.array_equal(shard.data, expected[shard.index]) for shard in leaf.addressable_shards]
+        if leaf.dtype != expected.dtype or not np.array_equal(leaf, expected) or not all(parts):
+            wrong.append(jax.tree_util.keystr(path))
+    return wrong
+
+
+def measure_files(folder):
+    fill.CHUNK_BYTES = 4 * MOST_NUMBERS
+    measured = {}
+    for family, cfg in MODELS.items():
+        for kind, model in write_models(folder / family, cfg):
+            whole = fill.read_params(model, "float32", None)
+            for data, tensor in MESHES:
+                model.source.numbers.clear()
+                model.source.in_rows.clear()
+                mesh = make_mesh(data, tensor)
+                params = fill.read_params(model, "float32", mesh)
+                layer = params["layers"][1]
+                measured[f"{family} {kind} {data} {tensor}"] = {
+                    "wrong": wrong_leaves(params, whole),
+                    "numbers": sum(model.source.numbers),
+                    "most": max(model.source.in_rows),
+                    "shapes": {
+                        name: leaf.sharding.shard_shape(leaf.shape)
+                        for name, leaf in [("embed", params["embed"]), *layer.items()]
+                    },
+                    "devices": sorted({len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)}),
+                    "of_device_0": numbers_of_device(model, params, mesh.devices[0, 0]),
+                }
+    return measured
+
+
+def numbers_of_device(model, params, device):
+    """How many numbers are read for the parts of one device, as its own process would."""
+    model.source.numbers.clear()
+    leaves, _ = fill.read_leaves(model, "float32")
+    for read, leaf in zip(leaves, jax.tree.leaves(params), strict=True):
+        index = leaf.sharding.devices_indices_map(leaf.shape)[device]
+        read(tuple(range(n)[part] for n, part in zip(leaf.shape, index, strict=True)))
+    return sum(model.source.numbers)
+
+
+def measure_checkpoints(folder):
+    config = hf_config("qwen2")
+    models = {"hf": write_hf(folder / "hf", config, hf_tensors(config)), "ours": folder / "ours"}
+    models["gguf"] = write_gguf(folder / "m.gguf", "qwen2", hf_tensors(config))
+    convert_hf(models["hf"], models["ours"], note=lambda text: None)
+    wrong = {}
+    for kind, dtype in itertools.product(models, (None, "bfloat16")):
+        whole = load_checkpoint(models[kind], dtype=dtype)
+        sharded = load_checkpoint(models[kind], dtype=dtype, mesh=make_mesh(2, 2))
+        assert dataclasses.replace(whole, params=None, tokenizer=None) == dataclasses.replace(
+            sharded, params=None, tokenizer=None
+        )
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(sharded.params)} == {dtype or "float32"}
+        wrong[f"{kind} {dtype}"] = wrong_leaves(sharded.params, whole.params)
+    return {"wrong": wrong, "embed": sharded.params["embed"].shape, "messages": measure_messages(folder, models)}
+
+
+def measure_messages(folder, models):
+    """What is said of each flaw, without a mesh and with one."""
+
+    def message(path, mesh):
+        try:
+            load_checkpoint(path, mesh=mesh)
+        except ValueError as error:
+            return [type(error).__name__, str(error)]
+
+    def flawed(name, kind, damage):
+        copy = folder / name
+        shutil.copytree(models[kind], copy) if models[kind].is_dir() else shutil.copy(models[kind], copy)
+        damage(copy)
+        return copy
+
+    def change(path, key, value):
+        config = json.loads(path.read_text())
+        (config.get("config") or config)[key] = value
+        path.write_text(json.dumps(config))
+
+    def without_a_tensor(copy):
+        tensors = hf_tensors(hf_config("qwen2"))
+        del tensors["model.layers.3.mlp.down_proj.weight"]
+        save_file(tensors, copy / "model.safetensors")
+
+    def cut_short_once_open(copy):
+        index = copy / "params" / "layers.3.down" / "0.0"
+        index.write_bytes(index.read_bytes()[:100])
+
+    copies = [
+        flawed("tensor", "hf", without_a_tensor),
+        flawed("layers", "hf", lambda copy: change(copy / "config.json", "num_hidden_layers", 10**12)),
+        flawed("vocabulary", "ours", lambda copy: change(copy / "jax_probe_mtp.json", "vocab_size", V + 1)),
+        flawed("layer", "ours", lambda copy: change(copy / "jax_probe_mtp.json", "num_layers", L + 1)),
+        flawed("file", "ours", cut_short_once_open),
+        flawed("cut.gguf", "gguf", lambda copy: copy.write_bytes(copy.read_bytes()[:-100])),
+    ]
+    pairs = {copy.name: [message(copy, None), message(copy, make_mesh(2, 2))] for copy in copies}
+    return pairs | {"mesh": message(models["hf"], make_mesh(1, 4))}
+
+
+if __name__ == "__main__":
+    FOLDER = Path(sys.argv[1])
+    RESULTS = {"files": measure_files(FOLDER)}
+    fill.CHUNK_BYTES = 8 << 20
+    RESULTS["checkpoints"] = measure_checkpoints(FOLDER)
+    (FOLDER / "results.json").write_text(json.dumps(RESULTS))
+    sys.exit()
+
+
+# The tests.
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    own = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    own["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, __file__, str(folder)]
+    done = subprocess.run(
+        command,
+        env=os.environ | own,
+        capture_output=True,
+        timeout=SECONDS,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+@pytest.mark.parametrize("family", MODELS)
+def test_every_part_is_the_whole_s_and_is_read_once(measured, family, kind):
+    cfg = MODELS[family]
+    sizes = {jax.tree_util.keystr(path): leaf.size for path, leaf in jax.tree.leaves_with_path(abstract_params(cfg))}
+    replicated = sum(size for name, size in sizes.items() if "norm" in name)
+    vocabulary = sum(size for name, size in sizes.items() if name in ("['embed']", "['head']"))
+    for data, tensor in MESHES:
+        found = measured["files"][f"{family} {kind} {data} {tensor}"]
+        assert found["wrong"] == []
+        assert found["numbers"] == sum(sizes.values())
+        assert found["devices"] == [data * tensor]
+        assert 0.5 * MOST_NUMBERS < found["most"] <= MOST_NUMBERS
+        tokens = -(-cfg.vocab_size // tensor)
+        split = sum(sizes.values()) - replicated - vocabulary
+        tables = 1 if cfg.is_tied else 2
+        assert found["of_device_0"] == split // tensor + replicated + tables * tokens * cfg.width
+        layer = {
+            "embed": [tokens, 32],
+            "attn_norm": [32],
+            "qkv": [32, 8 // tensor, 5, 4],
+            "out": [8 // tensor, 3, 4, 32],
+            "mlp_norm": [32],
+            "gate_up": [32, 2, 160 // tensor],
+            "down": [160 // tensor, 32],
+        }
+        layer |= {"qkv_bias": [8 // tensor, 5, 4]} if family == "qwen2" else {}
+        layer |= {"q_norm": [4], "k_norm": [4]} if family == "qwen3" else {}
+        assert found["shapes"] == layer
+
+
+def test_every_kind_of_checkpoint_loads_onto_a_mesh(measured):
+    found = measured["checkpoints"]
+    assert found["wrong"] == {f"{kind} {dtype}": [] for kind in ("hf", "ours", "gguf") for dtype in (None, "bfloat16")}
+    assert found["embed"] == [V + 1, 36]  # two equal parts
+
+
+def test_flaws_are_named_as_without_a_mesh(measured):
+    messages = measured["checkpoints"]["messages"]
+    assert messages.pop("mesh") == [
+        "ValueError",
+        "tensor=4 must divide the model's 2 kv heads and mlp width 52; tensor may be 1, 2.",
+    ]
+    parts = {
+        "tensor": "'model.layers.3.mlp.down_proj.weight' of shape [36, 52] is missing",
+        "layers": "too few for the 1000000000000 layers",
+        "vocabulary": "its shape is [293, 36], but its config asks for [294, 36]",
+        "layer": "do not match",
+        "file": "['layers'][3]['down'] cannot be restored",
+        "cut.gguf": "ends at byte",
+    }
+    assert set(messages) == set(parts)
+    for name, part in parts.items():
+        whole, sharded = messages[name]
+        assert whole == sharded
+        assert whole[0] == "CheckpointError"
+        assert part in whole[1]
+        assert "\n" not in whole[1]
+
+
+D, F, K, G, h = 5, 12, 6, 3, 4
+LEAVES = {  # layout: a leaf that has it, and the axis over which it is split
+    "same": ((11, D), 0),
+    "transposed": ((F, D), 0),
+    **dict.fromkeys(["q", "k", "v", "q_rope_pairs", "k_rope_pairs"], ((D, K, G + 2, h), 1)),
+    **dict.fromkeys(["q_bias", "k_bias", "v_bias"], ((K, G + 2, h), 0)),
+    "out": ((K, G, h, D), 0),
+    "gate": ((D, 2, F), 2),
+    "up": ((D, 2, F), 2),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_part_of_a_leaf_is_a_block_of_the_file(name):
+    layout, (shape, axis) = LAYOUTS[name], LEAVES[name]
+    leaf = np.full(shape, -1)
+    file = np.arange(layout.view(leaf).size).reshape(layout.file_shape(leaf))
+    layout.view(leaf)[...] = file.reshape(layout.view(leaf).shape)
+    for start, stop in itertools.combinations(range(shape[axis] + 1), 2):
+        part = tuple(range(start, stop) if i == axis else range(n) for i, n in enumerate(shape))
+        view = layout.view(leaf[np.ix_(*part)])
+        block = file[np.ix_(*layout.file_ranges(leaf, part))]
+        np.testing.assert_array_equal(block.ravel(), view.ravel())
+
+
+def test_a_part_that_is_no_block_of_the_file_is_not_taken_for_one():
+    for name, part in {
+        "out": (range(K), range(1), range(h), range(D)),  # of each kv head one query
+        "q": (range(D), range(K), range(G + 2), range(2)),  # of each head two numbers
+        "gate": (range(D), range(1, 2), range(F)),  # which the gate has none of
+        "transposed": (range(3), range(2)),  # two axes
+    }.items():
+        with pytest.raises(AssertionError):
+            LAYOUTS[name].file_ranges(np.empty(LEAVES[name][0]), part)
+
+
+def test_opening_reads_no_weights(tmp_path, monkeypatch):
+    def read(self, *args):
+        raise CheckpointError(f"{args} was read.")
+
+    config = hf_config("llama", tie_word_embeddings=True)
+    tensors = hf_tensors(config)
+    folder = write_hf(
+        tmp_path / "hf", config, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
+    )
+    file = write_gguf(tmp_path / "m.gguf", "llama", tensors)
+    convert_hf(folder, tmp_path / "ours", dtype="bfloat16", note=lambda text: None)
+    monkeypatch.setattr(SafetensorsSource, "read", read)
+    monkeypatch.setattr(GGUFSource, "read", read)
+    for array in (tmp_path / "ours" / "params").iterdir():
+        shutil.rmtree(array) if array.is_dir() else array.unlink()
+    for path, dtype in ((folder, "float32"), (file, "float32"), (tmp_path / "ours", "bfloat16")):
+        model = open_checkpoint(path)
+        assert (model.config.num_layers, model.dtype, model.name) == (L, dtype, str(path))
+        assert len(model.tokenizer("the fox")["input_ids"]) > 0
+        assert open_checkpoint(path, dtype="bfloat16").dtype == "bfloat16"
+        with pytest.raises(CheckpointError, match=r"was read|cannot be restored"):
+            model.load()

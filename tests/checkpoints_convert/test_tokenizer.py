@@ -1,0 +1,232 @@
+"""Tokenizers rebuilt from GGUF fields encode as the tokenizers they came from."""
+
+import json
+
+import pytest
+from gguf import TokenType
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from checkpoints_convert import CheckpointError
+from checkpoints_convert.gguf.tokenizer import build_tokenizer
+
+TEXTS = [
+    "The tide was out, and 1234567 boats lay in the mud; I'LL wait. WE'VE 3.14 … don't!",
+    "def f(x):\n    return x+1  # ok\r\n\n\n\t\tpass",
+    "  leading, trailing   ",
+    "日本語のテキスト 한국어 العربية हिन्दी 12345",
+    "🙂👩‍👩‍👧 naïve façade ½ ² Ⅷ \u200b x\u00a0y",
+    "",
+]
+CORPUS = [line * 3 for line in TEXTS] + ["1234567 boats boats boats 's 'll I'LL"] * 3
+
+# As the published tokenizer.json files have them, written out independently of the package's table.
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+PRE_TOKENIZERS = {
+    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "smollm": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+    "qwen2": pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + REST), "isolated"),
+            BYTE_LEVEL,
+        ]
+    ),
+    "llama-bpe": pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + REST), "isolated"),
+            BYTE_LEVEL,
+        ]
+    ),
+}
+
+
+def trained(pre):
+    """A byte-level BPE cut as `pre` says, with merges that were learnt without any cut, so that each cut shows."""
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = BYTE_LEVEL
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        min_frequency=1,
+        max_token_length=6,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        special_tokens=["<s>", "</s>"],
+    )
+    learner.train_from_iterator(CORPUS, trainer)
+    model = json.loads(learner.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = Tokenizer(models.BPE(model["vocab"], merges, ignore_merges=pre == "llama-bpe"))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]
+    tokenizer.decoder = decoders.ByteLevel()
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
+def fields_of(tokenizer, pre, **changes):
+    vocab = tokenizer.get_vocab()
+    tokens = sorted(vocab, key=vocab.get)
+    kinds = [int(TokenType.CONTROL if token in ("<s>", "</s>") else TokenType.NORMAL) for token in tokens]
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
+        "tokenizer.ggml.bos_token_id": vocab["<s>"],
+        "tokenizer.ggml.eos_token_id": vocab["</s>"],
+    } | {f"tokenizer.{key}": value for key, value in changes.items()}
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def build(fields, vocab_size=2000):
+    return build_tokenizer(fields, "m.gguf", vocab_size=vocab_size, context_length=64)
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_byte_level_bpe_encodes_as_the_original(pre, tmp_path):
+    original = trained(pre)
+    rebuilt = build(fields_of(original, pre, **{"ggml.add_bos_token": False}))
+    rebuilt.save_pretrained(tmp_path)
+    reloaded = type(rebuilt).from_pretrained(tmp_path)
+    for tokenizer in (rebuilt, reloaded):
+        for text in TEXTS:
+            ids = tokenizer(text)["input_ids"]
+            assert ids == original.encode(text, add_special_tokens=False).ids
+            assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_each_cut_differs_from_the_others():
+    texts = ["12345 boats", "I'LL wait", "x\r\n\r\ny", "a 1234567 b"]
+    seen = {pre: [tuple(trained(pre).encode(text).ids) for text in texts] for pre in PRE_TOKENIZERS}
+    assert len({tuple(ids) for ids in seen.values()}) == len(PRE_TOKENIZERS)
+
+
+def test_qwen2_composes_accents():
+    rebuilt = build(fields_of(trained("qwen2"), "qwen2"))
+    assert rebuilt("cafe\u0301")["input_ids"] == rebuilt("caf\u00e9")["input_ids"]
+    plain = build(fields_of(trained("smollm"), "smollm"))
+    assert plain("cafe\u0301")["input_ids"] != plain("caf\u00e9")["input_ids"]
+
+
+def test_llama3_takes_a_word_that_is_a_token_whole():
+    tokenizer = trained("llama-bpe")
+    vocab = tokenizer.get_vocab()
+    fields = fields_of(tokenizer, "llama-bpe", **{"ggml.add_bos_token": False})
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], "zqxj"]  # no merges lead to it
+    fields["tokenizer.ggml.token_type"] = [*fields["tokenizer.ggml.token_type"], int(TokenType.NORMAL)]
+    assert build(fields)("zqxj")["input_ids"] == [len(vocab)]
+    fields["tokenizer.ggml.pre"] = "qwen2"
+    assert build(fields)("zqxj")["input_ids"] == [vocab[letter] for letter in "zqxj"]
+    fields["tokenizer.ggml.pre"] = "llama3"
+    assert len(build(fields)("1234567")["input_ids"]) >= 3  # digits go by threes
+
+
+@pytest.mark.parametrize(
+    ("pre", "flag", "expected"),
+    [("qwen2", None, 0), ("qwen2", True, 1), ("llama-bpe", None, 1), ("llama-bpe", False, 0), ("smollm", None, 0)],
+)
+def test_bos_is_added_where_the_model_wants_it(pre, flag, expected, tmp_path):
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    fields = fields_of(trained(pre), pre, **{"ggml.add_bos_token": flag, "chat_template": template})
+    bos = fields["tokenizer.ggml.bos_token_id"]
+    tokenizer = build(fields)
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, type(tokenizer).from_pretrained(tmp_path)):
+        assert each("the boats")["input_ids"].count(bos) == expected
+        assert each("the boats", add_special_tokens=False)["input_ids"].count(bos) == 0
+        messages = [{"role": "user", "content": "the boats"}]
+        chat = each.apply_chat_template(messages, tokenize=False)
+        assert each(chat, add_special_tokens=False)["input_ids"].count(bos) == 1
+        assert (each.bos_token, each.eos_token, each.model_max_length) == ("<s>", "</s>", 64)
+
+
+def test_token_kinds_decide_what_is_found_and_what_is_skipped():
+    tokenizer = trained("qwen2")
+    size = tokenizer.get_vocab_size()
+    fields = fields_of(tokenizer, "qwen2", **{"ggml.padding_token_id": size, "ggml.unknown_token_id": size})
+    added = {"<|pad|>": TokenType.CONTROL, "<tool>": TokenType.USER_DEFINED, "[unused0]": TokenType.UNUSED}
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], *added]
+    fields["tokenizer.ggml.token_type"] = [*fields["tokenizer.ggml.token_type"], *map(int, added.values())]
+    rebuilt = build(fields)
+    assert rebuilt("<tool><|pad|>")["input_ids"] == [size + 1, size]
+    assert rebuilt.decode([size + 1, size], skip_special_tokens=True) == "<tool>"
+    assert "[unused0]" not in rebuilt.get_vocab()
+    assert len(rebuilt) == size + 2
+    assert (rebuilt.pad_token, rebuilt.unk_token) == ("<|pad|>", "<|pad|>")
+
+
+def spm_fields(**changes):
+    """A SentencePiece vocabulary with hand-set scores: "ab" beats "bc", "abc" beats all."""
+    pieces = {"▁": -9.0, "a": -9.0, "b": -9.0, "c": -9.0, "ab": -2.0, "bc": -3.0, "▁ab": -4.0, "cc": -1.0, "bcc": -5.0}
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *pieces]
+    kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
+    kinds += [TokenType.NORMAL] * len(pieces)
+    fields = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [int(kind) for kind in kinds],
+        "tokenizer.ggml.scores": [0.0] * 259 + list(pieces.values()),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+    return fields | {f"tokenizer.{key}": value for key, value in changes.items()}
+
+
+def test_sentencepiece_merges_by_score(tmp_path):
+    tokenizer = build(spm_fields())
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, type(tokenizer).from_pretrained(tmp_path)):
+
+        def pieces(text, each=each):
+            return each.convert_ids_to_tokens(each(text)["input_ids"])
+
+        assert pieces("abc") == ["<s>", "▁ab", "c"]  # ab (-2) before bc (-3), then ▁ab
+        assert pieces("bcc") == ["<s>", "▁", "bcc"]  # cc (-1) before bc (-3)
+        assert pieces("ab ab") == ["<s>", "▁ab", "▁ab"]
+        assert pieces("é") == ["<s>", "▁", "<0xC3>", "<0xA9>"]  # no token: bytes
+        for text in (" ab  c", "é🙂 ab\n", "ab"):
+            ids = each(text)["input_ids"]
+            assert each.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+        assert pieces("ab</s>ab") == ["<s>", "▁ab", "</s>", "▁ab"]  # llama.cpp: a space after each special token
+
+
+def test_sentencepiece_flags():
+    bare = build(spm_fields(**{"ggml.add_space_prefix": False, "ggml.add_bos_token": False}))
+    assert bare.convert_ids_to_tokens(bare("abc")["input_ids"]) == ["ab", "c"]
+    assert bare.decode(bare(" ab")["input_ids"]) == " ab"
+    ended = build(spm_fields(**{"ggml.add_eos_token": True}))
+    assert ended("ab")["input_ids"][-1] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ggml.pre": "tekken"}, "'tekken'.*gpt-2, smollm, qwen2, llama-bpe"),
+        ({"ggml.pre": "default"}, "'default'"),
+        ({"ggml.pre": None}, "None"),
+        ({"ggml.model": "bert"}, "'bert' is not supported; gpt2 and llama are"),
+        ({"ggml.model": "llama"}, "has no 'tokenizer.ggml.scores'"),
+        ({"ggml.tokens": None}, "has no 'tokenizer.ggml.tokens'"),
+        ({"ggml.tokens": ["a", "a"], "ggml.token_type": [1, 1]}, "'a' twice"),
+        ({"ggml.token_type": [1]}, "1 token types for"),
+        ({"ggml.merges": ["ab"]}, "a space between"),
+        ({"ggml.merges": ["nope nada"]}, "cannot be built"),
+        ({"ggml.bos_token_id": 10**6}, "bos_token_id 1000000 is no id"),
+        ({"ggml.bos_token_id": None, "ggml.add_bos_token": True}, "names no id"),
+    ],
+)
+def test_malformed_and_unknown_tokenizers_are_named(changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        build(fields_of(trained("smollm"), "smollm", **changes))
+
+
+def test_more_tokens_than_the_embedding_has_are_refused():
+    with pytest.raises(CheckpointError, match="1 to 100 texts"):
+        build(fields_of(trained("smollm"), "smollm"), vocab_size=100)

@@ -1,0 +1,190 @@
+"""A batch: what is refused, in one line with the values, and how the rest is laid out."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import BASE
+
+from jax_probe_mtp import ProbeConfig, RecycleConfig, make_request
+from jax_probe_mtp.decoding.batch import bucket
+
+PLAIN = ProbeConfig()
+GOOD = {"max_new_tokens": 4, "eos_token_ids": [2]}
+
+
+def _name(value):
+    return str(value)[:40]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes", "says"),
+    [
+        ([], {}, ["no prompts"]),
+        ([[1], []], {}, ["prompt 1 is empty"]),
+        ([[1], []], {"names": ["a", "b"]}, ["prompt b is empty"]),
+        ([[5, 61]], {}, ["prompt 0", "61", "0 to 60"]),
+        ([[5, -1]], {}, ["prompt 0", "-1", "0 to 60"]),
+        ([[5, 1.5]], {}, ["prompt 0", "1.5", "0 to 60"]),
+        ([[5]], {"eos_token_ids": [61]}, ["end-of-text id 61", "0 to 60"]),
+        ([[5]], {"eos_token_ids": [2**40]}, ["end-of-text id 1099511627776"]),
+        ([[5], [6]], {"rows": 1}, ["2 prompts", "1 rows"]),
+        ([[5]], {"capacity": 513}, ["capacity 513", "512"]),
+        ([[5]], {"prompt_slots": 0}, ["prompt_slots must be 1 to 513", "got 0"]),
+        ([[5]], {"prompt_slots": 514}, ["prompt_slots must be 1 to 513", "got 514"]),
+        ([5, 6], {}, ["each prompt must be a list of token ids, got 5"]),
+        (["text"], {}, ["each prompt must be a list of token ids, got 'text'"]),
+        ([[1] * 509], {}, ["509 tokens", "4 new", "512", "at most 3 new"]),
+        ([[1] * 600], {}, ["600 tokens", "512", "at most 0 new"]),
+        ([[1] * 30, [1] * 20], {"capacity": 32}, ["holds 32", "prompt 30 + new 4", "need 33"]),
+        ([[1]], {"max_new_tokens": 0}, ["max_new_tokens", "at least 1", "got 0"]),
+        ([[1]], {"max_new_tokens": 1.5}, ["max_new_tokens", "whole number", "got 1.5"]),
+        ([[1]], {"temperature": -0.5}, ["temperature", "-0.5"]),
+        ([[1]], {"temperature": float("nan")}, ["temperature", "nan"]),
+        ([[1]], {"temperature": float("inf")}, ["temperature", "inf"]),
+        ([[1]], {"top_p": 0.0}, ["top_p", "got 0.0"]),
+        ([[1]], {"top_p": 1.5}, ["top_p", "got 1.5"]),
+        ([[1]], {"top_p": float("nan")}, ["top_p", "nan"]),
+        ([[1]], {"top_k": -1}, ["top_k", "-1"]),
+        ([[1]], {"mask_ema": 1.01}, ["mask_ema", "1.01"]),
+        ([[1]], {"mask_ema": -0.1}, ["mask_ema", "-0.1"]),
+        ([[1], [2]], {"seeds": [0, 2**32]}, ["seeds", "2 numbers", "4294967296"]),
+        ([[1]], {"seeds": [-1]}, ["seeds", "1 numbers", "[-1]"]),
+        ([[1], [2]], {"seeds": [7]}, ["seeds", "2 numbers", "[7]"]),
+    ],
+    ids=_name,
+)
+def test_refuses(prompts, changes, says):
+    _assert_refused(PLAIN, prompts, changes, says)
+
+
+@pytest.mark.parametrize(
+    ("probe", "prompts", "says"),
+    [
+        (ProbeConfig(tree=(2, 2, 2), mask_init="last_k"), [[1, 2, 3], [1, 2]], ["prompt 1 has 2", "3 masks"]),
+        (ProbeConfig(tree=(61,)), [[1]], ["62 candidates", "61 tokens"]),  # one is looked at for pruning
+        (ProbeConfig(tree=(2, 62), prune=False), [[1]], ["62 candidates", "61 tokens"]),
+        (ProbeConfig(tree="dynamic", num_masks=1, block_complexity=124), [[1]], ["62 candidates", "61 tokens"]),
+    ],
+    ids=_name,
+)
+def test_refuses_what_the_probe_cannot_do(probe, prompts, says):
+    _assert_refused(probe, prompts, {}, says)
+
+
+def test_refuses_a_table_of_more_successors_than_tokens():
+    small = dataclasses.replace(BASE, vocab_size=7)
+    with pytest.raises(ValueError, match="keeps 8 successors of a token, but the vocabulary has 7 tokens"):
+        make_request(small, RecycleConfig(), [[1]], **GOOD)
+    make_request(dataclasses.replace(BASE, vocab_size=8), RecycleConfig(), [[1]], **GOOD)
+
+
+def _assert_refused(probe, prompts, changes, says):
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as refusal:
+        make_request(BASE, probe, prompts, **(GOOD | changes))
+    for part in says:
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("probe", "prompts", "changes"),
+    [
+        (PLAIN, [[0, 60]], {}),
+        (PLAIN, [[1] * 508], {}),  # 508 + 4 is the whole context
+        (PLAIN, [[1] * 29, [1]], {"capacity": 32}),  # 29 + 4 - 1: the last token needs no slot
+        (PLAIN, [[1]], {"seeds": [2**32 - 1], "top_p": 1e-6, "top_k": 10**12, "mask_ema": 1, "temperature": 1e-3}),
+        (ProbeConfig(tree=(2, 2, 2), mask_init="last_k"), [[1, 2, 3]], {}),
+        (ProbeConfig(tree=(60,)), [[1]], {}),
+        (ProbeConfig(tree=(61,), prune=False), [[1]], {}),
+    ],
+    ids=_name,
+)
+def test_takes_the_last_good_value(probe, prompts, changes):
+    _, request, _ = make_request(BASE, probe, prompts, **(GOOD | changes))
+    assert request.prompt_length_B.tolist() == [len(prompt) for prompt in prompts]
+
+
+def test_a_top_k_beyond_int32_keeps_all_tokens():
+    _, request, _ = make_request(BASE, PLAIN, [[1]], top_k=10**12, temperature=1.0, **GOOD)
+    assert request.sampling.top_k_B.tolist() == [61]
+
+
+def test_layout():
+    prompt_BT, request, decode_cfg = make_request(
+        BASE,
+        PLAIN,
+        [[5, 6, 7], [8]],
+        rows=4,
+        max_new_tokens=9,
+        eos_token_ids=[2, 3],
+        temperature=0.5,
+        top_k=10,
+        top_p=0.25,
+        seeds=[11, 2**32 - 1],
+        mask_ema=0.75,
+    )
+    assert prompt_BT.shape == (4, 64)
+    assert prompt_BT[0].tolist() == [5, 6, 7] + [0] * 61
+    assert prompt_BT[1].tolist() == [8] + [0] * 63
+    assert not np.any(prompt_BT[2:])
+    assert request.prompt_length_B.tolist() == [3, 1, 1, 1]
+    assert request.max_new_tokens_B.tolist() == [9, 9, 0, 0]  # no new token: the rows behind the prompts are idle
+    assert request.eos_E.tolist() == [2, 3]
+    sampling = request.sampling
+    assert sampling.temperature_B.tolist() == [0.5] * 4
+    assert sampling.top_k_B.tolist() == [10] * 4
+    assert sampling.top_p_B.tolist() == [0.25] * 4
+    assert sampling.seed_B.tolist() == [11, 2**32 - 1, 0, 0]
+    assert sampling.seed_B.dtype == jnp.uint32
+    assert float(request.mask_ema) == 0.75
+    assert decode_cfg.is_sampled
+    assert decode_cfg.capacity == 64  # 3 + 9 - 1 fit
+
+
+@pytest.mark.parametrize(
+    ("length", "new", "capacity", "columns"),
+    [
+        (60, 5, 64, 64),  # 64 slots needed
+        (60, 6, 128, 64),  # 65
+        (65, 1, 128, 128),
+        (300, 10, 512, 512),
+    ],
+)
+def test_capacity_and_columns_are_powers_of_two(length, new, capacity, columns):
+    prompt_BT, _, decode_cfg = make_request(BASE, PLAIN, [[1] * length], max_new_tokens=new, eos_token_ids=[])
+    assert (decode_cfg.capacity, prompt_BT.shape[1]) == (capacity, columns)
+    assert not decode_cfg.is_sampled
+
+
+def test_a_context_that_is_no_power_of_two_is_used_to_its_end():
+    cfg = dataclasses.replace(BASE, context_length=100)
+    _, _, decode_cfg = make_request(cfg, PLAIN, [[1] * 60], max_new_tokens=40, eos_token_ids=[])
+    assert decode_cfg.capacity == 100
+    again, _, same = make_request(cfg, PLAIN, [[1] * 60], max_new_tokens=40, eos_token_ids=[], capacity=100)
+    assert (same, again.shape) == (decode_cfg, (1, 64))
+
+
+def test_numbers_and_prompts_may_be_numpys():
+    prompts = np.array([[1, 2], [3, 4]], np.uint8)
+    prompt_BT, request, _ = make_request(BASE, PLAIN, prompts, **GOOD | {"max_new_tokens": np.int64(4)})
+    assert prompt_BT[:, :2].tolist() == prompts.tolist()
+    assert request.max_new_tokens_B.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("draft", [None, (14,), "probe:14"])
+def test_a_draft_is_one_of_three_configurations(draft):
+    with pytest.raises(
+        ValueError, match=r"draft_cfg must be a ProbeConfig, NgramConfig or RecycleConfig, got [^\n]+\Z"
+    ):
+        make_request(BASE, draft, [[1]], **GOOD)
+
+
+def test_columns_never_pass_the_capacity_that_was_given():
+    prompt_BT, _, decode_cfg = make_request(BASE, PLAIN, [[1] * 6], max_new_tokens=5, eos_token_ids=[], capacity=10)
+    assert (decode_cfg.capacity, prompt_BT.shape[1]) == (10, 11)  # the prompt and its root's slot
+
+
+@pytest.mark.parametrize(("size", "holds"), [(1, 64), (64, 64), (65, 128), (128, 128), (129, 256), (4097, 8192)])
+def test_bucket(size, holds):
+    assert bucket(size) == holds

@@ -1,0 +1,188 @@
+"""The promise: every token is plain decoding's, every tree is the slow builder's, whatever the settings.
+
+Everything is compared with `reference.py`, which shares no code with the package: float64 NumPy, no cache, the whole text
+through the model for every token.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import reference
+from conftest import BASE, Tiny
+
+from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig, decode, make_request
+from jax_probe_mtp.decoding.step import draft_tree, prefill, step
+from jax_probe_mtp.drafting.candidates import NO_TOKEN
+from jax_probe_mtp.drafting.draft_config import MASK_INITS
+from jax_probe_mtp.model.params import random_params
+
+PROMPTS = [[7], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
+SHORTEST_FOR_LAST_K = [PROMPTS[1][:3], *PROMPTS[1:]]
+NEW_TOKENS = 17
+GREEDY = {"temperature": 0.0}
+DRAWN = {"temperature": 1.0, "top_k": 40, "top_p": 0.95}
+SEEDS = [11, 2**32 - 1, 0, 5]
+
+TREES = [
+    {"tree": (9,), "num_masks": 1, "block_complexity": None},
+    {"tree": "dynamic", "num_masks": 1, "block_complexity": 20},
+    {"tree": (7, 3), "num_masks": 2, "block_complexity": None},
+    {"tree": "dynamic", "num_masks": 2, "block_complexity": 34},
+    {"tree": (5, 4, 2), "num_masks": 3, "block_complexity": None},
+    {"tree": "dynamic", "num_masks": 3, "block_complexity": 50},
+]
+# Every other source: how the package is asked for it, and the same in the reference's words.
+SOURCES = {
+    "ngram": (NgramConfig(num_drafts=4, max_ngram=3), {"num_drafts": 4, "max_ngram": 3, "match": "recent"}),
+    "recycle-7": (RecycleConfig(tree=7), {"num_nodes": 7, "max_depth": 6}),
+    "recycle-static80": (RecycleConfig(tree="static80"), {"num_nodes": "static80"}),
+}
+
+
+def _name(value):
+    if isinstance(value, dict) and "tree" in value:
+        return f"{value['tree']}x{value['num_masks']}".replace(" ", "")
+    return str(value)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "draft_cfg", "decode_cfg"))
+def step_with_tree(params, request, state, cfg, draft_cfg, decode_cfg):
+    return draft_tree(request, state, draft_cfg), step(params, request, state, cfg, draft_cfg, decode_cfg)
+
+
+jit_prefill = jax.jit(prefill, static_argnames=("cfg", "draft_cfg", "decode_cfg"))
+jit_decode = jax.jit(decode, static_argnames=("cfg", "draft_cfg", "decode_cfg"))
+
+
+@pytest.fixture(scope="session")
+def repetitive() -> Tiny:
+    """A model that is surer of its next token and falls into loops, which prompt lookup needs."""
+    params = random_params(BASE, jax.random.key(0))
+    params["head"] = params["head"] * 3
+    return Tiny(BASE, params, reference.Model(params, BASE))
+
+
+def run_by_steps(tiny, prompts, draft_cfg, seeds, mask_ema, draw):
+    """Tokens, trees and accepted counts of each row, call by call; the first call belongs to the prefill."""
+    prompt_BT, request, decode_cfg = make_request(
+        tiny.cfg,
+        draft_cfg,
+        prompts,
+        max_new_tokens=NEW_TOKENS,
+        eos_token_ids=[],
+        seeds=seeds,
+        mask_ema=mask_ema,
+        capacity=64,
+        **draw,
+    )
+    state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, draft_cfg, decode_cfg)
+    if isinstance(draft_cfg, ProbeConfig):
+        same_step = dataclasses.replace(draft_cfg, mask_init="mean")  # a step does not read it: one program serves all
+    else:
+        same_step = draft_cfg
+    trees, accepted = [[] for _ in prompts], [[] for _ in prompts]
+    before = jax.device_get(state)  # looked at in NumPy: a slice of a JAX array is a program of its own
+    for call in itertools.count():
+        if before.is_done_B.all():
+            break
+        tree, after = step_with_tree(tiny.params, request, state, tiny.cfg, same_step, decode_cfg)
+        nodes, here = jax.device_get((tree, after))
+        assert call > 0 or np.all(nodes.token_BN[:, 1:] == NO_TOKEN)
+        for row in range(len(prompts)):
+            if call > 0 and not before.is_done_B[row]:
+                columns = (nodes.token_BN[row], nodes.parent_BN[row], nodes.depth_BN[row])
+                trees[row].append(list(zip(*(column.tolist() for column in columns), strict=True)))
+                accepted[row].append(int(np.sum(here.accepted_by_depth_BD[row] - before.accepted_by_depth_BD[row])))
+        state, before = after, here
+    tokens = [before.token_BT[row, len(p) : before.length_B[row] + 1].tolist() for row, p in enumerate(prompts)]
+    assert before.calls_B.tolist() == [len(calls) for calls in trees]
+    return tokens, trees, accepted
+
+
+@pytest.mark.parametrize("draw", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("prune", [True, False], ids=["prune", "keep"])
+@pytest.mark.parametrize("tree", TREES, ids=_name)
+def test_tokens_and_trees_are_the_references(tiny, tree, prune, batch, draw):
+    total = 0
+    for mask_init, usual_ema in zip(MASK_INITS, [0.1, 0.0, 0.5, 0.1], strict=True):
+        for mask_ema in (0.0, 0.1, 0.5) if batch == 4 and draw is GREEDY else (usual_ema,):
+            settings = tree | {"prune": prune, "mask_init": mask_init, "mask_offset": 2.0}
+            total += compare_with_reference(tiny, settings, mask_ema, batch, draw)
+    assert total > 0, "no draft was ever right: this proves nothing about accepting"
+
+
+@pytest.mark.parametrize("tree", TREES[2:4], ids=_name)
+def test_drafts_ranked_without_noise_are_the_references(tiny, tree):
+    settings = tree | {"prune": True, "mask_init": "mean", "mask_offset": 2.0}
+    ranked_with = compare_with_reference(tiny, settings, 0.1, 4, DRAWN)
+    ranked_without = compare_with_reference(tiny, settings, 0.1, 4, DRAWN, rank_with_noise=False)
+    assert ranked_with != ranked_without, "the two rankings accepted alike: choose other prompts"
+
+
+def compare_with_reference(tiny, settings, mask_ema, batch, draw, rank_with_noise=True):
+    """Every token, tree and accepted count of the last `batch` prompts; returns how many drafts were accepted."""
+    probe = ProbeConfig(**settings, rank_with_noise=rank_with_noise)
+    prompts = (SHORTEST_FOR_LAST_K if probe.mask_init == "last_k" else PROMPTS)[-batch:]
+    seeds = SEEDS[-batch:] if draw is DRAWN else [0] * batch
+    tokens, trees, accepted = run_by_steps(tiny, prompts, probe, seeds, mask_ema, draw)
+    for row, prompt in enumerate(prompts):
+        row_draw = draw | {"seed": seeds[row]}
+        plain, gap = plain_reference(tiny, tuple(prompt), tuple(row_draw.items()))
+        assert gap > 1e-3, "choose another model or prompt: rounding could decide this one"
+        assert tokens[row] == plain
+        expected = reference.probe_decode(
+            tiny.reference,
+            prompt,
+            settings,
+            max_new_tokens=NEW_TOKENS,
+            mask_ema=mask_ema,
+            rank_with_noise=rank_with_noise,
+            **row_draw,
+        )
+        assert expected[0] == plain
+        assert trees[row] == expected[1]
+        assert accepted[row] == expected[2]
+    return sum(map(sum, accepted))
+
+
+@pytest.mark.parametrize("draw", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("source", SOURCES)
+def test_tokens_and_trees_of_other_sources_are_the_references(repetitive, source, batch, draw):
+    draft_cfg, settings = SOURCES[source]
+    prompts, seeds = PROMPTS[-batch:], SEEDS[-batch:] if draw is DRAWN else [0] * batch
+    tokens, trees, accepted = run_by_steps(repetitive, prompts, draft_cfg, seeds, 0.1, draw)
+    for row, prompt in enumerate(prompts):
+        row_draw = draw | {"seed": seeds[row]}
+        plain, gap = plain_reference(repetitive, tuple(prompt), tuple(row_draw.items()))
+        assert gap > 1e-3, "choose another model or prompt: rounding could decide this one"
+        decode_slowly = reference.ngram_decode if isinstance(draft_cfg, NgramConfig) else reference.recycle_decode
+        expected = decode_slowly(repetitive.reference, prompt, max_new_tokens=NEW_TOKENS, **settings, **row_draw)
+        if isinstance(draft_cfg, RecycleConfig):
+            assert expected[-1] > 1e-5, "choose another model or prompt: rounding could decide a tree"
+        assert tokens[row] == expected[0] == plain
+        assert list(map(reference.without_padding, trees[row])) == list(map(reference.without_padding, expected[1]))
+        assert accepted[row] == expected[2]
+    assert sum(map(sum, accepted)) > 0, "no draft was ever right: this proves nothing about accepting"
+
+
+@functools.cache
+def plain_reference(tiny, prompt, draw):
+    return reference.plain_decode(tiny.reference, list(prompt), max_new_tokens=NEW_TOKENS, **dict(draw))
+
+
+@pytest.mark.parametrize("draw", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_plain_decoding_is_the_references(tiny, draw):
+    probe = ProbeConfig()
+    tokens, trees, _ = run_by_steps(tiny, PROMPTS, probe, SEEDS, 0.1, draw)
+    for row, prompt in enumerate(PROMPTS):
+        plain, _ = reference.plain_decode(
+            tiny.reference, prompt, max_new_tokens=NEW_TOKENS, **draw, seed=SEEDS[row] if draw is DRAWN else 0
+        )
+        assert tokens[row] == plain
+        assert trees[row] == [[(token, -1, 0)] for token in plain[:-1]]  # one call a token, the root alone in its block

@@ -1,0 +1,85 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_probe_mtp.decoding.verify import walk
+from jax_probe_mtp.drafting.tree import NO_PARENT, Tree
+
+# 0:10 ── 1:20 ── 3:40 ── 5:60        one tree for every row
+#     └── 2:30    └── 4:50
+TOKENS = [10, 20, 30, 40, 50, 60]
+PARENTS = [NO_PARENT, 0, 0, 1, 1, 3]
+DEPTHS = [0, 1, 1, 2, 2, 3]
+
+
+def walk_along(next_after, **how):
+    """Walks one row a dict {token: the model's next token}."""
+    B = len(next_after)
+    tree = Tree(
+        token_BN=jnp.tile(jnp.asarray(TOKENS), (B, 1)),
+        parent_BN=jnp.tile(jnp.asarray(PARENTS), (B, 1)),
+        depth_BN=jnp.tile(jnp.asarray(DEPTHS), (B, 1)),
+    )
+    table = jnp.asarray([[row.get(token, -5) for token in TOKENS] for row in next_after])
+    return walk(
+        tree, lambda node_B, depth: jnp.take_along_axis(table, node_B[:, None], axis=1)[:, 0], max_depth=3, **how
+    )
+
+
+EACH_DEPTH = [
+    {10: 99},  # no child holds 99
+    {10: 30, 30: 20},  # 30 is a leaf; 20 is elsewhere in the tree
+    {10: 20, 20: 50, 50: 60},  # 60 hangs under 40, not under 50
+    {10: 20, 20: 40, 40: 60, 60: 77},
+]
+
+
+@pytest.mark.parametrize("is_looped", [False, True])
+def test_rows_built_to_accept_each_depth(is_looped):
+    accepted = walk_along(EACH_DEPTH, is_looped=is_looped)
+    assert accepted.num_accepted_B.tolist() == [0, 1, 2, 3]
+    assert [row[: n + 1] for row, n in zip(accepted.token_BP.tolist(), [0, 1, 2, 3], strict=True)] == [
+        [99],
+        [30, 20],
+        [20, 50, 60],
+        [20, 40, 60, 77],
+    ]
+    assert accepted.node_BP.tolist() == [[0, 0, 0, 0], [0, 2, 2, 2], [0, 1, 4, 4], [0, 1, 3, 5]]
+
+
+@pytest.mark.parametrize("is_looped", [False, True])
+@pytest.mark.parametrize("most", [0, 1, 2, 5])
+def test_no_more_drafts_are_accepted_than_the_limit_allows(most, is_looped):
+    """The bonus is then the model's own token at the last node, though the tree holds it."""
+    accepted = walk_along(EACH_DEPTH, max_accept=jnp.int32(most), is_looped=is_looped)
+    free = walk_along(EACH_DEPTH)
+    counts = [min(count, most) for count in [0, 1, 2, 3]]
+    assert accepted.num_accepted_B.tolist() == counts
+    for row, count in enumerate(counts):
+        assert accepted.token_BP[row, : count + 1].tolist() == free.token_BP[row, : count + 1].tolist()
+        assert accepted.node_BP[row, count:].tolist() == [int(free.node_BP[row, count])] * (4 - count)
+
+
+def test_a_token_of_a_deeper_node_is_not_accepted_early():
+    accepted = walk_along([{10: 40}])
+    assert accepted.num_accepted_B.tolist() == [0]
+    assert accepted.token_BP[0, 0] == 40
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_next_token_is_asked_with_the_depth_of_the_walk(depth):
+    seen = []
+    tree = Tree(
+        token_BN=jnp.asarray([[1, 2, 3, 4]]),
+        parent_BN=jnp.asarray([[NO_PARENT, 0, 1, 2]]),
+        depth_BN=jnp.arange(4)[None],
+    )
+
+    def next_token(node_B, walked):
+        seen.append((int(node_B[0]), walked))
+        return jnp.where(walked < depth, node_B + 2, 99)
+
+    accepted = walk(tree, next_token, max_depth=3)
+    assert int(accepted.num_accepted_B[0]) == depth
+    assert seen[: depth + 1] == [(i, i) for i in range(depth + 1)]
+    assert np.asarray(accepted.token_BP)[0, depth] == 99

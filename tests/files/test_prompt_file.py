@@ -1,0 +1,292 @@
+"""Prompt files: what is read, what is refused, and how much memory that takes."""
+
+import json
+import os
+import random
+import tracemalloc
+from array import array
+
+import pytest
+
+from jax_probe_mtp.files import prompt_file
+from jax_probe_mtp.files.prompt_file import IdSet, PromptFile, Record, id_digest
+
+GOOD = '{"id": "a", "prompt": "first"}\n'
+HALF = '"\\ud83d"'  # half of a surrogate pair
+
+
+def write(folder, content):
+    path = folder / "prompts.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "ids", "prompts"),
+    [
+        ('{"id": "a", "prompt": "first"}\n{"id": 7, "prompt": "second"}\n', ["a", 7], ["first", "second"]),
+        ('{"id": "a", "prompt": "no newline at the end"}', ["a"], ["no newline at the end"]),
+        ('\n{"prompt": "one"}\n  \n\n{"prompt": "two"}\n', [2, 5], ["one", "two"]),  # the lines' numbers, from 1
+        ('{"id": "a", "prompt": "one"}\r\n\r\n{"id": "b", "prompt": "two"}\r\n', ["a", "b"], ["one", "two"]),
+        ('{"id": "a", "prompt": "été\\n海 \u2028 \\u00e9"}\n', ["a"], ["été\n海 \u2028 é"]),  # not a line break in JSON
+        ('{"id": "a", "prompt": "\\ud83d\\ude00"}\n', ["a"], ["😀"]),
+        ('{"id": "a", "prompt": ""}\n', ["a"], [""]),  # fails later, and alone
+        ('\ufeff{"prompt": "one"}\n{"prompt": "two"}\n', [1, 2], ["one", "two"]),
+    ],
+    ids=["ids", "no last newline", "blank lines", "crlf", "unicode", "a pair", "empty text", "bom"],
+)
+def test_reads_prompts(tmp_path, content, ids, prompts):
+    file = PromptFile(write(tmp_path, content))
+    assert list(file) == [
+        Record(index=i, id=name, prompt=prompt) for i, (name, prompt) in enumerate(zip(ids, prompts, strict=True))
+    ]
+    assert (file.num_records, len(file.ids)) == (len(ids), len(ids))
+    assert all(name in file.ids and str(name) in file.ids for name in ids)
+    assert "other" not in file.ids
+    assert (file.max_temperature, file.unused_fields) == (None, ())
+
+
+FIELDS = {"max_new_tokens": 9, "temperature": 1, "top_p": 1, "top_k": 0, "seed": 2**32 - 1, "stop": ["x", "\n"]}
+
+
+def test_reads_every_field(tmp_path):
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}]
+    lines = [
+        {"id": "a", "prompt": "text", "messages": None, "category": "math", **FIELDS},
+        {"id": "b", "messages": messages, "top_p": 0.25, "temperature": 0, "stop": "end", "seed": 0, "turns": [1]},
+        {"id": "c", "prompt_ids": [0, 5], "temperature": 0.5, "top_k": 40, "max_new_tokens": 1, "stop": []},
+        {"id": "d", "prompt_ids": [], **dict.fromkeys(FIELDS)},
+    ]
+    file = PromptFile(write(tmp_path, "".join(json.dumps(line) + "\n" for line in lines)))
+    records = list(file)
+    assert records == [
+        Record(
+            index=0,
+            id="a",
+            prompt="text",
+            max_new_tokens=9,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            seed=4294967295,
+            stop=("x", "\n"),
+        ),
+        Record(index=1, id="b", messages=messages, top_p=0.25, temperature=0.0, stop=("end",), seed=0),
+        Record(index=2, id="c", prompt_ids=[0, 5], temperature=0.5, top_k=40, max_new_tokens=1, stop=()),
+        Record(index=3, id="d", prompt_ids=[]),
+    ]
+    assert all(isinstance(value, float) for value in (records[0].temperature, records[0].top_p))
+    assert (file.max_temperature, file.unused_fields) == (1.0, ("category", "turns"))
+    assert list(file) == records  # anew
+
+
+def test_the_largest_temperature_is_wherever_it_stands(tmp_path):
+    temperatures = [0.0, 0.5, 2.5, None, 1.0]
+    lines = [json.dumps({"prompt": "x", "temperature": value}) for value in temperatures]
+    assert PromptFile(write(tmp_path, "\n".join(lines))).max_temperature == 2.5
+    assert PromptFile(write(tmp_path, lines[0])).max_temperature == 0.0
+
+
+def test_names_ten_unused_fields_at_most(tmp_path):
+    names = [f"f{i:02}" for i in range(30)]
+    random.Random(0).shuffle(names)
+    lines = [json.dumps({"prompt": "x", name: 1, "z" * 100: 2}) for name in names]
+    unused = PromptFile(write(tmp_path, "\n".join(lines))).unused_fields
+    assert unused == ("f00", "f01", "f02", "f03", "f04", "f05", "f06", "f07", "f08", "f09")
+    assert PromptFile(write(tmp_path, lines[0])).unused_fields == (names[0], "z" * 60)
+
+
+def field(name, value):
+    return f'{{"prompt": "x", "{name}": {value}}}\n', ["line 1", f"{name} must be", value[:20]]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (GOOD + '{"id": "b", "prompt": "x"\n', ["line 2", "not JSON", "column 26"]),
+        (GOOD + "\nhello\n", ["line 3", "not JSON", "column 1"]),
+        (GOOD + '["b", "x"]\n', ["line 2", '"prompt"', '["b", "x"]']),
+        (GOOD + '"x"\n', ["line 2", '"prompt"', '"x"']),
+        ('{"id": "a"}\n', ["line 1", '"prompt"', '"messages"', '"prompt_ids"', '{"id": "a"}']),
+        ('{"prompt": null}\n', ["line 1", '"prompt"']),
+        ('{"prompt": "x", "prompt_ids": [1]}\n', ["line 1", "prompt and prompt_ids", "one of them"]),
+        ('{"messages": [], "prompt": "x"}\n', ["line 1", "prompt and messages;"]),
+        ('{"prompt": 3}\n', ["line 1", "prompt must be a text", "3"]),
+        ('{"prompt": ["x"]}\n', ["line 1", "prompt must be a text", '["x"]']),
+        *[
+            (f'{{"messages": {value}}}\n', ["line 1", "messages must be", value[:20]])
+            for value in [
+                "[]",
+                '{"role": "user", "content": "x"}',
+                '"x"',
+                '["x"]',
+                '[{"role": "user"}]',
+                '[{"role": "user", "content": null}]',
+                '[{"role": 1, "content": "x"}]',
+                '[{"role": "user", "content": "x"}, {"role": "user", "content": "x", "name": "y"}]',
+            ]
+        ],
+        *[
+            (f'{{"prompt_ids": {value}}}\n', ["line 1", "prompt_ids must be", value[:20]])
+            for value in ["[-1]", "[1, 2.0]", "[true]", '["1"]', "5", '"12"', "[[1]]", "[null]"]
+        ],
+        *[field("max_new_tokens", value) for value in ["0", "-1", "1.0", "true", '"5"', "[5]"]],
+        *[field("temperature", value) for value in ["-0.1", "true", '"1"', "NaN", "Infinity", "1" + "0" * 400]],
+        (field("temperature", "1e999")[0], ["line 1", "temperature must be", "Infinity"]),
+        *[field("top_p", value) for value in ["0", "1.01", "-0.5", "true", "NaN", '"1"', "0.0"]],
+        *[field("top_k", value) for value in ["-1", "1.0", "true", '"1"', "Infinity"]],
+        *[field("seed", value) for value in ["-1", "4294967296", '"5"', "1.0", "false"]],
+        *[field("stop", value) for value in ['""', '["x", ""]', "3", "[3]", "true", '{"x": 1}', '["x", null]']],
+        field("stop", json.dumps(["x"] * 17)),
+        ('{"id": true, "prompt": "x"}\n', ["line 1", "id", "true"]),
+        ('{"id": 1.5, "prompt": "x"}\n', ["line 1", "id", "1.5"]),
+        ('{"id": null, "prompt": "x"}\n', ["line 1", "id", "null"]),
+        ('{"id": ["a"], "prompt": "x"}\n', ["line 1", "id", '["a"]']),
+        (GOOD + '{"id": "a", "prompt": "x"}\n', ["line 2", "has the id 'a' of line 1"]),
+        (GOOD + '\n{"id": 9, "prompt": "x"}\n{"id": 9, "prompt": "y"}\n', ["line 4", "id 9 of line 3"]),
+        ('{"id": 7, "prompt": "x"}\n{"id": "7", "prompt": "y"}\n', ["line 2", "id '7' of line 1"]),
+        ('{"id": 2, "prompt": "x"}\n{"prompt": "y"}\n', ["line 2", "has no id, and its number 2 is the id of line 1"]),
+        (f'{{"prompt": {HALF}}}\n', ["line 1", "half of a surrogate pair"]),
+        (f'{{"id": {HALF}, "prompt": "x"}}\n', ["line 1", "half of a surrogate pair"]),
+        (f'{{"messages": [{{"role": "user", "content": {HALF}}}]}}\n', ["line 1", "half of a surrogate pair"]),
+        (f'{{"prompt": "x", "stop": [{HALF}]}}\n', ["line 1", "half of a surrogate pair"]),
+        (f'{{"prompt": "x", {HALF}: 1}}\n', ["line 1", "half of a surrogate pair"]),
+        (b'{"prompt": "caf\xe9"}\n', ["line 1 is not UTF-8", "byte 15 "]),
+        (b'{"prompt": "x"}\n\n{"prompt": "caf\xe9"}\n', ["line 3 is not UTF-8", "byte 32 "]),
+        (b'\xef\xbb\xbf{"prompt": "caf\xe9"}\n', ["line 1 is not UTF-8", "byte 18 "]),
+        ("[" * 100_000 + "\n", ["line 1", "not JSON", "recursion"]),
+        ('{"prompt": "x", "seed": 1' + "0" * 5000 + "}\n", ["line 1", "not JSON", "5001 digits"]),
+        ("", ["no records"]),
+        ("\n  \n", ["no records"]),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str | bytes) else "",
+)
+def test_refuses(tmp_path, content, says):
+    path = write(tmp_path, content)
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as refusal:
+        PromptFile(path)
+    for part in [str(path), *says]:
+        assert part in str(refusal.value)
+    assert len(str(refusal.value)) < len(str(path)) + 200
+
+
+def test_a_value_too_deep_to_be_shown_is_one_line(tmp_path, monkeypatch):
+    def dumps(value):
+        raise RecursionError
+
+    monkeypatch.setattr(prompt_file.json, "dumps", dumps)
+    with pytest.raises(ValueError, match=r"\A[^\n]+line 1 [^\n]+ nested deeply\.\Z"):
+        PromptFile(write(tmp_path, "[[]]"))
+
+
+def test_stops_may_be_sixteen(tmp_path):
+    path = write(tmp_path, json.dumps({"prompt": "x", "stop": [str(i) for i in range(16)]}))
+    assert [record.stop for record in PromptFile(path)] == [(*"0123456789", "10", "11", "12", "13", "14", "15")]
+
+
+def test_two_ids_with_one_digest_are_two_ids(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_file, "id_digest", lambda name: 3 if len(str(name)) == 1 else 8)
+    path = write(tmp_path, GOOD + '{"id": "b", "prompt": "x"}\n{"id": "cc", "prompt": "y"}\n')
+    assert PromptFile(path).num_records == 3
+    path = write(tmp_path, path.read_text() + '{"id": "dd", "prompt": "x"}\n{"id": "cc", "prompt": "z"}\n')
+    with pytest.raises(ValueError, match="line 5 has the id 'cc' of line 3"):
+        PromptFile(path)
+
+
+def test_the_limit_of_a_line_is_met_exactly(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_file, "MAX_LINE_BYTES", 31)
+    line = '{"id": "a", "prompt": "' + "x" * 6 + '"}'
+    assert len(line) == 31
+    for content in (line, line + "\n", line + "\n" + line.replace("a", "b") + "\n"):
+        assert PromptFile(write(tmp_path, content)).num_records == content.count("id")
+    for content in (line + " ", line + " \n"):
+        with pytest.raises(ValueError, match="line 2 is longer than 31 bytes"):
+            PromptFile(write(tmp_path, "\n" + content))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        PromptFile(tmp_path / "none.jsonl")
+
+
+def test_what_is_no_file_is_refused_without_opening_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(ValueError, match="is not a file") as refusal:
+            PromptFile(path)
+        assert str(path) in str(refusal.value)
+
+
+def test_a_file_that_changed_is_refused_where_it_changed(tmp_path):
+    path = write(tmp_path, GOOD + '{"id": "b", "prompt": "x"}\n')
+    records = iter(PromptFile(path))
+    path.write_text(GOOD + '{"id": "b", "prompt": "x"\n')
+    assert next(records).id == "a"
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        next(records)
+
+
+def peak(work):
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        work()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    def build_and_read():
+        assert sum(1 for _ in PromptFile(path)) == num_lines
+
+    peaks = {}
+    for num_lines in (2_000, 20_000):
+        path = write(
+            tmp_path, "".join(f'{{"id": "record {i}", "prompt": "{i} {"x" * 400}"}}\n' for i in range(num_lines))
+        )
+        peaks[num_lines] = peak(build_and_read)
+    assert path.stat().st_size > 8_000_000
+    assert peaks[20_000] < 2_000_000
+    # a growing array is copied once: 16 bytes an id, and some more for the comparison of neighbours
+    assert peaks[20_000] - peaks[2_000] < 18_000 * 30
+
+
+def test_a_line_of_100_mb_is_not_read(tmp_path):
+    path = write(tmp_path, GOOD)
+    with path.open("r+b") as file:
+        file.truncate(100_000_000)  # NULs that take no room on the disk; the first line is whole
+
+    def refused():
+        with pytest.raises(ValueError, match="line 2 is longer than 16777216 bytes"):
+            PromptFile(path)
+
+    assert peak(refused) < 64 * 2**20
+
+
+def test_finds_each_id_among_many():
+    ids = [*range(3000), *(f"name {i}" for i in range(3000))]
+    found = IdSet(array("Q", map(id_digest, ids)))
+    assert len(found) == 6000
+    assert all(name in found for name in ids)
+    assert not any(f"other {i}" in found for i in range(3000))
+    assert "17" in found  # 17 and "17" are one id
+    assert found.repeated() == []
+    assert IdSet(array("Q", [9, 2**64 - 1, 5, 9, 2**64 - 1, 9])).repeated() == [9, 2**64 - 1]
+    assert len(IdSet(array("Q"))) == 0
+    assert "x" not in IdSet(array("Q"))
+
+
+@pytest.mark.parametrize("base", [2**62, 2**63])
+def test_neighbouring_digests_are_told_apart(monkeypatch, base):
+    digests = {"low": base + 1, "high": base + 3, "top": 2**64 - 1}  # low and high are one number as float64
+    monkeypatch.setattr(prompt_file, "id_digest", lambda name: digests.get(name, base + 2))
+    found = IdSet(array("Q", digests.values()))
+    assert [name in found for name in ("low", "high", "top", "between")] == [True, True, True, False]
+
+
+def test_a_digest_does_not_change():
+    # b2sum -l 64 of the character "a", from the last byte to the first
+    assert id_digest(1) == id_digest("1")
+    assert f"{id_digest('a'):016x}" == "2f42665b399ef840"  # 40f89e395b66422f

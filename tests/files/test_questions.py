@@ -1,0 +1,100 @@
+"""Questions of a benchmark: what is read and what is refused. JSON files: replaced whole or not at all."""
+
+import json
+import os
+
+import pytest
+
+from jax_probe_mtp.files.questions import Question, check_files, read_questions, write_files, write_json
+
+GOOD = '{"question_id": 81, "category": "writing", "turns": ["first", "second"]}\n'
+
+
+def write(folder, content):
+    path = folder / "questions.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_reads_the_first_turn_of_each_question(tmp_path):
+    more = '\n{"question_id": "b", "category": "math", "turns": ["été"], "reference": ["x"]}\r\n'
+    assert read_questions(write(tmp_path, GOOD + more)) == [
+        Question(id=81, category="writing", text="first"),
+        Question(id="b", category="math", text="été"),
+    ]
+
+
+def test_takes_so_many_of_each_category_in_the_files_order(tmp_path):
+    lines = [(1, "a"), (2, "b"), (3, "a"), (4, "a"), (5, "b"), (6, "b")]
+    content = "".join(json.dumps({"question_id": i, "category": c, "turns": ["t"]}) + "\n" for i, c in lines)
+    assert [question.id for question in read_questions(write(tmp_path, content), 2)] == [1, 2, 3, 5]
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        read_questions(tmp_path / "questions.jsonl", 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (GOOD + '{"question_id": 82\n', ["line 2", "not JSON"]),
+        (GOOD + "[81]\n", ["line 2", '"question_id"', "[81]"]),
+        (GOOD + GOOD, ["line 2", "81", "line 1"]),
+        (GOOD + GOOD.replace("81", '"81"'), ["line 2", "'81'", "line 1"]),
+        ('{"question_id": true, "category": "a", "turns": ["t"]}\n', ["line 1", "id", "true"]),
+        ('{"question_id": 1, "turns": ["t"]}\n', ["line 1", '"category"', "null"]),
+        ('{"question_id": 1, "category": "", "turns": ["t"]}\n', ["line 1", '"category"', '""']),
+        ('{"question_id": 1, "category": "a", "turns": []}\n', ["line 1", '"turns"', "[]"]),
+        ('{"question_id": 1, "category": "a", "turns": [""]}\n', ["line 1", '"turns"', '[""]']),
+        ('{"question_id": 1, "category": "a", "turns": "t"}\n', ["line 1", '"turns"', '"t"']),
+        ('{"question_id": 1, "category": "a", "turns": ["\\ud800"]}\n', ["line 1", "surrogate"]),
+        (b'{"question_id": 1, "category": "caf\xe9", "turns": ["t"]}\n', ["not UTF-8", "byte 35"]),
+        ("\n", ["no questions"]),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str | bytes) else "",
+)
+def test_refuses(tmp_path, content, says):
+    path = write(tmp_path, content)
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as refusal:
+        read_questions(path)
+    for part in [str(path), *says]:
+        assert part in str(refusal.value)
+
+
+def test_files_that_cannot_be_written_are_named_with_their_option(tmp_path):
+    read = write(tmp_path, GOOD)
+    os.mkfifo(tmp_path / "pipe")
+    os.link(read, tmp_path / "twin")
+    for path, says in [
+        (tmp_path, "not a file"),
+        (tmp_path / "pipe", "not a file"),
+        (tmp_path / "no" / "out.json", "does not exist"),
+        (read, "is read by this command"),
+        (tmp_path / "twin", "is read by this command"),
+        (tmp_path / "first.json", "is written as --json by this command"),
+    ]:
+        with pytest.raises(ValueError, match=rf"\A--output {path} .*{says}.*; (name|make)[^\n]+\Z"):
+            check_files({"--json": tmp_path / "first.json", "--output": path}, [None, read])
+    check_files({"--json": None, "--output": tmp_path / "out.json"}, [read])
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe is not a file"):
+        write_json(tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "second.partial").mkdir()
+    with pytest.raises(OSError, match=r"second cannot be written \(Is a directory\); free some space"):
+        write_files(tmp_path, {"first": "1", "second": "2"})
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "second.partial"}
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "link.json", {"a": float("nan")})
+    assert (tmp_path / "real.json").read_text() == "old"
+    write_json(tmp_path / "link.json", {"a": "é"})
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text(encoding="utf-8")) == {"a": "é"}
+    assert "é" in (tmp_path / "real.json").read_text(encoding="utf-8")
+    assert {path.name for path in tmp_path.iterdir()} == {"real.json", "link.json"}

@@ -1,0 +1,247 @@
+"""The exact mode: no bit of logits, keys or values depends on accepted drafts, in any dtype; in slot order it does."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from checkpoints import EOS, make_checkpoint
+
+from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig, make_request
+from jax_probe_mtp.decoding import step as decode_loop
+from jax_probe_mtp.decoding.batch import NO_LIMIT
+from jax_probe_mtp.decoding.block import absolute_tail
+from jax_probe_mtp.generation import exact_check
+from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.generation.programs import Programs
+from jax_probe_mtp.generation.prompts import Prompt, Settings
+from jax_probe_mtp.generation.scheduler import ContinuousDecoder
+from jax_probe_mtp.model.config import DecodeConfig
+
+PROMPTS = [[5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
+SEEDS = [7, 2**32 - 1, 5]
+NEW_TOKENS, CAPACITY = 24, 48
+DRAWN = {"temperature": 1.0, "top_k": 40, "top_p": 0.95}
+CASES = {
+    "probe-7": (ProbeConfig(tree=(7,)), {}),
+    "probe-dynamic-drawn": (ProbeConfig(tree="dynamic", num_masks=2, block_complexity=30), DRAWN),
+    "recycle-12": (RecycleConfig(tree=12), {}),
+    "ngram-drawn": (NgramConfig(num_drafts=5, max_ngram=2), DRAWN),
+}
+DTYPES = ("float32", "bfloat16")
+
+
+def of_dtype(tiny, dtype):
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tiny.params)
+
+
+@functools.cache
+def program(cfg, draft_cfg, decode_cfg):
+    """Prefill and loop as one program; both ways of decoding go through the same compiled one."""
+
+    def run(params, prompt_BT, request):
+        state = decode_loop.prefill(params, prompt_BT, request, cfg, draft_cfg, decode_cfg)
+        return decode_loop.run_steps(params, request, state, cfg, draft_cfg, decode_cfg)
+
+    return jax.jit(run)
+
+
+def decode_twice(tiny, dtype, case, attention):
+    """The states at the end, without and with accepted drafts, of the same executable."""
+    draft_cfg, draw = CASES[case]
+    sizes = {"max_new_tokens": NEW_TOKENS, "eos_token_ids": [], "seeds": SEEDS, "capacity": CAPACITY}
+    prompt_BT, request, decode_cfg = make_request(tiny.cfg, draft_cfg, PROMPTS, **sizes, **draw)
+    decode_cfg = dataclasses.replace(decode_cfg, attention=attention, has_logprobs=True)
+    run = program(tiny.cfg, draft_cfg, decode_cfg)
+    states = [run(of_dtype(tiny, dtype), prompt_BT, request.replace(max_accept=np.int32(n))) for n in (0, NO_LIMIT)]
+    assert run._cache_size() == len(dtypes_of(run, dtype)), "another limit compiled another program"
+    return jax.device_get(states)
+
+
+def dtypes_of(run, dtype, seen={}):  # noqa: B006 - remembers what each program was called with
+    return seen.setdefault(run, set()).add(dtype) or seen[run]
+
+
+def bits(array):
+    return np.ascontiguousarray(array).tobytes()
+
+
+def differing(plain, drafted):
+    """What has other bits: tokens, log-probabilities, keys and values of the committed slots, row by row."""
+    found = set()
+    for row, prompt in enumerate(PROMPTS):
+        length = len(prompt) + NEW_TOKENS - 1
+        assert plain.length_B[row] == drafted.length_B[row] == length
+        new = slice(len(prompt), length + 1)
+        for name in ("token_BT", "logprob_BT"):
+            if bits(getattr(plain, name)[row, new]) != bits(getattr(drafted, name)[row, new]):
+                found.add(name)
+        for name in ("k", "v"):
+            pairs = zip(getattr(plain.cache, name), getattr(drafted.cache, name), strict=True)
+            if any(bits(a[row, :, :length]) != bits(b[row, :, :length]) for a, b in pairs):
+                found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_accepted_drafts_change_no_bit(tiny, case, dtype):
+    plain, drafted = decode_twice(tiny, dtype, case, "anchored")
+    assert differing(plain, drafted) == set()
+    assert plain.accepted_by_depth_BD.sum() == 0
+    assert plain.calls_B.tolist() == [NEW_TOKENS - 1] * 3
+    assert drafted.accepted_by_depth_BD.sum() > 0, "no draft was ever right: this proves nothing"
+    assert drafted.calls_B.sum() < plain.calls_B.sum()
+
+
+def test_slot_order_does_change_bits(tiny):
+    plain, drafted = decode_twice(tiny, "float32", "recycle-12", "plain")
+    assert {"k", "v", "logprob_BT"} <= differing(plain, drafted)
+
+
+def test_float32_tokens_are_the_references(tiny):
+    for case, (_, draw) in CASES.items():
+        for state in decode_twice(tiny, "float32", case, "anchored"):
+            for row, prompt in enumerate(PROMPTS):
+                row_draw = {"temperature": 0.0} | draw | {"seed": SEEDS[row]}
+                expected, gap = reference.plain_decode(tiny.reference, prompt, max_new_tokens=NEW_TOKENS, **row_draw)
+                assert gap > 1e-3, "choose another prompt: rounding could decide this one"
+                assert state.token_BT[row, len(prompt) :][:NEW_TOKENS].tolist() == expected
+
+
+def test_a_limit_between_none_and_all(tiny):
+    """Of a tree of depth 2 a call may accept one draft: fewer calls than plainly, more than freely."""
+    draft_cfg, _ = CASES["recycle-12"]
+    sizes = {"max_new_tokens": NEW_TOKENS, "eos_token_ids": [], "capacity": CAPACITY}
+    results = {}
+    for limit in (0, 1, None):
+        prompt_BT, request, decode_cfg = make_request(tiny.cfg, draft_cfg, PROMPTS, max_accept=limit, **sizes)
+        results[limit] = program(tiny.cfg, draft_cfg, decode_cfg)(tiny.params, prompt_BT, request)
+    accepted = {limit: np.asarray(state.accepted_by_depth_BD).sum(0) for limit, state in results.items()}
+    assert accepted[0].tolist() == [0] * 6
+    assert accepted[1][0] > 0
+    assert accepted[1][1:].sum() == 0 < accepted[None][1:].sum()
+    tokens = [np.asarray(state.token_BT)[:, : 11 + NEW_TOKENS].tolist() for state in results.values()]
+    for row, prompt in enumerate(PROMPTS):
+        assert len({tuple(each[row][: len(prompt) + NEW_TOKENS]) for each in tokens}) == 1
+    with pytest.raises(ValueError, match="max_accept must be at least 0, which is plain decoding, got -1"):
+        make_request(tiny.cfg, draft_cfg, PROMPTS, max_accept=-1, **sizes)
+
+
+def test_the_tail_of_a_drawn_block():
+    """Root at position 11 with a chain of two below it, W = 4, the block from slot 20 on: rows at 11, 12, 13."""
+    is_visible = jnp.asarray([np.tril(np.ones((3, 3), bool))])
+    anchor, slot, is_read = absolute_tail(is_visible, jnp.asarray([[11, 12, 13]]), jnp.asarray([11]), 20, window=4)
+    assert anchor.tolist() == [[4, 8, 8]]
+    where = [
+        [s if r else None for s, r in zip(*row, strict=True)]
+        for row in zip(slot[0].tolist(), is_read[0].tolist(), strict=True)
+    ]
+    assert where == [
+        [4, 5, 6, 7, 8, 9, 10, 20],
+        [8, 9, 10, 20, 21, None, None, None],
+        [8, 9, 10, 20, 21, 22, None, None],
+    ]
+
+
+def test_siblings_read_their_own_path():
+    """0 with children 1 and 2, 3 below 2; a root at position 0."""
+    is_visible = jnp.asarray([[[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]], bool)
+    _, slot, is_read = absolute_tail(is_visible, jnp.asarray([[0, 1, 1, 2]]), jnp.asarray([0]), 9, window=2)
+    read = [
+        [s for s, r in zip(*row, strict=True) if r] for row in zip(slot[0].tolist(), is_read[0].tolist(), strict=True)
+    ]
+    assert read == [[9], [9, 10], [9, 11], [9, 11, 12]]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny):
+    return {dtype: dataclasses.replace(make_checkpoint(tiny), params=of_dtype(tiny, dtype)) for dtype in DTYPES}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "draft_cfg", "rows"),
+    [("float32", ProbeConfig(tree=(5, 2)), 1), ("bfloat16", ProbeConfig(tree=(7,)), 3)],
+    ids=["float32", "bfloat16"],
+)
+def test_the_self_test_tells_the_two_apart(checkpoints, dtype, draft_cfg, rows):
+    checkpoint = checkpoints[dtype]
+    programs = Programs(checkpoint, draft_cfg)
+
+    def check(attention):
+        decode_cfg = DecodeConfig(capacity=CAPACITY, attention=attention)
+        return exact_check.check(programs, checkpoint, draft_cfg, decode_cfg, rows)
+
+    N, D = draft_cfg.num_nodes, draft_cfg.max_depth
+    # Three lengths; of a row D + 1 roots, and in the call with drafts of depth d all nodes from d on.
+    assert check("anchored") == 3 * rows * (D + 1 + sum(N - d for d in range(1, D + 1)))
+    assert check("anchored") == 0  # known already
+    if dtype == "float32":
+        with pytest.raises(
+            ValueError, match=r"^not exact on this device: \d+ of \d+ rows of logits .* leave --exact out"
+        ):
+            check("plain")
+    small = DecodeConfig(capacity=1, attention="anchored")  # no room for a draft: the test makes some
+    assert exact_check.check(programs, checkpoint, draft_cfg, small, rows) > 0
+
+
+def test_one_row_of_logits_that_differs_is_enough(checkpoints, monkeypatch):
+    checkpoint, (draft_cfg, _) = checkpoints["float32"], CASES["probe-7"]
+    honest = decode_loop.run_block
+
+    def run_block(params, cfg, tree, state, *static):
+        logits_BRV, cache = honest(params, cfg, tree, state, *static)
+        last_place = logits_BRV[1, draft_cfg.num_nodes - 1, 17]
+        return logits_BRV.at[1, draft_cfg.num_nodes - 1, 17].set(last_place * (1 + 2**-20)), cache
+
+    monkeypatch.setattr(decode_loop, "run_block", run_block)
+    decode_cfg = DecodeConfig(capacity=CAPACITY, attention="anchored")
+    with pytest.raises(ValueError, match=r"^not exact on this device: 3 of 54 rows of logits"):  # one at each length
+        exact_check.check(Programs(checkpoint, draft_cfg), checkpoint, draft_cfg, decode_cfg, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_stream_is_exact_beside_any_neighbours(checkpoints, dtype):
+    """Nine records through three rows: plainly, with drafts, and with drafts in another order."""
+    draft_cfg, _ = CASES["probe-7"]
+    prompts = [Prompt(id=i, token_ids=[(7 * i) % 57, i, 3], temperature=i % 2 * 0.8) for i in range(9)]
+    decoder = Decoder(checkpoints[dtype], draft_cfg)
+    settings = Settings(max_new_tokens=20, batch_size=3, capacity=CAPACITY, is_exact=True, logprobs=True)
+
+    def answers(prompts, **more):
+        got = decoder.run(prompts, dataclasses.replace(settings, **more))
+        return {answer.id: (answer.token_ids, answer.logprobs, answer.calls) for answer in got}
+
+    plain, drafted, turned = answers(prompts, max_accept=0), answers(prompts), answers(prompts[::-1])
+    assert {name: answer[:2] for name, answer in drafted.items()} == {
+        name: answer[:2] for name, answer in plain.items()
+    }
+    assert turned == drafted
+    assert sum(answer[2] for answer in drafted.values()) < sum(answer[2] for answer in plain.values())
+    assert len(decoder.programs) == 4, "empty, admit, run_calls and the self-test's; one more was compiled"
+
+
+def test_a_run_that_would_not_be_exact_does_not_begin(checkpoints, monkeypatch):
+    def refuse(*_):
+        raise ValueError("not exact")
+
+    monkeypatch.setattr(exact_check, "check", refuse)
+    draft_cfg, _ = CASES["probe-7"]
+    settings = Settings(max_new_tokens=4, capacity=CAPACITY)
+    made = {
+        is_exact: ContinuousDecoder(
+            checkpoints["float32"],
+            draft_cfg,
+            dataclasses.replace(settings, is_exact=is_exact),
+            capacity=CAPACITY,
+            is_sampled=False,
+        )
+        for is_exact in (False, True)
+    }
+    items = [(0, Prompt(id=0, token_ids=[EOS + 1]))]
+    assert sum(len(update.finished) for update in made[False].run(items)) == 1
+    with pytest.raises(ValueError, match="not exact"):
+        next(made[True].run(items))

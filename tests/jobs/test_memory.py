@@ -1,0 +1,149 @@
+"""What a run takes on each device, counted by hand and by what arrays really take, and what is said where it does not fit."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import psutil
+import pytest
+from checkpoints import make_checkpoint, write_folder
+from conftest import BASE
+
+from jax_probe_mtp import ProbeConfig, RecycleConfig
+from jax_probe_mtp.drafting import recycle
+from jax_probe_mtp.jobs import memory
+from jax_probe_mtp.jobs.memory import Estimate, check, estimate
+from jax_probe_mtp.model import cache
+from jax_probe_mtp.model.params import random_params
+
+# BASE: 61 tokens, 24 wide, 2 layers of 2 kv heads with 3 queries each, heads of 8, MLP of 40.
+LAYER = 24 * 2 * 5 * 8 + 2 * 3 * 8 * 24 + 24 * 2 * 40 + 40 * 24  # q, k and v; out; gate and up; down
+NORMS = 2 * 2 * 24 + 24
+WEIGHTS = 2 * LAYER + 2 * 61 * 24 + NORMS
+HALF = LAYER + 61 * 24 + NORMS  # of two devices that share the weights; norms are whole on each
+ROW = 2 * 2 * 2 * 8  # numbers of a cache slot: keys and values of 2 layers, 2 heads of 8
+
+
+@pytest.mark.parametrize(
+    ("draft", "more", "weights", "per_row", "rows"),
+    [
+        # A tree of 7 + 3 drafts and a root, each with 2 masks: 33 rows a call.
+        (ProbeConfig(tree=(7, 3)), {}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61, 6),
+        (ProbeConfig(tree=(7, 3)), {"data": 3}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61, 2),
+        (ProbeConfig(tree=(7, 3)), {"tensor": 2}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61, 6),
+        (ProbeConfig(tree=(7, 3)), {"tensor": 2, "data": 6}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61, 1),
+        (ProbeConfig(tree=(7, 3)), {"dtype": "bfloat16"}, 2 * WEIGHTS, 2 * ROW * (64 + 33) + 4 * 33 * 61, 6),
+        (ProbeConfig(tree=(7, 3)), {"capacity": 100}, 4 * WEIGHTS, 4 * ROW * (100 + 33) + 4 * 33 * 61, 6),
+        (ProbeConfig(), {}, 4 * WEIGHTS, 4 * ROW * (64 + 1) + 4 * 61, 6),
+        # Of each token 8 successors, an id and a score.
+        (RecycleConfig(tree=12), {}, 4 * WEIGHTS, 4 * ROW * (64 + 12) + 4 * 12 * 61 + 61 * 8 * 8, 6),
+    ],
+)
+def test_counts_weights_cache_logits_and_table(draft, more, weights, per_row, rows):
+    needed = estimate(BASE, draft, **{"dtype": "float32", "batch_size": 6, "capacity": 64} | more)
+    assert needed == Estimate(weights=weights, per_row=per_row, rows=rows)
+    assert needed.total == weights + rows * per_row
+
+
+def num_bytes(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_counts_what_the_arrays_take(dtype):
+    draft = RecycleConfig(tree=12)
+    needed = estimate(BASE, draft, dtype=dtype, batch_size=3, capacity=64)
+    params = jax.eval_shape(lambda: random_params(BASE, jax.random.key(0), jnp.dtype(dtype)))
+    assert needed.weights == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    slots = cache.allocate(BASE, batch_size=3, capacity=64, scratch=draft.num_rows, dtype=jnp.dtype(dtype))
+    logits = jnp.zeros((3, draft.num_rows, 61), jnp.float32)
+    table = recycle.empty_table(3, 61, draft)
+    assert needed.per_row * 3 == num_bytes(slots) + num_bytes(logits) + num_bytes(table)
+
+
+def limit_to(monkeypatch, limit):
+    monkeypatch.setattr(memory, "device_limit", lambda: limit)
+
+
+@pytest.mark.parametrize("data", [1, 2])
+@pytest.mark.parametrize(("spare", "rows"), [(0, 3), (1, 3), (-1, 2)], ids=["exactly", "a byte more", "a byte less"])
+def test_names_the_largest_batch_that_fits(monkeypatch, data, spare, rows):
+    def needs(batch_size):
+        return estimate(BASE, ProbeConfig(), dtype="float32", batch_size=batch_size, capacity=64, data=data)
+
+    limit_to(monkeypatch, 4 * WEIGHTS + 3 * (4 * ROW * 65 + 4 * 61) + spare)
+    with pytest.raises(ValueError, match="a device") as error:
+        check(needs(100 * data), data)
+    named = int(re.search(r"; the largest --batch-size that fits is (\d+)\.\Z", str(error.value))[1])
+    assert named == rows * data
+    check(needs(named), data)
+    with pytest.raises(ValueError, match=f"the largest --batch-size that fits is {named}"):
+        check(needs(named + data), data)
+
+
+def test_says_the_sizes_in_full(monkeypatch):
+    needed = Estimate(weights=3 * 2**30, per_row=2**29, rows=4)
+    limit_to(monkeypatch, 4 * 2**30)
+    with pytest.raises(ValueError, match="that fits is 2") as error:
+        check(needed)
+    assert str(error.value) == (
+        "weights 3.00 GiB + 4 rows of 0.50 GiB = 5.00 GiB a device, but it has 4.00 GiB; "
+        "the largest --batch-size that fits is 2."
+    )
+
+
+@pytest.mark.parametrize("limit", [0, 2**30, 3 * 2**30, 3 * 2**30 + 2**29 - 1])
+def test_names_another_way_out_where_not_one_row_fits(monkeypatch, limit):
+    limit_to(monkeypatch, limit)
+    with pytest.raises(
+        ValueError, match="not one row fits: lower --capacity, use --dtype bfloat16 or split the weights"
+    ):
+        check(Estimate(weights=3 * 2**30, per_row=2**29, rows=4))
+
+
+def test_passes_where_nothing_is_known(monkeypatch):
+    limit_to(monkeypatch, None)
+    check(Estimate(weights=2**60, per_row=2**50, rows=4))
+
+
+@pytest.mark.parametrize(
+    ("platform", "stats", "limit"),
+    [
+        ("gpu", {"bytes_limit": 123, "bytes_in_use": 100}, 123),
+        ("cpu", {"bytes_limit": 123}, 123),
+        ("cpu", None, 2_048_000),  # of what is available, each of two devices
+        ("cpu", {}, 2_048_000),
+        ("tpu", None, None),
+        ("gpu", {}, None),
+    ],
+)
+def test_the_limit_is_what_the_device_says_or_a_share_of_available_memory(monkeypatch, platform, stats, limit):
+    devices = [SimpleNamespace(platform=platform, memory_stats=lambda: stats)] * 2
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4_096_001, free=1, total=2**40))
+    assert memory.device_limit() == limit
+
+
+def test_the_command_refuses_before_it_reads_weights(run, tiny, tmp_path, monkeypatch):
+    from checkpoints_convert import OpenedCheckpoint
+
+    reads = []
+
+    def load(self, mesh=None):
+        reads.append(mesh)
+        raise ValueError("the weights are read")
+
+    monkeypatch.setattr(OpenedCheckpoint, "load", load)
+    model = write_folder(tmp_path / "tiny", make_checkpoint(tiny))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"id": i, "prompt_ids": [i + 1] * 30}) + "\n" for i in range(9)))
+    limit_to(monkeypatch, 4 * WEIGHTS + 2 * (4 * ROW * (128 + 33) + 4 * 33 * 61) + 9)
+    command = ["--model", model, "--input", prompts, "--output", tmp_path / "answers.jsonl", "--tree", "7,3"]
+    code, out, err = run("generate", *command, "--max-new-tokens", "40", "--batch-size", "4")
+    assert (code, out, reads) == (2, "", [])
+    assert re.fullmatch(r"error: weights .* \+ 4 rows of .* the largest --batch-size that fits is 2\.\n", err)
+    assert not (tmp_path / "answers.jsonl").exists()
+    code, _, err = run("generate", *command, "--max-new-tokens", "40", "--batch-size", "2")
+    assert (code, err, reads) == (2, "error: the weights are read\n", [None])

@@ -1,0 +1,189 @@
+"""The small GPU kernels, run as JAX operations on the CPU, against NumPy; and that they lower for a GPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_probe_mtp.kernels import copy_rows as fused_keep
+from jax_probe_mtp.kernels import product
+from jax_probe_mtp.kernels.add_norm import add_norm
+from jax_probe_mtp.kernels.product import Tiles, choose_tiles, gated_product, product_parts
+from jax_probe_mtp.kernels.split_qkv import split_qkv
+from jax_probe_mtp.model.cache import KVCache, keep_path
+
+H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+
+
+def lowered_for_cuda(function, *args):
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
+        return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("arrays_a_kernel", [128, 2])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_are_copied_and_nothing_else_changes(monkeypatch, dtype, arrays_a_kernel):
+    """The last batch row's target lies among the rows that are copied, as when a cache is full."""
+    monkeypatch.setattr(fused_keep, "ARRAYS_A_KERNEL", arrays_a_kernel)
+    rng = np.random.default_rng(0)
+    slots = [jnp.asarray(rng.normal(size=(3, 2, 24, 16)), dtype) for _ in range(5)]
+    row_BP = np.array([[16, 18, 18], [16, 23, 20], [16, 17, 19]])
+    target_B = np.array([0, 7, 15])
+    got = fused_keep.copy_rows(slots, jnp.asarray(row_BP), jnp.asarray(target_B), interpret=True)
+    for before, after in zip(slots, got, strict=True):
+        expected = np.array(before)
+        for b, p in np.ndindex(3, 3):
+            expected[b, :, target_B[b] + p] = np.asarray(before)[b, :, row_BP[b, p]]
+        np.testing.assert_array_equal(after, expected)
+
+
+def test_the_path_is_kept_by_one_kernel_on_a_gpu():
+    arrays = tuple(jnp.zeros((1, 2, 40, 64), jnp.bfloat16) for _ in range(3))
+    cache = KVCache(k=arrays, v=arrays, capacity=30)
+    program = lowered_for_cuda(keep_path, cache, jnp.zeros((1, 2), jnp.int32), jnp.zeros(1, jnp.int32))
+    assert program.count("__gpu$xla.gpu.triton") == 1
+    assert "output_operand_aliases = [#" in program  # in place
+    assert "dynamic_update_slice" not in program
+
+
+def as64(x):
+    return np.asarray(x, np.float64)
+
+
+def relative_error(got, want):
+    """Of all numbers together; bfloat16 rounds each by 2^-9 at most."""
+    return np.linalg.norm(as64(got) - want) / np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("P", [1, 3])
+@pytest.mark.parametrize("D", [64, 576])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_stream_and_its_norm(D, dtype, P):
+    rng = np.random.default_rng(D + P)
+    x_MD, weight_D = jnp.asarray(3 * rng.normal(size=(5, D)), dtype), jnp.asarray(3 * rng.normal(size=D), dtype)
+    parts_PMD = jnp.asarray(rng.normal(size=(P, 5, D)), jnp.float32)
+    added, got = add_norm(x_MD, parts_PMD, weight_D, eps=1e-2, interpret=True)
+    want = as64(x_MD) + as64(parts_PMD).sum(0)
+    assert added.dtype == got.dtype == dtype
+    tolerance = 1e-6 if dtype == jnp.float32 else 2**-7
+    np.testing.assert_allclose(as64(added), want, rtol=tolerance, atol=tolerance)
+    x = as64(added)  # the norm is of what was rounded
+    want = as64(weight_D) * x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + 1e-2)
+    np.testing.assert_allclose(as64(got), want, rtol=tolerance)
+
+
+QKV = {
+    "one part, whole rows": {"P": 1, "T": 8},
+    "three parts, a row over": {"P": 3, "T": 9},
+    "a row of each text at its own slot": {"P": 2, "T": 1, "start": [3, 19]},
+    "biases": {"P": 1, "T": 5, "has_bias": True},
+    "norms": {"P": 2, "T": 5, "has_norm": True},
+    "both, one query a key": {"P": 2, "T": 3, "G": 1, "has_bias": True, "has_norm": True},
+}
+
+
+@pytest.mark.parametrize("name", QKV)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_queries_keys_and_values(name, dtype):
+    """The block ends where the cache ends; every slot that is not its own keeps its bits."""
+    case = {"G": 3, "start": None, "has_bias": False, "has_norm": False} | QKV[name]
+    B, K, h, S, T, G = 2, 2, 16, 24, case["T"], case["G"]
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(case["P"], B, T, K, G + 2, h)).astype(np.float32)
+    bias = jnp.asarray(rng.normal(size=(K, G + 2, h)), dtype) if case["has_bias"] else None
+    norms = tuple(jnp.asarray(1 + rng.normal(size=h), dtype) for _ in range(2)) if case["has_norm"] else None
+    angle = rng.uniform(0, 7, size=(B, T, h // 2)).astype(np.float32)
+    k, v = (jnp.asarray(rng.normal(size=(B, K, S, h)), dtype) for _ in range(2))
+    start = case["start"] or [S - T] * B
+    q_BKGTh, k_BKSh, v_BKSh = split_qkv(
+        jnp.asarray(parts), bias, norms, (jnp.cos(angle), jnp.sin(angle)), k, v, jnp.asarray(start), eps=1e-3,
+        interpret=True,
+    )  # fmt: skip
+    assert q_BKGTh.dtype == k_BKSh.dtype == v_BKSh.dtype == dtype
+    want_q, want_k, want_v = np.zeros(q_BKGTh.shape), as64(k), as64(v)
+    total = as64(parts).sum(0) + (0 if bias is None else as64(bias))
+    for b, t, kv, i in np.ndindex(B, T, K, G + 2):
+        x = total[b, t, kv, i]
+        if norms is not None and i <= G:
+            x = as64(norms[int(i == G)]) * x / np.sqrt(np.mean(x * x) + 1e-3)
+        turned = (x[: h // 2] + 1j * x[h // 2 :]) * np.exp(1j * as64(angle[b, t]))  # a pair is a complex number
+        y = x if i == G + 1 else np.concatenate([turned.real, turned.imag])
+        if i < G:
+            want_q[b, kv, i, t] = y
+        else:
+            (want_k if i == G else want_v)[b, kv, start[b] + t] = y
+    tolerance = 2e-6 if dtype == jnp.float32 else 2**-8
+    for got, want in ((q_BKGTh, want_q), (k_BKSh, want_k), (v_BKSh, want_v)):
+        np.testing.assert_allclose(as64(got), want, rtol=tolerance, atol=3 * tolerance)
+    for got, before in ((k_BKSh, k), (v_BKSh, v)):
+        for b in range(B):
+            others = np.delete(np.arange(S), np.arange(start[b], start[b] + T))
+            np.testing.assert_array_equal(as64(got)[b][:, others], as64(before)[b][:, others])
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.bfloat16)
+
+
+@pytest.mark.parametrize("M", [1, 16, 30, 64])
+@pytest.mark.parametrize("tiles", [None, Tiles(32, 4, 4, 4), Tiles(64, 1, 4, 2)], ids=["by choice", "parts", "whole"])
+def test_the_parts_of_a_product(M, tiles):
+    x_MD, weight_DI = normal(0, M, 256), normal(1, 256, 192)
+    parts = product_parts(x_MD, weight_DI, tiles=tiles, interpret=True)
+    assert parts.dtype == jnp.float32
+    assert parts.shape == ((tiles or choose_tiles(256, 192)).parts, M, 192)
+    step = 256 // parts.shape[0]
+    for p, part in enumerate(parts):  # each is the sum over its own rows of the weight
+        rows = slice(p * step, (p + 1) * step)
+        assert relative_error(part, as64(x_MD)[:, rows] @ as64(weight_DI)[rows]) < 1e-6
+
+
+@pytest.mark.parametrize("M", [1, 30, 64])
+def test_the_gated_product(M):
+    x_MD, gate_up_D2F = normal(2, M, 128), normal(3, 128, 2, 96) / 8
+    got = gated_product(x_MD, gate_up_D2F, interpret=True)
+    gate, up = as64(x_MD) @ as64(gate_up_D2F)[:, 0], as64(x_MD) @ as64(gate_up_D2F)[:, 1]
+    assert got.dtype == jnp.bfloat16
+    assert relative_error(got, gate / (1 + np.exp(-gate)) * up) < 2**-8
+
+
+def test_which_products_there_are_kernels_for():
+    def takes(rows, *shape, dtype=jnp.bfloat16):
+        return product.is_supported(rows, dtype, jax.ShapeDtypeStruct(shape, dtype))
+
+    assert takes(1, 4096, 6144)
+    assert takes(64, 4096, 2, 14336)
+    assert not takes(65, 4096, 6144)
+    assert not takes(1, 4096, 6144, dtype=jnp.float32)
+    assert not takes(1, 4096 + 32, 6144)  # the summed axis is read 64 rows at a time
+    assert not takes(1, 4096, 6144 + 16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_weights", "programs"),
+    [((4096, 6144), 1, 96), ((4096, 4096), 1, 128), ((14336, 4096), 1, 128), ((4096, 14336), 2, 112)],
+    ids=["qkv", "out", "down", "gate and up"],
+)
+def test_the_tiles_of_an_8b_layer_fill_the_gpu_once(shape, num_weights, programs):
+    tiles = choose_tiles(*shape, num_weights=num_weights)
+    assert tiles.columns == 128
+    assert shape[1] // tiles.columns * tiles.parts == programs <= product.NUM_PROCESSORS
+    assert shape[0] % (tiles.parts * product.STEP) == 0
+    assert num_weights == 1 or tiles.parts == 1
+
+
+def test_narrow_weights_get_narrow_tiles():
+    assert choose_tiles(576, 960)[:2] == (32, 3)  # 9 steps: 3 divides them, and 30 tiles by 4 would be 120
+    assert choose_tiles(1024, 3072, num_weights=2)[:2] == (32, 1)
+
+
+def test_the_products_and_norms_lower_for_a_gpu():
+    arrays = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((30, 4096), (4096, 6144), (4096, 2, 14336), (4096,))]
+    x, weight, gate_up, norm = arrays
+    parts = jax.ShapeDtypeStruct((4, 30, 4096), jnp.float32)
+    for function, *args in (
+        (product_parts, x, weight),
+        (gated_product, x, gate_up),
+        (lambda x, parts, norm: add_norm(x, parts, norm, eps=1e-5), x, parts, norm),
+    ):
+        assert lowered_for_cuda(function, *args).count("__gpu$xla.gpu.triton") == 1

@@ -1,0 +1,66 @@
+"""How commands end: what they raise becomes an exit status and one line, and a defect stays a traceback."""
+
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jax_probe_mtp.errors import Parser, exit_status, positives
+
+
+def raising(error):
+    def run():
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("a 3\nis no b; give 2."), 2, "error: a 3 is no b; give 2."),
+        (OSError("gone"), 2, "error: gone"),
+        (MemoryError("9 TiB"), 2, "error: out of memory (9 TiB); try a smaller --batch-size"),
+        (jax.errors.JaxRuntimeError("no room"), 2, "error: the device gave up (no room); try a smaller --batch-size"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+    ],
+)
+def test_an_error_is_one_line(capsys, error, status, line):
+    assert exit_status(raising(error)) == status
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_a_defect_stays_a_traceback():
+    assert exit_status(lambda: 5) == 5
+    with pytest.raises(KeyError):
+        exit_status(raising(KeyError("x")))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_no_device_is_said(platform):
+    code = "import sys, jax; from jax_probe_mtp.errors import exit_status as e; sys.exit(e(lambda: jax.numpy.ones(1).size))"
+    env = {"JAX_PLATFORMS": platform, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert last.startswith("error: JAX finds no device (")
+    assert last.endswith(f"JAX_PLATFORMS is {platform!r}: unset it, or install for it.")
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    code = "from jax_probe_mtp.errors import exit_status; import sys; sys.exit(exit_status(lambda: print('x' * 200000) or 0))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert run.stderr.read() == b""
+        assert run.wait() == 141
+
+
+def test_numbers_of_at_least_one(capsys):
+    parser = Parser(prog="p")
+    parser.add_argument("--sizes", type=positives)
+    assert parser.parse_args(["--sizes", "1,8"]).sizes == [1, 8]
+    for text, says in (("0", "must be at least 1, got 0"), ("3,x", "invalid positives value: '3,x'")):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(["--sizes", text])
+        assert capsys.readouterr().err == f"error: argument --sizes: {says} (see p --help)\n"
