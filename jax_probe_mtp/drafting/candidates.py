@@ -1,13 +1,12 @@
-"""Candidates of any draft source -> a tree of fixed size. Where the candidates came from does not matter here."""
+"""What draft sources propose: candidates for a whole tree, or answers to what may follow single nodes."""
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.drafting.tree import NO_PARENT, Tree
-
 NO_TOKEN = -1  # equals no token of the model: a node that holds it is never accepted
+NO_PARENT = -1  # of a candidate that hangs under the root, and of the root itself
 
 
 class Candidates(flax.struct.PyTreeNode, kw_only=True):
@@ -17,57 +16,73 @@ class Candidates(flax.struct.PyTreeNode, kw_only=True):
       token_BP: int32 [B, P], `NO_TOKEN` where the source has nothing to propose.
       parent_BP: int32 [B, P], index of the candidate it hangs under, `NO_PARENT` for a child of the root.
       depth_BP: int32 [B, P], edges from the root, 1 for its children.
-      score_BP: float32 [B, P], log-probability of the path from the root; never above the parent's.
+      score_BP: float32 [B, P], log-probability that the path from the root is accepted, as the source sees it; never
+        above the parent's, -inf for `NO_TOKEN`.
+      kind_BP: int32 [B, P], which of the source's `kinds` each is.
     """
 
     token_BP: jax.Array
     parent_BP: jax.Array
     depth_BP: jax.Array
     score_BP: jax.Array
+    kind_BP: jax.Array
 
 
-def fixed_candidates(token_BP: jax.Array, parent_P: np.ndarray, depth_P: np.ndarray) -> Candidates:
-    """Candidates of one shape for all rows and calls, all of which are kept: their scores do not matter."""
+class Paths(flax.struct.PyTreeNode, kw_only=True):
+    """W nodes of one level of a tree, each with the path that leads to it.
+
+    Attributes:
+      token_BWL: int32 [B, W, L], the tokens from the root, which is the first, to the node; L - 1 is the level's depth.
+    """
+
+    token_BWL: jax.Array
+
+    @property
+    def depth(self) -> int:
+        """Edges from the root to these nodes."""
+        return self.token_BWL.shape[2] - 1
+
+    @property
+    def token_BW(self) -> jax.Array:
+        """Gives the nodes' own tokens."""
+        return self.token_BWL[:, :, -1]
+
+
+class Children(flax.struct.PyTreeNode, kw_only=True):
+    """What may follow each of W nodes, C tokens a node, best first.
+
+    Attributes:
+      token_BWC: int32 [B, W, C], `NO_TOKEN` where there is nothing.
+      feature_BWCF: float32 [B, W, C, F], what the source knows of each; the first is its log-probability.
+    """
+
+    token_BWC: jax.Array
+    feature_BWCF: jax.Array
+
+
+def fixed_candidates(
+    token_BP: jax.Array, parent_P: np.ndarray, depth_P: np.ndarray, score_BP: jax.Array | None = None
+) -> Candidates:
+    """Makes candidates of one shape for all rows and calls, all of one kind.
+
+    Args:
+      token_BP: int32 [B, P].
+      parent_P: of each, the index of its parent or `NO_PARENT`; NumPy, static.
+      depth_P: of each, edges from the root; NumPy, static.
+      score_BP: float32 [B, P], as of `Candidates`; when left out every candidate is as likely as its parent.
+    """
     shape = token_BP.shape
+    score_BP = jnp.zeros(shape, jnp.float32) if score_BP is None else score_BP
     return Candidates(
         token_BP=token_BP,
         parent_BP=jnp.broadcast_to(jnp.asarray(parent_P, jnp.int32), shape),
         depth_BP=jnp.broadcast_to(jnp.asarray(depth_P, jnp.int32), shape),
-        score_BP=jnp.zeros(shape, jnp.float32),
+        score_BP=jnp.where(token_BP == NO_TOKEN, -jnp.inf, score_BP),
+        kind_BP=jnp.zeros(shape, jnp.int32),
     )
 
 
-def build_tree(root_B: jax.Array, candidates: Candidates, num_nodes: int) -> Tree:
-    """Keeps the N - 1 candidates with the best score, best first; among equals the one listed first.
-
-    A path's score is never above that of a path it extends, and parents are listed before their children, so what is
-    kept is closed under ancestors. Where there are N - 1 candidates, all are kept in the order given.
-
-    Args:
-      root_B: int32 [B], the newest committed token.
-      candidates: at least N - 1 of them.
-      num_nodes: N, root included; static.
-
-    Returns:
-      A tree of N nodes, parents before their children.
-
-    Source: the selection of ESP (arXiv:2603.17942), Algorithm 1.
-    """
-    B, P = candidates.token_BP.shape
-    if num_nodes - 1 == P:
-        kept_BN = jnp.broadcast_to(jnp.arange(P), (B, P))
-    else:
-        _, kept_BN = jax.lax.top_k(candidates.score_BP, num_nodes - 1)
-
-    def keep(values_BP: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(values_BP, kept_BN, axis=1)
-
-    # Node n + 1 is candidate kept_BN[n]; a parent's node is found by where its candidate went.
-    is_parent_BNN = kept_BN[:, None, :] == keep(candidates.parent_BP)[:, :, None]
-    number_N = jnp.arange(1, num_nodes, dtype=jnp.int32)
-    parent_BN = jnp.sum(jnp.where(is_parent_BNN, number_N, 0), axis=-1, dtype=jnp.int32)  # none found: the root, 0
-    return Tree(
-        token_BN=jnp.concatenate([root_B[:, None], keep(candidates.token_BP)], axis=1),
-        parent_BN=jnp.pad(parent_BN, ((0, 0), (1, 0)), constant_values=NO_PARENT),
-        depth_BN=jnp.pad(keep(candidates.depth_BP), ((0, 0), (1, 0))),
-    )
+def chain(token_BP: jax.Array, score_BP: jax.Array | None = None) -> Candidates:
+    """Makes candidates that follow one another: the first hangs under the root, each other one under the one before."""
+    depth_P = np.arange(1, token_BP.shape[1] + 1)
+    return fixed_candidates(token_BP, parent_P=depth_P - 2, depth_P=depth_P, score_BP=score_BP)

@@ -1,27 +1,34 @@
-"""The draft source of the method: mask tokens, vectors of the embedding space that stand for no word.
+"""The draft source of the method: mask tokens are appended to the model's input, and their logits propose what comes.
 
-Their first value, their update, and how what their logits propose becomes candidates for the tree.
+Two ways to lay the proposals out as a tree: `Probe`, of a fixed shape, and `DynamicProbe`, whose probabilities choose it.
+
+Source: ESP (arXiv:2603.17942), Sections 3.2 to 3.5, Algorithm 1, Appendix D.
 """
+
+import abc
+import dataclasses
+from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.drafting.candidates import NO_TOKEN, Candidates, fixed_candidates
-from jax_probe_mtp.drafting.draft_config import ProbeConfig
+from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN, Candidates, Children, Paths, fixed_candidates
+from jax_probe_mtp.drafting.mask_tokens import DEFAULT_EMA, INITS, MAX_MASKS, MAX_OFFSET, init_masks, update_masks
+from jax_probe_mtp.drafting.source import DraftSource, FinishedCall, Model, Prompts, SourceState, Text
 from jax_probe_mtp.drafting.top_k import top_k
-from jax_probe_mtp.drafting.tree import NO_PARENT
-from jax_probe_mtp.model.sampling import Sampling, gumbel_noise, prng_key, scale
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.sampling import Sampling, gumbel_noise, scale
 
 
-class ProbeState(flax.struct.PyTreeNode, kw_only=True):
+class ProbeRows(flax.struct.PyTreeNode, kw_only=True):
     """The masks of each row and what those of its last accepted node proposed, best first.
 
     Attributes:
       masks_BMD: float32 [B, M, D]; cast where they enter the model.
       id_BMC: int32 [B, M, C], for each depth under the next root; `NO_TOKEN` before the first call.
-      score_BMC: float32 [B, M, C], log-probabilities; read by dynamic trees alone.
+      score_BMC: float32 [B, M, C], their log-probabilities.
     """
 
     masks_BMD: jax.Array
@@ -29,134 +36,223 @@ class ProbeState(flax.struct.PyTreeNode, kw_only=True):
     score_BMC: jax.Array
 
 
-def start(masks_BMD: jax.Array, cfg: ProbeConfig) -> ProbeState:
-    """The state before any mask has been read: its tree drafts nothing."""
-    shape = (masks_BMD.shape[0], cfg.masks_per_node, cfg.num_candidates)
-    return ProbeState(
-        masks_BMD=masks_BMD, id_BMC=jnp.full(shape, NO_TOKEN, jnp.int32), score_BMC=jnp.zeros(shape, jnp.float32)
-    )
+@dataclasses.dataclass(frozen=True)
+class MaskProbe(DraftSource):
+    """Everything about the masks but the layout of the tree.
 
-
-def init_masks(
-    embed_VD: jax.Array, prompt_BTD: jax.Array, prompt_length_B: jax.Array, seed_B: jax.Array, cfg: ProbeConfig
-) -> jax.Array:
-    """First value of the k mask tokens of each row, Eq. (4) and the inits that the paper compares it with.
-
-    Args:
-      embed_VD: the embedding table ("sample" and "offset" take its mean and deviation per dimension).
-      prompt_BTD: embeddings of the prompts, padded on the right.
-      prompt_length_B: int32 [B], tokens of each prompt; "last_k" needs at least k.
-      seed_B: uint32 [B], the rows' seeds, for "sample".
-      cfg: which init; static.
-
-    Returns:
-      float32 [B, k, D]. They stay in float32 and are cast where they enter the model: in bfloat16 an update by a tenth
-      of a small difference would be lost.
+    Attributes:
+      mask_init: first value of the masks: "mean" of the prompt, "last_k" of the prompt, "sample" or "offset" (from the
+        mean and deviation of the embedding table).
+      mask_offset: c of the "offset" init, mean + c * deviation.
+      mask_ema: lambda of Eq. (5), how far the masks move to each new token; 0 freezes them.
+      prune: True replaces a candidate equal to its parent's token by the next best (Section 3.5).
+      rank_with_noise: True ranks the drafts of sampled rows by logits plus the noise that the position will draw with.
     """
-    B, T, D = prompt_BTD.shape
-    k = cfg.masks_per_node
-    if cfg.mask_init == "mean":
-        is_prompt_BT1 = (jnp.arange(T) < prompt_length_B[:, None])[..., None]
-        total_BD = jnp.sum(prompt_BTD.astype(jnp.float32), axis=1, where=is_prompt_BT1)
-        mean_BD = total_BD / prompt_length_B[:, None]
-        return jnp.broadcast_to(mean_BD[:, None], (B, k, D))
-    if cfg.mask_init == "last_k":
-        last_Bk = prompt_length_B[:, None] - k + jnp.arange(k)
-        return jnp.take_along_axis(prompt_BTD, last_Bk[..., None], axis=1, mode="clip").astype(jnp.float32)
-    table_VD = embed_VD.astype(jnp.float32)
-    mean_D, deviation_D = jnp.mean(table_VD, axis=0), jnp.std(table_VD, axis=0)
-    if cfg.mask_init == "offset":
-        return jnp.broadcast_to(mean_D + cfg.mask_offset * deviation_D, (B, k, D))
-    with jax.threefry_partitionable(True):  # a flag that also changes the bits
-        noise_BkD = jax.vmap(lambda seed: jax.random.normal(prng_key(seed), (k, D), jnp.float32))(seed_B)
-    return mean_D + deviation_D * noise_BkD
 
+    mask_init: str = dataclasses.field(default="mean", kw_only=True)
+    mask_offset: float = dataclasses.field(default=5.0, kw_only=True)
+    mask_ema: float = dataclasses.field(default=DEFAULT_EMA, kw_only=True)
+    prune: bool = dataclasses.field(default=True, kw_only=True)
+    rank_with_noise: bool = dataclasses.field(default=True, kw_only=True)
 
-def update_masks(
-    masks_BMD: jax.Array, committed_BPD: jax.Array, num_committed_B: jax.Array, ema: jax.Array
-) -> jax.Array:
-    """Moves every mask toward each newly committed token in turn, Eq. (5): m <- m + ema * (e - m).
+    def __post_init__(self) -> None:
+        if self.mask_init not in INITS:
+            raise ValueError(f"mask_init must be one of {', '.join(INITS)}, got {self.mask_init!r}.")
+        if not abs(self.mask_offset) <= MAX_OFFSET:  # true of nan too
+            raise ValueError(f"mask_offset must be a number of at most {MAX_OFFSET:g} in size, got {self.mask_offset}.")
+        if not 0 <= self.mask_ema <= 1:
+            raise ValueError(f"mask_ema must be between 0 (frozen masks) and 1, got {self.mask_ema}.")
 
-    Args:
-      masks_BMD: float32 [B, M, D].
-      committed_BPD: embeddings of the call's tokens; those from `num_committed_B` on are ignored.
-      num_committed_B: int32 [B], tokens that count.
-      ema: float32 scalar, lambda; 0 freezes the masks.
+    @property
+    @abc.abstractmethod
+    def pool_sizes(self) -> tuple[int, ...]:
+        """Candidates that are listed for each depth."""
 
-    Returns:
-      float32 [B, M, D].
-    """
-    for i in range(committed_BPD.shape[1]):
-        moved = masks_BMD + ema * (committed_BPD[:, i, None].astype(jnp.float32) - masks_BMD)
-        masks_BMD = jnp.where((i < num_committed_B)[:, None, None], moved, masks_BMD)
-    return masks_BMD
+    @property
+    def num_candidates(self) -> int:
+        return sum(self.pool_sizes)
 
+    @property
+    def max_depth(self) -> int:
+        return self.num_masks  # mask i proposes depth i
 
-def read_masks(
-    logits_BMV: jax.Array, state: ProbeState, root_position_B: jax.Array, sampling: Sampling | None, cfg: ProbeConfig
-) -> ProbeState:
-    """Takes the C best tokens of each mask and, where the tree's shape depends on them, their log-probabilities.
+    @property
+    def num_kept(self) -> int:
+        """C: tokens kept of each mask; one more than the widest pool, for the one that pruning may take out."""
+        return max(self.pool_sizes) + int(self.prune)
 
-    Args:
-      logits_BMV: float32 [B, M, V], of the masks of the last accepted node.
-      state: the masks; what they proposed before is replaced.
-      root_position_B: int32 [B], position of the next root; mask i proposes the token i places after it.
-      sampling: None in a greedy program. Drafts of sampled rows are ranked by logits / T, by default plus the noise that
-        the position will draw with.
-      cfg: the tree; static.
-    """
-    if sampling is not None:
-        logits_BMV = jnp.stack(
-            [_rank(logits_BMV[:, i], root_position_B + 1 + i, sampling, cfg) for i in range(cfg.masks_per_node)], axis=1
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("probe",)
+
+    def check(self, cfg: ModelConfig, prompt_length: int | None = None) -> None:
+        if self.num_kept > cfg.vocab_size:
+            raise ValueError(
+                f"the tree looks at {self.num_kept} candidates of a mask (with pruning one more than its widest depth), "
+                f"but the vocabulary has {cfg.vocab_size} tokens; use fewer."
+            )
+        if self.mask_init == "last_k" and prompt_length is not None and prompt_length < self.num_masks:
+            raise ValueError(
+                f"{prompt_length} tokens are too few: mask_init last_k with {self.num_masks} masks needs as many; use "
+                f"mask_init mean."
+            )
+
+    def start(self, model: Model, prompts: Prompts, shared: tuple[()]) -> SourceState:
+        masks_BMD = init_masks(
+            model.embedding_table(),
+            model.embed(prompts.token_BT),
+            prompts.length_B,
+            prompts.seed_B,
+            num_masks=self.num_masks,
+            init=self.mask_init,
+            offset=self.mask_offset,
         )
-    best_BMC, id_BMC = top_k(logits_BMV, cfg.num_candidates)
-    if cfg.is_dynamic:  # rounding may leave the logarithm of a probability above 0, and a child above its parent
-        best_BMC = jnp.minimum(best_BMC - jax.nn.logsumexp(logits_BMV, axis=-1, keepdims=True), 0)
-    return state.replace(id_BMC=id_BMC.astype(jnp.int32), score_BMC=best_BMC)
+        shape = (*masks_BMD.shape[:2], self.num_kept)
+        nothing = {"id_BMC": jnp.full(shape, NO_TOKEN, jnp.int32), "score_BMC": jnp.full(shape, -jnp.inf, jnp.float32)}
+        return SourceState(rows=ProbeRows(masks_BMD=masks_BMD, **nothing), shared=shared)
+
+    def masks(self, state: SourceState) -> jax.Array:
+        masks_BMD: jax.Array = state.rows.masks_BMD
+        return masks_BMD
+
+    def propose(self, state: SourceState, text: Text) -> Candidates:
+        """Hangs the candidates of each depth under the top-1 node of the depth above; a path's score is their product.
+
+        Source: ESP (arXiv:2603.17942), Sections 3.4 and 3.5, Algorithm 1, Appendix D.
+        """
+        parent_token_B, path_score_B1 = text.root_B, jnp.zeros((text.root_B.size, 1), jnp.float32)
+        token_pools, score_pools = [], []
+        for i, size in enumerate(self.pool_sizes):
+            id_BC, score_BC = self._but(parent_token_B, state.rows.id_BMC[:, i], state.rows.score_BMC[:, i])
+            token_pools.append(id_BC[:, :size])
+            score_pools.append(path_score_B1 + score_BC[:, :size])
+            parent_token_B, path_score_B1 = id_BC[:, 0], score_pools[-1][:, :1]
+
+        sizes = self.pool_sizes
+        pool_start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)  # the top-1 candidate of each depth
+        depth_P = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
+        parent_P = np.concatenate([[NO_PARENT], pool_start])[depth_P - 1].astype(np.int32)
+        score_BP = jnp.concatenate(score_pools, axis=1)
+        return fixed_candidates(jnp.concatenate(token_pools, axis=1), parent_P, depth_P, score_BP)
+
+    def children(self, state: SourceState, text: Text, paths: Paths) -> Children | None:
+        """Answers for any node with what the mask of its depth proposed: a mask does not know its owner's children."""
+        if paths.depth >= self.num_masks:
+            return None
+        rows: ProbeRows = state.rows
+        of_mask = rows.id_BMC[:, paths.depth], rows.score_BMC[:, paths.depth]
+        id_BWC, score_BWC = jax.vmap(self._but, in_axes=(1, None, None), out_axes=1)(paths.token_BW, *of_mask)
+        size = self.num_kept - int(self.prune)
+        return Children(token_BWC=id_BWC[..., :size], feature_BWCF=score_BWC[..., :size, None])
+
+    def learn(self, state: SourceState, call: FinishedCall) -> SourceState:
+        """Moves the masks to the new tokens, and takes the C best of each mask with their log-probabilities."""
+        rows: ProbeRows = state.rows
+        new_BPD = call.model.embed(call.new_token_BP)
+        logits_BMV = call.mask_logits_BMV
+        if call.sampling is not None:
+            position_B = call.root_position_B  # mask i proposes the token i places after it
+            ranked = [self._rank(logits_BMV[:, i], position_B + 1 + i, call.sampling) for i in range(self.num_masks)]
+            logits_BMV = jnp.stack(ranked, axis=1)
+        best_BMC, id_BMC = top_k(logits_BMV, self.num_kept)
+        # Rounding may leave the logarithm of a probability above 0, and a child above its parent.
+        score_BMC = jnp.minimum(best_BMC - jax.nn.logsumexp(logits_BMV, axis=-1, keepdims=True), 0)
+        has_masks_B11 = call.has_masks_B[:, None, None]
+        rows = rows.replace(
+            masks_BMD=update_masks(rows.masks_BMD, new_BPD, call.num_new_B, self.mask_ema),
+            id_BMC=jnp.where(has_masks_B11, id_BMC.astype(jnp.int32), NO_TOKEN),
+            score_BMC=jnp.where(has_masks_B11, score_BMC, -jnp.inf),
+        )
+        return state.replace(rows=rows)
+
+    def _rank(self, logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling) -> jax.Array:
+        """Scores the drafts of sampled rows: logits / T, by default plus the noise that the position will draw with."""
+        score_BV = scale(logits_BV, sampling.temperature_B)
+        if self.rank_with_noise:
+            noise_BV = gumbel_noise(sampling.seed_B, position_B, score_BV.shape[1])
+            assert sampling.temperature_B is not None  # a greedy program has no sampling
+            score_BV += jnp.where(sampling.temperature_B > 0, 1.0, 0.0)[:, None] * noise_BV
+        return score_BV
+
+    def _but(self, token_B: jax.Array, id_BC: jax.Array, score_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Takes `token_B` out of the candidates where the probe prunes; those behind it move up.
+
+        The last place then repeats and is not used.
+        """
+        if not self.prune:
+            return id_BC, score_BC
+        is_behind_BC = jnp.cumsum(id_BC == token_B[:, None], axis=1) > 0
+        source_BC = jnp.minimum(jnp.arange(id_BC.shape[1]) + is_behind_BC, id_BC.shape[1] - 1)
+        return jnp.take_along_axis(id_BC, source_BC, axis=1), jnp.take_along_axis(score_BC, source_BC, axis=1)
 
 
-def _rank(logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling, cfg: ProbeConfig) -> jax.Array:
-    score_BV = scale(logits_BV, sampling.temperature_B)
-    if cfg.rank_with_noise:
-        noise_BV = gumbel_noise(sampling.seed_B, position_B, score_BV.shape[1])
-        score_BV += jnp.where(sampling.temperature_B > 0, 1, 0)[:, None] * noise_BV
-    return score_BV
+@dataclasses.dataclass(frozen=True)
+class Probe(MaskProbe):
+    """A static tree: the K_i best of mask i, hung under the top-1 node of the depth above.
 
+    Attributes:
+      widths: K_1..K_k, one a mask; a single number stands for one mask.
 
-def propose(root_B: jax.Array, state: ProbeState, cfg: ProbeConfig) -> Candidates:
-    """Hangs the candidates of each depth under the top-1 node of the depth above.
-
-    A static tree's pools are its K_1..K_k best, depth by depth. A dynamic one's are larger than the tree, and a path's
-    score is the product of the probabilities along it.
-
-    Args:
-      root_B: int32 [B], the newest committed token.
-      state: for each depth at least as many candidates as its pool, one more when pruning.
-      cfg: pools, pruning, static or dynamic; static.
-
-    Source: ESP (arXiv:2603.17942), Sections 3.4 and 3.5, Algorithm 1, Appendix D.
+    Source: ESP (arXiv:2603.17942), Appendix D.
     """
-    B, sizes = root_B.shape[0], cfg.pool_sizes
-    parent_token_B, path_score_B1 = root_B, jnp.zeros((B, 1), jnp.float32)
-    token_pools, score_pools = [jnp.zeros((B, 0), jnp.int32)], [jnp.zeros((B, 0), jnp.float32)]
-    for i, size in enumerate(sizes):
-        id_BC, score_BC = state.id_BMC[:, i], state.score_BMC[:, i]
-        if cfg.prune:
-            id_BC, score_BC = _drop(parent_token_B, id_BC, score_BC)
-        token_pools.append(id_BC[:, :size])
-        score_pools.append(path_score_B1 + score_BC[:, :size])
-        parent_token_B, path_score_B1 = id_BC[:, 0], score_pools[-1][:, :1]
 
-    pool_start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)  # the top-1 candidate of each depth
-    depth_P = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
-    parent_P = np.concatenate([[NO_PARENT], pool_start])[depth_P - 1].astype(np.int32)
-    token_BP = jnp.concatenate(token_pools, axis=1)
-    candidates = fixed_candidates(token_BP, parent_P, depth_P)
-    return candidates.replace(score_BP=jnp.concatenate(score_pools, axis=1)) if cfg.is_dynamic else candidates
+    widths: tuple[int, ...] = (14,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.widths, int | Sequence) or isinstance(self.widths, str):
+            raise ValueError(f"widths must be numbers of candidates, such as (15, 4), got {self.widths!r}.")
+        widths = (self.widths,) if isinstance(self.widths, int) else tuple(self.widths)
+        object.__setattr__(self, "widths", widths)
+        if not 1 <= len(widths) <= MAX_MASKS:
+            raise ValueError(f"a tree has 1 to {MAX_MASKS} depths, got {list(widths)}; Plain() is plain decoding.")
+        if any(type(width) is not int or width < 1 for width in widths):
+            raise ValueError(
+                f"each depth of a tree needs a whole number of candidates, at least 1, got {list(widths)}."
+            )
+
+    @property
+    def num_masks(self) -> int:
+        return len(self.widths)
+
+    @property
+    def pool_sizes(self) -> tuple[int, ...]:
+        return self.widths
 
 
-def _drop(token_B: jax.Array, id_BC: jax.Array, score_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Takes `token_B` out of the candidates; those behind it move up. The last place then repeats and is not used."""
-    is_behind_BC = jnp.cumsum(id_BC == token_B[:, None], axis=1) > 0
-    source_BC = jnp.minimum(jnp.arange(id_BC.shape[1]) + is_behind_BC, id_BC.shape[1] - 1)
-    return jnp.take_along_axis(id_BC, source_BC, axis=1), jnp.take_along_axis(score_BC, source_BC, axis=1)
+@dataclasses.dataclass(frozen=True)
+class DynamicProbe(MaskProbe):
+    """A tree whose shape is chosen anew each call, from the candidates' probabilities, within a budget of rows.
+
+    Attributes:
+      rows: block complexity, rows that a call may have, (k+1)(1 + nodes), Eq. (7).
+      num_masks: k, mask tokens of each node.
+
+    Source: ESP (arXiv:2603.17942), Algorithm 1.
+    """
+
+    rows: int = 60
+    num_masks: int = dataclasses.field(default=2, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rows", "num_masks"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}.")
+        if not 1 <= self.num_masks <= MAX_MASKS:
+            raise ValueError(f"num_masks must be 1 to {MAX_MASKS} for a dynamic tree, got {self.num_masks}.")
+        least = (self.num_masks + 1) * (self.num_masks + 1)
+        if self.rows < least:
+            raise ValueError(
+                f"{self.rows} rows leave no room for {self.num_masks} nodes in depth with {self.num_masks} masks; raise "
+                f"rows to {least} or more, or lower num_masks."
+            )
+
+    @property
+    def num_nodes(self) -> int:
+        return self.rows // (self.num_masks + 1)
+
+    @property
+    def pool_sizes(self) -> tuple[int, ...]:
+        budget = self.num_nodes - 1
+        return tuple(budget - i for i in range(self.num_masks))

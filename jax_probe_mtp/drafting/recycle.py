@@ -6,17 +6,42 @@ Following the table from the root makes the next tree.
 Source: Token Recycling (arXiv:2408.08696).
 """
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.drafting.candidates import NO_TOKEN, Candidates, fixed_candidates
-from jax_probe_mtp.drafting.draft_config import STATIC80_CHILDREN, RecycleConfig
+from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN, Candidates, Children, Paths, fixed_candidates
+from jax_probe_mtp.drafting.source import (
+    DraftSource,
+    FinishedCall,
+    Model,
+    PromptChunk,
+    Prompts,
+    SourceState,
+    Text,
+    check_whole,
+)
 from jax_probe_mtp.drafting.top_k import top_k
-from jax_probe_mtp.drafting.tree import NO_PARENT
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.sampling import Sampling, scale
 
 NUM_SUCCESSORS = 8
+HARVEST_TOKENS = 64  # prompt tokens whose logits, [B, 64, V], are in memory at a time
+MAX_NODES = 256
+MAX_DEPTH = 6  # as deep as the paper's tree; 4 to 16 give tau 2.13 to 2.17 with 60 nodes (SmolLM2, 26 prompts)
+# The paper's tree, level by level in breadth-first order: how many children each node of the level above has, always the
+# best of its successors; nodes left out at the end of a level have none.
+STATIC80_CHILDREN = (
+    (8,),
+    (8, 4, 3, 2, 1, 1, 1, 1),
+    (8, 3, 2, 1, 1, 1, 1, 1, 2, 1, 0, 0, 1, 0, 0, 1, 0, 1, 1),
+    (5, 2, 1, 1, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 1),
+    (3, 1, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 1),
+    (2, 0, 0, 1),
+)
 
 
 class Table(flax.struct.PyTreeNode, kw_only=True):
@@ -31,9 +56,141 @@ class Table(flax.struct.PyTreeNode, kw_only=True):
     score_EVC: jax.Array
 
 
-def empty_table(batch_size: int, vocab_size: int, cfg: RecycleConfig) -> Table:
-    """A table that knows nothing."""
-    shape = (1 if cfg.is_warm else batch_size, vocab_size, NUM_SUCCESSORS)
+@dataclasses.dataclass(frozen=True)
+class Recycle(DraftSource):
+    """Drafts the most likely paths through the table.
+
+    Attributes:
+      tree: N, nodes of a best-first tree, root included; or "static80", the paper's fixed tree of 80 drafts.
+      warm: True for one table that all rows share and that stays for the prompts to come; False for a table a row,
+        made from nothing but its own prompt and text.
+
+    Source: Token Recycling (arXiv:2408.08696), Algorithm 1 and the authors' tree template 2.2.2; best-first trees, which
+    take the successors' probabilities into the table, are this project's.
+    """
+
+    tree: int | str = 60
+    warm: bool = dataclasses.field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tree, str):
+            if self.tree != "static80":
+                raise ValueError(f"tree must be a number of nodes, such as 60, or 'static80', got {self.tree!r}.")
+        else:
+            check_whole("tree", self.tree, 2, MAX_NODES)
+        if not isinstance(self.warm, bool):
+            raise ValueError(f"warm must be True or False, got {self.warm!r}.")
+
+    @property
+    def learns_shared(self) -> bool:
+        return self.warm
+
+    @property
+    def max_depth(self) -> int:
+        return len(STATIC80_CHILDREN) if isinstance(self.tree, str) else min(self.tree - 1, MAX_DEPTH)
+
+    @property
+    def num_nodes(self) -> int:
+        return 1 + sum(map(sum, STATIC80_CHILDREN)) if isinstance(self.tree, str) else self.tree
+
+    @property
+    def num_candidates(self) -> int:
+        return self.num_nodes - 1 if isinstance(self.tree, str) else sum(self.level_sizes)
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Paths that a best-first tree follows from each depth: at most N - d of its N nodes are at depth d."""
+        sizes = [1]
+        for depth in range(1, self.max_depth + 1):
+            sizes.append(min(sizes[-1] * NUM_SUCCESSORS, self.num_nodes - depth))
+        return tuple(sizes[1:])
+
+    def check(self, cfg: ModelConfig, prompt_length: int | None = None) -> None:
+        if cfg.vocab_size < NUM_SUCCESSORS:
+            raise ValueError(
+                f"the table keeps {NUM_SUCCESSORS} successors of a token, but the vocabulary has {cfg.vocab_size} tokens; "
+                f"use another draft source."
+            )
+
+    def init_shared(self, cfg: ModelConfig) -> Table | tuple[()]:
+        return empty_table(1, cfg.vocab_size) if self.warm else ()
+
+    def start(self, model: Model, prompts: Prompts, shared: Table | tuple[()]) -> SourceState:
+        if self.warm:
+            return SourceState(shared=shared)
+        return SourceState(rows=empty_table(prompts.token_BT.shape[0], model.cfg.vocab_size), shared=shared)
+
+    def read(self, state: SourceState, chunk: PromptChunk) -> SourceState:
+        C = chunk.token_BC.shape[1]
+        size = min(C, HARVEST_TOKENS)
+
+        def read_piece(i: jax.Array, table: Table) -> Table:
+            first = jnp.minimum(i * size, C - size)  # the last piece may overlap the one before and be read again
+            token_BR, is_used_BR = (
+                jax.lax.dynamic_slice_in_dim(values, first, size, axis=1)
+                for values in (chunk.token_BC, chunk.is_used_BC)
+            )
+            return harvest(table, token_BR, is_used_BR, _scaled(chunk.logits(first, size), chunk.sampling))
+
+        num_used = jnp.max(jnp.sum(chunk.is_used_BC, axis=1))  # the used ones come first
+        table = jax.lax.fori_loop(0, (num_used + size - 1) // size, read_piece, self._table(state))
+        return self._with_table(state, table)
+
+    def propose(self, state: SourceState, text: Text) -> Candidates:
+        """Follows the table from the root: the paper's fixed tree, or enough paths to find the best N - 1 of them.
+
+        From each depth as many paths are followed as a best-first tree of N nodes can have there, so the candidates hold
+        the best N - 1 paths of `max_depth` edges at most, and no search gives better ones.
+        """
+        follow = _static_tree if isinstance(self.tree, str) else self._best_paths
+        return follow(self._table(state), text.root_B)
+
+    def _best_paths(self, table: Table, root_B: jax.Array) -> Candidates:
+        B = root_B.shape[0]
+        token_BW, score_BW = root_B[:, None], jnp.zeros((B, 1), jnp.float32)
+        index_BW = jnp.full((B, 1), NO_PARENT, jnp.int32)
+        tokens, parents, scores, listed = [], [], [], 0
+        for width in self.level_sizes:
+            id_BWC, step_BWC = _successors(table, token_BW)
+            path_BF = (score_BW[..., None] + step_BWC).reshape(B, -1)
+            parent_BF = jnp.repeat(index_BW, NUM_SUCCESSORS, axis=1)
+            score_BW, best_BW = jax.lax.top_k(path_BF, width)
+            token_BW = jnp.take_along_axis(id_BWC.reshape(B, -1), best_BW, axis=1)
+            tokens.append(token_BW)
+            parents.append(jnp.take_along_axis(parent_BF, best_BW, axis=1))
+            scores.append(score_BW)
+            index_BW = jnp.broadcast_to(listed + jnp.arange(width, dtype=jnp.int32), (B, width))
+            listed += width
+        depth_P = np.repeat(np.arange(1, self.max_depth + 1, dtype=np.int32), self.level_sizes)
+        return Candidates(
+            token_BP=jnp.concatenate(tokens, axis=1),
+            parent_BP=jnp.concatenate(parents, axis=1),
+            depth_BP=jnp.broadcast_to(jnp.asarray(depth_P), (B, listed)),
+            score_BP=jnp.concatenate(scores, axis=1),
+            kind_BP=jnp.zeros((B, listed), jnp.int32),
+        )
+
+    def children(self, state: SourceState, text: Text, paths: Paths) -> Children | None:
+        """Answers for any node with the successors of its token."""
+        id_BWC, step_BWC = _successors(self._table(state), paths.token_BW)
+        return Children(token_BWC=id_BWC, feature_BWCF=step_BWC[..., None])
+
+    def learn(self, state: SourceState, call: FinishedCall) -> SourceState:
+        is_used_BN = (call.tree.token_BN != NO_TOKEN) & (call.num_new_B > 0)[:, None]
+        logits_BNV = _scaled(call.logits_BNV, call.sampling)
+        return self._with_table(state, harvest(self._table(state), call.tree.token_BN, is_used_BN, logits_BNV))
+
+    def _table(self, state: SourceState) -> Table:
+        table: Table = state.shared if self.warm else state.rows
+        return table
+
+    def _with_table(self, state: SourceState, table: Table) -> SourceState:
+        return state.replace(shared=table) if self.warm else state.replace(rows=table)
+
+
+def empty_table(num_tables: int, vocab_size: int) -> Table:
+    """Makes tables that know nothing."""
+    shape = (num_tables, vocab_size, NUM_SUCCESSORS)
     return Table(id_EVC=jnp.full(shape, NO_TOKEN, jnp.int32), score_EVC=jnp.full(shape, -jnp.inf, jnp.float32))
 
 
@@ -54,8 +211,8 @@ def harvest(table: Table, token_BR: jax.Array, is_used_BR: jax.Array, logits_BRV
     score_BRC = jnp.minimum(best_BRC - jax.nn.logsumexp(logits_BRV, axis=-1, keepdims=True), 0)
     token_EG = jnp.where(is_used_BR, token_BR, V).reshape(E, -1)
     is_same_EGG = token_EG[:, :, None] == token_EG[:, None, :]
-    is_later_GG = jnp.triu(jnp.ones(is_same_EGG.shape[1:], jnp.bool_), k=1)
-    target_EG = jnp.where(jnp.any(is_same_EGG & is_later_GG, axis=2), V, token_EG)  # V is outside: dropped
+    is_later_1GG = jnp.triu(jnp.ones(is_same_EGG.shape[1:], jnp.bool_), k=1)[None]
+    target_EG = jnp.where(jnp.any(is_same_EGG & is_later_1GG, axis=2), V, token_EG)  # V is outside: dropped
     at = table.id_EVC.at[jnp.arange(E)[:, None], target_EG]
     score_at = table.score_EVC.at[jnp.arange(E)[:, None], target_EG]
     return table.replace(
@@ -64,59 +221,34 @@ def harvest(table: Table, token_BR: jax.Array, is_used_BR: jax.Array, logits_BRV
     )
 
 
-def propose(table: Table, root_B: jax.Array, cfg: RecycleConfig) -> Candidates:
-    """Follows the table from the root: the paper's fixed tree, or enough paths to find the best N - 1 of them.
-
-    A best-first tree of N nodes has at most N - d nodes at depth d, so that many paths are followed from each depth: the
-    candidates hold the best N - 1 paths of `cfg.max_depth` edges at most, no search gives better ones.
-    """
-    if cfg.is_static:
-        return _static_tree(table, root_B)
-    B, N = root_B.shape[0], cfg.num_nodes
-    token_BW, score_BW = root_B[:, None], jnp.zeros((B, 1), jnp.float32)
-    parent_B1 = jnp.full((B, 1), NO_PARENT, jnp.int32)
-    tokens, parents, scores, depths, listed = [], [], [], [], 0
-    index_BW = parent_B1
-    for depth in range(1, cfg.max_depth + 1):
-        id_BWC, step_BWC = _successors(table, token_BW)
-        path_BF = (score_BW[..., None] + step_BWC).reshape(B, -1)
-        id_BF = id_BWC.reshape(B, -1)
-        parent_BF = jnp.repeat(index_BW, NUM_SUCCESSORS, axis=1)
-        score_BW, best_BW = jax.lax.top_k(path_BF, min(path_BF.shape[1], N - depth))
-        token_BW = jnp.take_along_axis(id_BF, best_BW, axis=1)
-        width = token_BW.shape[1]
-        tokens.append(token_BW)
-        parents.append(jnp.take_along_axis(parent_BF, best_BW, axis=1))
-        scores.append(score_BW)
-        depths.append(np.full(width, depth))
-        index_BW = jnp.broadcast_to(listed + jnp.arange(width, dtype=jnp.int32), (B, width))
-        listed += width
-    depth_P = np.concatenate(depths)
-    return Candidates(
-        token_BP=jnp.concatenate(tokens, axis=1),
-        parent_BP=jnp.concatenate(parents, axis=1),
-        depth_BP=jnp.broadcast_to(jnp.asarray(depth_P, jnp.int32), (B, depth_P.size)),
-        score_BP=jnp.concatenate(scores, axis=1),
-    )
+def _scaled(logits_BRV: jax.Array, sampling: Sampling | None) -> jax.Array:
+    return logits_BRV if sampling is None else scale(logits_BRV, sampling.temperature_B)
 
 
 def _static_tree(table: Table, root_B: jax.Array) -> Candidates:
-    level_BW, tokens, parents, depths = root_B[:, None], [], [], []
+    level_BW, score_BW, tokens, scores, parents, depths = root_B[:, None], jnp.zeros((root_B.size, 1)), [], [], [], []
     first_of_level, listed = NO_PARENT, 0
     for depth, num_children in enumerate(STATIC80_CHILDREN, start=1):
         above_W = np.repeat(np.arange(len(num_children)), num_children)
         rank_W = np.concatenate([np.arange(count) for count in num_children])
-        id_BWC, _ = _successors(table, level_BW)
+        id_BWC, step_BWC = _successors(table, level_BW)
         level_BW = id_BWC[:, above_W, rank_W]
+        score_BW = score_BW[:, above_W] + step_BWC[:, above_W, rank_W]
         tokens.append(level_BW)
+        scores.append(score_BW)
         parents.append(first_of_level + above_W)
         depths.append(np.full(above_W.size, depth))
         first_of_level, listed = listed, listed + above_W.size
-    return fixed_candidates(jnp.concatenate(tokens, axis=1), np.concatenate(parents), np.concatenate(depths))
+    return fixed_candidates(
+        jnp.concatenate(tokens, axis=1),
+        np.concatenate(parents),
+        np.concatenate(depths),
+        jnp.concatenate(scores, axis=1),
+    )
 
 
 def _successors(table: Table, token_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Ids and log-probabilities [B, W, 8] of what may follow; the ids are `NO_TOKEN` after `NO_TOKEN`."""
+    """Looks up ids and log-probabilities [B, W, 8] of what may follow; the ids are `NO_TOKEN` after `NO_TOKEN`."""
     E = table.id_EVC.shape[0]
     table_B1 = (jnp.arange(token_BW.shape[0]) % E)[:, None]
     index = (table_B1, jnp.maximum(token_BW, 0))

@@ -1,148 +1,179 @@
-"""The runs of a benchmark by name: `method[:shape][@option=value,...]`, such as `probe:15+4@init=last_k,ema=0.5`.
+"""The one text form of a draft source: `name[:shape][@option=value,...]`, such as `probe:15+4@mask_init=last_k`.
 
-| method | shape | options |
-|---|---|---|
-| `ar` | none | none |
-| `probe` | `14`, `15+4`, or `dynamic60k2`: 60 rows, 2 masks | `init`, `offset`, `ema`, `prune`, `noise` |
-| `ngram` | `10`, tokens of the chain | `n`, the most tokens compared; `match`, recent or first |
-| `recycle` | `60`, nodes of a best-first tree, or `static80` | `warm` |
+The shape is the source's positional field, options are its other fields, under their own names. `module:Class` names a
+source of the user's own, all of whose fields are options.
+
+| text | source |
+|---|---|
+| `plain` | plain decoding |
+| `probe:14`, `probe:15+4` | a static tree of one or two masks |
+| `dynamic:60@num_masks=2` | a dynamic tree of 60 rows and two masks |
+| `ngram:10` | prompt lookup, a chain of ten |
+| `recycle:60`, `recycle:static80` | Token Recycling |
+| `my_module:MySource@size=4` | a class that is imported |
 """
 
 import dataclasses
+import importlib
 import re
-from collections.abc import Callable
+import typing
 from typing import Any
 
-from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, NgramConfig, ProbeConfig, RecycleConfig
-from jax_probe_mtp.generation.decoder import Settings
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.errors import one_line
+
+SOURCES = {  # the only list of sources: a new one is its file and its line here
+    "plain": "jax_probe_mtp.drafting.plain:Plain",
+    "probe": "jax_probe_mtp.drafting.probe:Probe",
+    "dynamic": "jax_probe_mtp.drafting.probe:DynamicProbe",
+    "ngram": "jax_probe_mtp.drafting.ngram:Ngram",
+    "recycle": "jax_probe_mtp.drafting.recycle:Recycle",
+}
+DEFAULT_DRAFT = "probe:14"  # the better tree of the two with 30 rows in docs/fidelity.md
+PLAIN = "plain"
+OLD_OPTIONS = {  # as files on disk may have them
+    "init": "mask_init",
+    "offset": "mask_offset",
+    "ema": "mask_ema",
+    "noise": "rank_with_noise",
+    "n": "max_ngram",
+}
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """One way of drafting under its name.
-
-    Attributes:
-      name: as it was written.
-      draft: the draft source and its tree.
-      mask_ema: lambda of ESP's Eq. (5).
-    """
-
-    name: str
-    draft: DraftConfig
-    mask_ema: float = Settings().mask_ema
-
-    @property
-    def method(self) -> str:
-        """What stands before the shape and the options."""
-        return method_of(self.name)
-
-
-def method_of(name: str) -> str:
-    """The method of a run's name."""
-    return re.split("[:@]", name)[0]
-
-
-def parse_runs(text: str) -> list[Run]:
-    """Runs separated by `;`. Plain decoding comes first, named or not: what every run is compared with.
+def parse_draft(text: str) -> DraftSource:
+    """Reads a draft source from its text form.
 
     Raises:
-      ValueError: names the run that cannot be read and what it could be, or that is there twice.
+      ValueError: one line that names the text and what it could be.
     """
-    names = [name.strip() for name in text.split(";") if name.strip()]
-    runs = [parse_run(name) for name in ["ar", *(name for name in names if name != "ar")]]
-    for i, run in enumerate(runs):
-        twin = next((other for other in runs[:i] if (other.draft, other.mask_ema) == (run.draft, run.mask_ema)), None)
-        if twin:
-            raise ValueError(f"runs {twin.name!r} and {run.name!r} are the same; leave one out.")
-    return runs
-
-
-def parse_run(name: str) -> Run:
-    """One run; see the module's table."""
-    matched = re.fullmatch(r"(\w+)(?::([\w+]+))?(?:@(.+))?", name)
-    if not matched or matched[1] not in _PARSERS:
+    matched = re.fullmatch(r"([\w.]+)(?::([\w+]+))?(?:@(.+))?", _renewed(text))
+    if not matched:
         raise ValueError(
-            f"run {name!r} cannot be read: write method:shape@option=value,..., with one of the methods "
-            f"{', '.join(_PARSERS)}, such as probe:15+4@init=last_k,ema=0.5."
+            f"draft {text!r} cannot be read: write name:shape@option=value,..., such as probe:15+4@mask_init=last_k."
         )
-    method, shape, options = matched.groups()
-    known = _OPTIONS[method]
-    values: dict[str, Any] = {}
-    for option in options.split(",") if options else []:
-        key, _, value = option.partition("=")
-        if key not in known or key in values:
-            twice = " once" if key in values else ""
-            raise ValueError(
-                f"run {name!r}: {method} takes{twice} {', '.join(known) or 'no options'} after the @, got {option!r}."
-            )
-        try:
-            values[key] = known[key](value)
-        except ValueError:
-            raise ValueError(f"run {name!r}: {key} cannot be {value!r}.") from None
+    name, shape, options = matched.groups()
     try:
-        return dataclasses.replace(_PARSERS[method](shape, values), name=name)
+        if name not in SOURCES and not shape:
+            raise ValueError(f"the name is none of {', '.join(SOURCES)}, and no module:Class.")
+        source_class = _find_class(SOURCES.get(name, f"{name}:{shape}"))
+        return _build(source_class, shape if name in SOURCES else None, options)
     except ValueError as error:
-        raise ValueError(f"run {name!r}: {error}") from None
+        raise ValueError(f"draft {text!r}: {error}") from None
 
 
-def _flag(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError(text)
-    return text == "1"
+def draft_name(source: DraftSource) -> str:
+    """Writes a source as `parse_draft` reads it; options that have their default are left out."""
+    where = f"{type(source).__module__}:{type(source).__qualname__}"
+    name = next((name for name, place in SOURCES.items() if place == where), where)
+    shape_field = _shape_field(type(source)) if name in SOURCES else None
+    options = []
+    for field in dataclasses.fields(source):  # type: ignore[arg-type]  # sources are dataclasses
+        value = getattr(source, field.name)
+        if field.name == shape_field:
+            name += f":{_write(value)}"
+        elif value != field.default:
+            options.append(f"{field.name}={_write(value)}")
+    return name + ("@" + ",".join(options) if options else "")
 
 
-def _number(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:  # nan too
-        raise ValueError(text)
-    return value
+def with_shape(source: DraftSource, shape: str) -> DraftSource:
+    """Gives the same source with another shape, written as in a text, such as "15+4"."""
+    field = _shape_field(type(source))
+    if field is None:
+        raise ValueError(f"{draft_name(source)} has no shape, got {shape!r}.")
+    return dataclasses.replace(source, **{field: _read(type(source), field, shape)})  # type: ignore[type-var]
 
 
-def _ar(shape: str | None, values: dict[str, Any]) -> Run:
-    if shape:
-        raise ValueError(f"plain decoding has no shape, got {shape!r}.")
-    return Run(name="ar", draft=PLAIN)
+def source_fields(name: str) -> frozenset[str]:
+    """Names the fields of a source of the list, its shape's among them; none where the list lacks it."""
+    if name not in SOURCES:
+        return frozenset()
+    return frozenset(field.name for field in dataclasses.fields(_find_class(SOURCES[name])))  # type: ignore[arg-type]
 
 
-def _probe(shape: str | None, values: dict[str, Any]) -> Run:
-    if "offset" in values and values.get("init") != "offset":
-        raise ValueError("offset is of init=offset; write both.")
-    dynamic = re.fullmatch(r"dynamic(\d+)k(\d+)", shape or "")
-    named = {"init": "mask_init", "offset": "mask_offset", "prune": "prune", "noise": "rank_with_noise"}
-    more = {named[key]: value for key, value in values.items() if key in named}
-    if dynamic:
-        more |= {"tree": "dynamic", "block_complexity": int(dynamic[1]), "num_masks": int(dynamic[2])}
-    elif re.fullmatch(r"\d+(\+\d+)*", shape or ""):
-        more["tree"] = tuple(int(width) for width in str(shape).split("+"))
-    else:
-        raise ValueError(f"a probe's shape is 14, 15+4 or dynamic60k2, got {shape or 'none'}.")
-    return Run(name="probe", draft=ProbeConfig(**more), mask_ema=values.get("ema", Settings().mask_ema))
+def renewed_name(text: str) -> str:
+    """Rewrites a text form that an earlier version wrote into a file; what cannot be read stays as it is."""
+    try:
+        return draft_name(parse_draft(text))
+    except ValueError:
+        return text
 
 
-def _ngram(shape: str | None, values: dict[str, Any]) -> Run:
-    if not (shape or "").isdecimal():
-        raise ValueError(f"an ngram's shape is the length of its chain, such as 10, got {shape or 'none'}.")
-    named = {"n": "max_ngram", "match": "match"}
-    more = {named[key]: value for key, value in values.items()}
-    return Run(name="ngram", draft=NgramConfig(num_drafts=int(str(shape)), **more))
+def _renewed(text: str) -> str:
+    """Rewrites what was called otherwise: `ar` and `probe:dynamic60k2`."""
+    if text == "ar":
+        return PLAIN
+    return re.sub(r"^probe:dynamic(\d+)k(\d+)(?:@|$)", r"dynamic:\1@num_masks=\2,", text).rstrip(",")
 
 
-def _recycle(shape: str | None, values: dict[str, Any]) -> Run:
-    if shape != "static80" and not (shape or "").isdecimal():
-        raise ValueError(f"a recycle's shape is its number of nodes, such as 60, or static80, got {shape or 'none'}.")
-    tree = shape if shape == "static80" else int(str(shape))
-    return Run(name="recycle", draft=RecycleConfig(tree=tree, is_warm=values.get("warm", False)))
+def _find_class(place: str) -> type[DraftSource]:
+    module_name, _, class_name = place.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises
+        raise ValueError(f"module {module_name} cannot be imported: {one_line(error)}.") from None
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise ValueError(f"module {module_name} has no class {class_name}.")
+    if not isinstance(found, type) or not issubclass(found, DraftSource):
+        raise ValueError(f"{place} is no DraftSource.")
+    if not dataclasses.is_dataclass(found) or not found.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ValueError(f"{place} is no frozen dataclass; put @dataclasses.dataclass(frozen=True) above it.")
+    return found
 
 
-_PARSERS: dict[str, Callable[[str | None, dict[str, Any]], Run]] = {
-    "ar": _ar,
-    "probe": _probe,
-    "ngram": _ngram,
-    "recycle": _recycle,
-}
-_OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
-    "ar": {},
-    "probe": {"init": str, "offset": float, "ema": _number, "prune": _flag, "noise": _flag},
-    "ngram": {"n": int, "match": str},
-    "recycle": {"warm": _flag},
-}
+def _build(source_class: type[DraftSource], shape: str | None, options: str | None) -> DraftSource:
+    shape_field = _shape_field(source_class)
+    names = [field.name for field in dataclasses.fields(source_class)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    if shape is not None:
+        if shape_field is None:
+            raise ValueError(f"it has no shape, got {shape!r}.")
+        values[shape_field] = _read(source_class, shape_field, shape)
+    for option in options.split(",") if options else []:
+        key, _, text = option.partition("=")
+        key = key if key in names else OLD_OPTIONS.get(key, key)
+        if key not in names or key in values:
+            twice = " once" if key in values else ""
+            known = ", ".join(name for name in names if shape is None or name != shape_field)
+            raise ValueError(f"it takes{twice} {known or 'no options'} after the @, got {option!r}.")
+        values[key] = _read(source_class, key, text)
+    try:
+        return source_class(**values)
+    except TypeError as error:  # a field without a default, or no `propose`
+        raise ValueError(one_line(error)) from None
+
+
+def _shape_field(source_class: type[DraftSource]) -> str | None:
+    """Finds the field that the shape stands for: the first one that may be given by position."""
+    fields = dataclasses.fields(source_class)  # type: ignore[arg-type]
+    return next((field.name for field in fields if not field.kw_only), None)
+
+
+def _read(source_class: type[DraftSource], field: str, text: str) -> Any:
+    """Reads a field's value, by the field's annotation."""
+    kind = typing.get_type_hints(source_class)[field]
+    is_whole = _WHOLE.fullmatch(text) is not None
+    try:
+        if kind is bool:
+            return {"0": False, "1": True}[text]
+        if kind is float and "_" not in text:
+            return float(text)
+        if int in typing.get_args(kind) and typing.get_origin(kind) is tuple:
+            if not re.fullmatch(r"\d+(\+\d+)*", text, re.ASCII):
+                raise ValueError(text)
+            return tuple(map(int, text.split("+")))
+        if is_whole and (kind is int or int in typing.get_args(kind)):
+            return int(text)
+        if text and (kind is str or str in typing.get_args(kind)):
+            return text
+    except (KeyError, ValueError):
+        pass
+    raise ValueError(f"{field} cannot be {text!r}.")
+
+
+def _write(value: object) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(str, value))
+    return str(int(value)) if isinstance(value, bool) else str(value)

@@ -16,16 +16,16 @@ class Sampling(flax.struct.PyTreeNode, kw_only=True):
     """What a draw depends on besides the logits, one value a row.
 
     Attributes:
-      temperature_B: float32 [B]; 0 is greedy.
-      top_k_B: int32 [B]; the most likely k stay, 0 keeps all.
-      top_p_B: float32 [B]; then the most likely tokens up to this mass stay, 1 keeps all.
       seed_B: uint32 [B].
+      temperature_B: float32 [B]; 0 is greedy. None where all rows are greedy.
+      top_k_B: int32 [B]; the most likely k stay, 0 keeps all; None keeps all in every row.
+      top_p_B: float32 [B]; then the most likely tokens up to this mass stay, 1 keeps all; None as for top-k.
     """
 
-    temperature_B: jax.Array
-    top_k_B: jax.Array
-    top_p_B: jax.Array
     seed_B: jax.Array
+    temperature_B: jax.Array | None = None
+    top_k_B: jax.Array | None = None
+    top_p_B: jax.Array | None = None
 
 
 def prng_key(seed: jax.Array) -> jax.Array:
@@ -44,26 +44,32 @@ def gumbel_noise(seed_B: jax.Array, position_B: jax.Array, vocab_size: int) -> j
         return jax.vmap(draw)(seed_B, position_B)
 
 
-def scale(logits_BV: jax.Array, temperature_B: jax.Array) -> jax.Array:
-    """logits / T, and the plain logits where T is 0."""
-    return logits_BV / jnp.where(temperature_B > 0, temperature_B, 1)[:, None]
+def scale(logits: jax.Array, temperature_B: jax.Array | None) -> jax.Array:
+    """Divides logits [B, ..., V] by each row's temperature, and leaves them as they are where that is 0 or None."""
+    if temperature_B is None:
+        return logits
+    divisor_B = jnp.where(temperature_B > 0, temperature_B, 1)
+    return logits / jnp.expand_dims(divisor_B, range(1, logits.ndim))
 
 
 def scores(logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling | None) -> jax.Array:
-    """What the next token maximises: the logits, or logits / T plus noise where top-k and top-p leave a token.
+    """Computes what the next token maximises: the logits, or logits / T plus noise where top-k and top-p leave a token.
 
     Args:
       logits_BV: float32 [B, V], at the position before.
       position_B: int32 [B], absolute position of the token to choose.
-      sampling: None in a greedy program, which then holds no noise.
+      sampling: None, or one without temperatures, in a greedy program, which then holds no noise.
 
     Returns:
       float32 [B, V].
     """
-    if sampling is None:
+    if sampling is None or sampling.temperature_B is None:
         return logits_BV
     scaled_BV = scale(logits_BV, sampling.temperature_B)
-    is_kept_BV = keep_likely(scaled_BV, sampling.top_k_B, sampling.top_p_B)
+    B = scaled_BV.shape[0]
+    top_k_B = jnp.zeros(B, jnp.int32) if sampling.top_k_B is None else sampling.top_k_B
+    top_p_B = jnp.ones(B, jnp.float32) if sampling.top_p_B is None else sampling.top_p_B
+    is_kept_BV = keep_likely(scaled_BV, top_k_B, top_p_B)
     noisy_BV = scaled_BV + gumbel_noise(sampling.seed_B, position_B, logits_BV.shape[1])
     is_drawn_B1 = (sampling.temperature_B > 0)[:, None]
     return jnp.where(is_drawn_B1, jnp.where(is_kept_BV, noisy_BV, -jnp.inf), logits_BV)

@@ -1,0 +1,254 @@
+"""The contract of a draft source as a function: what the decode loop relies on, and no source may break."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN, Candidates, Children, Paths
+from jax_probe_mtp.drafting.source import (
+    DraftSource,
+    FinishedCall,
+    Model,
+    PromptChunk,
+    Prompts,
+    SourceState,
+    Text,
+    check_is_source,
+)
+from jax_probe_mtp.drafting.tree import Tree, build_tree
+from jax_probe_mtp.errors import one_line
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.params import random_params
+
+ROWS = (3, 2)  # batch sizes that are tried: what has B in front has another size with each
+PROMPT = 9  # tokens
+CALLS = 4
+Round = tuple[SourceState, Candidates, Tree]
+
+
+def check_source(source: DraftSource, cfg: ModelConfig) -> None:
+    """Runs a source through a few calls on random logits, with and without `jax.jit`, and checks all that it gives.
+
+    Sizes and kinds; shapes and dtypes; a B in front of every array of `rows`; states that keep their structure; parents
+    before children, a score never above its parent's; rows that depend on themselves alone, unless through `shared`;
+    `shared` that changes only where `learns_shared` says so; masks, owners and children where the source has some.
+    The model is a small one of random values with `cfg`'s vocabulary.
+
+    Raises:
+      ValueError: one line that says what is wrong where.
+    """
+    check_is_source(source)
+    name = type(source).__name__
+    with _named(name):
+        _check_sizes(source)
+        small = dataclasses.replace(
+            cfg, width=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, mlp_width=4, rope_divisors=()
+        )
+        source.check(small, PROMPT)
+        model = Model(random_params(small, jax.random.key(0)), small)
+        runs = [_run(source, model, rows, jit) for rows in ROWS for jit in (jax.jit, lambda f: f)]
+        for with_jit, without in (runs[:2], runs[2:]):
+            _same(
+                [c for _, c, _ in with_jit],
+                [c for _, c, _ in without],
+                "with and without jax.jit its candidates differ",
+            )
+        for (three, _, _), (two, _, _) in zip(runs[0], runs[2], strict=True):
+            shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], state.rows) for state in (three, two)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"rows has shapes {shapes[0]} behind B with {ROWS[0]} rows, {shapes[1]} with {ROWS[1]}."
+                )
+        if not source.learns_shared:
+            for i, ((three, c3, _), (two, c2, _)) in enumerate(zip(runs[0], runs[2], strict=True)):
+                cut = jax.tree.map(lambda leaf: leaf[: ROWS[1]], (three.rows, c3))
+                _same(cut, (two.rows, c2), f"after {i} calls a row depends on its neighbours")
+
+
+def _check_sizes(source: DraftSource) -> None:
+    hash(source)
+    for name, least in (("num_candidates", 0), ("max_depth", 0), ("num_nodes", 1), ("num_masks", 0)):
+        value = getattr(source, name)
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    if source.num_nodes > 1 + source.num_candidates:
+        raise ValueError(f"num_nodes {source.num_nodes} is more than the root and {source.num_candidates} candidates.")
+    if source.num_owners is not None and not 1 <= source.num_owners <= source.num_nodes:
+        raise ValueError(f"num_owners must be 1 to {source.num_nodes}, the nodes, or None, got {source.num_owners!r}.")
+    if not source.kinds or not all(isinstance(kind, str) for kind in source.kinds):
+        raise ValueError(f"kinds must be at least one text, got {source.kinds!r}.")
+
+
+def _run(source: DraftSource, model: Model, B: int, jit: Callable[[Any], Any]) -> list[Round]:
+    """Makes `CALLS` calls of B rows, checks each, and gives the state before each, its candidates and its tree."""
+    V = model.cfg.vocab_size
+    draw = np.random.default_rng(0)
+
+    def drawn(*shape: int) -> np.ndarray:  # the same for a row whatever B
+        return draw.normal(size=(max(ROWS), *shape)).astype(np.float32)[:B]
+
+    def ids(*shape: int) -> np.ndarray:
+        return draw.integers(0, V, (max(ROWS), *shape)).astype(np.int32)[:B]
+
+    T = PROMPT + CALLS * (source.max_depth + 1) + 1
+    token_BT, length_B = ids(T), np.asarray([PROMPT, PROMPT - 3, PROMPT - 1], np.int32)[:B]
+    token_BT %= max(2, V // 4)  # so that tokens come again
+    prompts = Prompts(
+        token_BT=jnp.asarray(token_BT), length_B=jnp.asarray(length_B), seed_B=jnp.arange(B, dtype=jnp.uint32)
+    )
+
+    def begin(params: Any, prompts: Prompts, hidden_BCD: jax.Array) -> tuple[SourceState, SourceState]:
+        bound = Model(params, model.cfg)
+        state = source.start(bound, prompts, source.init_shared(model.cfg))
+        is_used_BC = jnp.arange(PROMPT)[None] < prompts.length_B[:, None] - 1
+        chunk = PromptChunk(
+            model=bound,
+            token_BC=prompts.token_BT[:, :PROMPT],
+            is_used_BC=is_used_BC,
+            hidden_BCD=hidden_BCD,
+            sampling=None,
+        )
+        return state, source.read(state, chunk)
+
+    def learn(
+        params: Any, state: SourceState, tree: Tree, logits_BRV: jax.Array, owner_BO: Any, root_B: jax.Array
+    ) -> Any:
+        P = source.max_depth + 1
+        call = FinishedCall(
+            model=Model(params, model.cfg),
+            tree=tree,
+            logits_BRV=logits_BRV,
+            num_masks=source.num_masks,
+            owner_BO=owner_BO,
+            node_BP=jnp.zeros((B, P), jnp.int32),
+            num_accepted_B=jnp.zeros(B, jnp.int32),
+            new_token_BP=jnp.broadcast_to(tree.token_BN[:, :1], (B, P)),
+            num_new_B=jnp.ones(B, jnp.int32),
+            root_position_B=root_B + 1,
+            sampling=None,
+        )
+        return source.learn(state, call)
+
+    first, state = jit(begin)(model.params, prompts, jnp.asarray(drawn(PROMPT, model.cfg.width)))
+    _check_state(source, first, "start", B)
+    _check_kept(source, first, state, "read")
+    rounds = []
+    for number in range(CALLS):
+        root_B = jnp.asarray(length_B + number - 1 if number == 0 else length_B + number)
+        text = Text(token_BT=prompts.token_BT, root_position_B=root_B)
+        candidates = jit(source.propose)(state, text)
+        _check_candidates(source, candidates, B, V)
+        tree = build_tree(text.root_B, candidates, source.num_nodes)
+        owner_BO = None
+        if source.num_masks:
+            chex.assert_shape(source.masks(state), (B, source.num_masks, model.cfg.width))
+            chex.assert_type(source.masks(state), jnp.float32)
+            if source.num_owners is not None:
+                owner_BO = jit(source.owners)(state, tree)
+                _check_array("owners", owner_BO, (B, source.num_owners), jnp.int32)
+                if not bool(jnp.all((owner_BO >= 0) & (owner_BO < source.num_nodes))):
+                    raise ValueError(f"owners must be nodes 0 to {source.num_nodes - 1}, got {owner_BO.tolist()}.")
+        _check_children(source, state, text, tree, B, V)
+        rounds.append((state, candidates, tree))
+        before, state = state, jit(learn)(model.params, state, tree, drawn(source.num_rows, V), owner_BO, root_B)
+        _check_kept(source, before, state, "learn")
+    return rounds
+
+
+def _check_state(source: DraftSource, state: SourceState, where: str, B: int) -> None:
+    if type(state) is not SourceState:
+        raise ValueError(f"{where} must give a SourceState, got {type(state).__name__}.")
+    with _named(f"{where} gives rows without B = {B} in front"):
+        chex.assert_tree_shape_prefix(state.rows, (B,))
+
+
+def _check_kept(source: DraftSource, before: SourceState, after: SourceState, where: str) -> None:
+    with _named(f"{where} changes the state's structure, shapes or dtypes"):
+        chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+    if not source.learns_shared:
+        _same(before.shared, after.shared, f"{where} changes shared, but learns_shared is False")
+
+
+def _check_candidates(source: DraftSource, candidates: Candidates, B: int, V: int) -> None:
+    P = source.num_candidates
+    for name, dtype in (
+        ("token", "int32"),
+        ("parent", "int32"),
+        ("depth", "int32"),
+        ("score", "float32"),
+        ("kind", "int32"),
+    ):
+        _check_array(f"propose gives {name}_BP", getattr(candidates, f"{name}_BP"), (B, P), dtype)
+    got = jax.tree.map(np.asarray, candidates)
+    row_B1, place_P = np.arange(B)[:, None], np.arange(P)
+    is_child = got.parent_BP != NO_PARENT
+    above = np.where(is_child, got.parent_BP, 0)
+    rules = {
+        f"a token is none of -1 to {V - 1}": (got.token_BP < NO_TOKEN) | (got.token_BP >= V),
+        "a parent does not come before its child": (got.parent_BP < NO_PARENT)
+        | (is_child & (got.parent_BP >= place_P)),
+        f"a kind is none of {len(source.kinds)}": (got.kind_BP < 0) | (got.kind_BP >= len(source.kinds)),
+        "a score is no log-probability": ~(got.score_BP <= 0),
+    }
+    if P:
+        above = np.minimum(above, P - 1)
+        rules |= {
+            "a depth is not one more than the parent's": got.depth_BP
+            != np.where(is_child, got.depth_BP[row_B1, above] + 1, 1),
+            f"a depth is above max_depth {source.max_depth}": got.depth_BP > source.max_depth,
+            "a score is above its parent's": is_child & (got.score_BP > got.score_BP[row_B1, above]),
+        }
+    for rule, is_broken in rules.items():
+        if np.any(is_broken):
+            row, place = np.argwhere(is_broken)[0]
+            raise ValueError(f"propose: {rule} (row {row}, candidate {place}: {_candidate(got, row, place)}).")
+
+
+def _candidate(got: Candidates, row: int, place: int) -> str:
+    values = {name: getattr(got, f"{name}_BP")[row, place] for name in ("token", "parent", "depth", "score", "kind")}
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _check_children(source: DraftSource, state: SourceState, text: Text, tree: Tree, B: int, V: int) -> None:
+    """Asks for the children of the root, then of two of those."""
+    paths = Paths(token_BWL=text.root_B[:, None, None])
+    for _ in range(2):
+        children: Children | None = source.children(state, text, paths)
+        if children is None:
+            return
+        W, C = paths.token_BW.shape[1], children.token_BWC.shape[-1]
+        _check_array("children gives token_BWC", children.token_BWC, (B, W, C), jnp.int32)
+        _check_array("children gives feature_BWCF", children.feature_BWCF, (B, W, C, None), jnp.float32)
+        if bool(jnp.any((children.token_BWC < NO_TOKEN) | (children.token_BWC >= V))):
+            raise ValueError(f"children: a token is none of -1 to {V - 1}.")
+        next_BW = children.token_BWC[:, 0, :2]
+        above_BWL = jnp.broadcast_to(paths.token_BWL[:, :1], (*next_BW.shape, paths.token_BWL.shape[2]))
+        paths = Paths(token_BWL=jnp.concatenate([above_BWL, next_BW[..., None]], axis=2))
+
+
+def _check_array(what: str, array: Any, shape: tuple[int | None, ...], dtype: Any) -> None:
+    with _named(what):
+        chex.assert_shape(array, shape)
+        chex.assert_type(array, dtype)
+
+
+def _same(one: Any, other: Any, what: str) -> None:
+    try:
+        chex.assert_trees_all_close(one, other, rtol=1e-5, atol=1e-6)
+    except AssertionError:
+        raise ValueError(f"{what}.") from None
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Says in one line what went wrong where, whatever a source or chex raised."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {one_line(error)}") from None
