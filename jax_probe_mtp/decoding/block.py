@@ -1,7 +1,7 @@
-"""The layout of a block, the rows of one call: their order, their positions, and what each may attend to.
+"""The block, the rows of one call: their order, their positions, and what each may attend to.
 
-N tree nodes with M masks each make R = N (M + 1) rows: first the nodes, then the masks of node 0, of node 1, ... For a
-root with one child and M = 2, what a row may read of the block (all rows also read the committed prefix):
+N tree nodes, O of which own M masks each, make R = N + O M rows: first the nodes, then the masks owner by owner. For a root
+with one child, both owning M = 2 masks, a row reads these rows of the block (all rows also read the committed prefix):
 
                root child | r.1  r.2  c.1  c.2
       root       x        |
@@ -14,41 +14,91 @@ root with one child and M = 2, what a row may read of the block (all rows also r
 No node reads a mask: masks cannot change a verification logit.
 """
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.tree import Tree, ancestors_or_self
 
-def block_layout(num_nodes: int, num_masks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which node owns each row of a block, and which mask of it the row is.
 
-    Returns:
-      int32 [R] owner (a node owns itself) and int32 [R] index: 0 for a node, i for its mask i.
+class Block(flax.struct.PyTreeNode, kw_only=True):
+    """Where the rows of a call sit, and which of them each may read.
+
+    Attributes:
+      position_BR: int32 [B, R], rotary positions: a node sits its depth after the root, mask i another i after its owner.
+      is_visible_BRR: bool [B, R, R], True where row i reads row j of the block.
+      length_B: int32 [B], committed slots of the cache, the root's position.
+      start: slot of the block's first row: the end of the cache's capacity for all batch rows, or, of a block that is
+        in place, int32 [B].
+      is_in_place: True when the block is the root alone: it always stays, so it is written where it belongs, behind the
+        prefix. Static.
+      longest_path: positions from the root to the block's deepest row, masks counted; static.
     """
-    nodes = np.arange(num_nodes, dtype=np.int32)
-    owner_R = np.concatenate([nodes, np.repeat(nodes, num_masks)])
-    masks = np.tile(np.arange(1, num_masks + 1, dtype=np.int32), num_nodes)
-    return owner_R, np.concatenate([np.zeros_like(nodes), masks])
+
+    position_BR: jax.Array
+    is_visible_BRR: jax.Array
+    length_B: jax.Array
+    start: jax.Array | int
+    is_in_place: bool = flax.struct.field(pytree_node=False)
+    longest_path: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def start_B(self) -> jax.Array:
+        """Gives the slot of each batch row's first row, int32 [B]."""
+        return jnp.broadcast_to(jnp.asarray(self.start, jnp.int32), self.length_B.shape)
 
 
-def block_positions(depth_BN: jax.Array, length_B: jax.Array, num_masks: int) -> jax.Array:
-    """Rotary positions, int32 [B, R]: a node sits its depth after the root, mask i another i after its owner.
+def make_block(
+    tree: Tree, owner_BO: jax.Array | None, length_B: jax.Array, capacity: int, source: DraftSource
+) -> Block:
+    """Lays out the rows of a call.
+
+    Args:
+      tree: what is in the call.
+      owner_BO: int32 [B, O], the nodes that own masks; None for all of them.
+      length_B: int32 [B], committed slots.
+      capacity: S, slots of the cache before its scratch; static.
+      source: its `max_depth` and `num_masks`; static.
+    """
+    M = source.num_masks
+    is_ancestor_BNN = ancestors_or_self(tree.parent_BN, max_depth=source.max_depth)
+    is_in_place = source.num_rows == 1
+    return Block(
+        position_BR=block_positions(tree.depth_BN, length_B, M, owner_BO),
+        is_visible_BRR=block_visible(is_ancestor_BNN, M, owner_BO),
+        length_B=length_B,
+        start=length_B if is_in_place else capacity,
+        is_in_place=is_in_place,
+        longest_path=source.max_depth + M,
+    )
+
+
+def block_positions(
+    depth_BN: jax.Array, length_B: jax.Array, num_masks: int, owner_BO: jax.Array | None = None
+) -> jax.Array:
+    """Computes rotary positions, int32 [B, R]: a node sits its depth after the root, mask i another i after its owner.
 
     Args:
       depth_BN: int32 [B, N], edges from the root.
       length_B: int32 [B], committed tokens in the cache, the root's position.
       num_masks: M; static.
+      owner_BO: int32 [B, O], the nodes that own masks; None for all of them.
     """
-    owner_R, index_R = block_layout(depth_BN.shape[1], num_masks)
-    return length_B[:, None] + depth_BN[:, owner_R] + index_R
+    num_owners = depth_BN.shape[1] if owner_BO is None else owner_BO.shape[1]
+    index_M = np.tile(np.arange(1, num_masks + 1, dtype=np.int32), num_owners)
+    of_masks_BM = jnp.repeat(_of_owners(depth_BN, owner_BO), num_masks, axis=1) + index_M[None]
+    return length_B[:, None] + jnp.concatenate([depth_BN, of_masks_BM], axis=1)
 
 
-def block_visible(is_ancestor_BNN: jax.Array, num_masks: int) -> jax.Array:
-    """What each row of a block may read of the block: its owner's path, and its owner's masks up to itself.
+def block_visible(is_ancestor_BNN: jax.Array, num_masks: int, owner_BO: jax.Array | None = None) -> jax.Array:
+    """Marks what each row of a block reads of the block: its owner's path, and its owner's masks up to itself.
 
     Args:
       is_ancestor_BNN: bool [B, N, N], `tree.ancestors_or_self`.
       num_masks: M; static.
+      owner_BO: int32 [B, O], the nodes that own masks; None for all of them.
 
     Returns:
       bool [B, R, R].
@@ -56,16 +106,28 @@ def block_visible(is_ancestor_BNN: jax.Array, num_masks: int) -> jax.Array:
     Source: ESP (arXiv:2603.17942), Section 3.3.
     """
     B, N, _ = is_ancestor_BNN.shape
-    owner_R, index_R = block_layout(N, num_masks)
-    is_own_mask_RR = (owner_R[:, None] == owner_R) & (index_R <= index_R[:, None])
-    own_masks = np.broadcast_to(is_own_mask_RR[:, N:], (B, owner_R.size, N * num_masks))
-    return jnp.concatenate([is_ancestor_BNN[:, owner_R], own_masks], axis=2)
+    num_owners = N if owner_BO is None else owner_BO.shape[1]
+    of_masks_BMN = jnp.repeat(_of_owners(is_ancestor_BNN, owner_BO), num_masks, axis=1)
+    own_masks = np.kron(np.eye(num_owners), np.tril(np.ones((num_masks, num_masks)))) > 0  # [O M, O M]
+    no_masks = np.zeros((N, num_owners * num_masks), np.bool_)
+    reads_masks = np.broadcast_to(
+        np.concatenate([no_masks, own_masks]), (B, N + own_masks.shape[0], own_masks.shape[1])
+    )
+    return jnp.concatenate([jnp.concatenate([is_ancestor_BNN, of_masks_BMN], axis=1), reads_masks], axis=2)
+
+
+def _of_owners(values_BN: jax.Array, owner_BO: jax.Array | None) -> jax.Array:
+    """Takes the entries of the nodes that own masks."""
+    if owner_BO is None:
+        return values_BN
+    index = owner_BO.reshape(*owner_BO.shape, *[1] * (values_BN.ndim - 2))
+    return jnp.take_along_axis(values_BN, index, axis=1)
 
 
 def block_can_attend(
     is_visible_BRR: jax.Array, length_B: jax.Array, start: jax.Array | int, num_slots: int
 ) -> jax.Array:
-    """What each row of a block may read of the cache: the committed prefix, and of the block what is visible to it.
+    """Marks what each row of a block reads of the cache: the committed prefix, and of the block what is visible to it.
 
     Args:
       is_visible_BRR: bool [B, R, R], `block_visible`.
@@ -92,7 +154,7 @@ def block_can_attend(
 def absolute_tail(
     is_visible_BRR: jax.Array, position_BR: jax.Array, length_B: jax.Array, start: jax.Array | int, window: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What a block's rows read, cut where a row's own position says: `layers.anchored_attention`'s last three arguments.
+    """Cuts what a block's rows read where a row's own position says: `layers.anchored_attention`'s last three arguments.
 
     Of a row at position q the anchor is W max(0, q // W - 1), at most the committed length since a path has no more than
     W rows above q; the tail is the 2 W positions from there. W = 4, a row at q = 13 two below its root at 11:

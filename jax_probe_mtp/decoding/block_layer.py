@@ -1,4 +1,4 @@
-"""How a block's rows go through a layer: plainly, by the GPU kernels where the program is for such a GPU, or anchored."""
+"""How a block's rows go through a layer: plainly, or by the GPU kernels where the program is for such a GPU."""
 
 import functools
 from typing import Any
@@ -6,49 +6,41 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_probe_mtp.decoding.block import absolute_tail, block_can_attend
+from jax_probe_mtp.decoding.block import Block, absolute_tail, block_can_attend
+from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.kernels import attention
 from jax_probe_mtp.model import fused_layer, layers, transformer
-from jax_probe_mtp.model.config import ANCHORED, ModelConfig
+from jax_probe_mtp.model.config import ModelConfig
 
 
 def block_layer(
-    cfg: ModelConfig,
-    dtype: jnp.dtype,
-    is_visible_BRR: jax.Array,
-    position_BR: jax.Array,
-    length_B: jax.Array,
-    start: jax.Array | int,
-    num_slots: int,
-    how: str,
-    longest_path: int,
+    cfg: ModelConfig, dtype: jnp.dtype, block: Block, num_slots: int, decode_cfg: DecodeConfig
 ) -> transformer.RunLayer:
-    """A layer for a block of R rows that attend to the committed prefix and to what each may read of the block.
+    """Makes a layer for a block of R rows that attend to the committed prefix and to what each may read of the block.
 
     Args:
       cfg: the model; static.
       dtype: of its parameters; static.
-      is_visible_BRR: bool [B, R, R], `masks.block_visible`.
-      position_BR: int32 [B, R], `masks.block_positions`.
-      length_B: int32 [B], committed slots.
-      start: slot of the block's first row, for all batch rows or, where R is 1, int32 [B].
-      num_slots: S of the cache; static.
-      how: "plain", "fused", "auto" or "anchored", `DecodeConfig.attention`; static.
-      longest_path: positions from the root to the block's deepest row, masks counted; static.
+      block: the rows.
+      num_slots: S of the cache, its scratch counted; static.
+      decode_cfg: which code runs it, and whether sums have one order; static.
     """
-    start_B = jnp.broadcast_to(jnp.asarray(start, jnp.int32), length_B.shape)
-    if how == ANCHORED:
-        window = 1 << max(longest_path - 1, 0).bit_length()
-        anchor_BR, slot_BRJ, is_tail_BRJ = absolute_tail(is_visible_BRR, position_BR, length_B, start, window)
+    visible, start_B = block.is_visible_BRR, block.start_B
+    if decode_cfg.is_exact:
+        window = 1 << max(block.longest_path - 1, 0).bit_length()
+        anchor_BR, slot_BRJ, is_tail_BRJ = absolute_tail(
+            visible, block.position_BR, block.length_B, block.start, window
+        )
         tail: dict[str, Any] = {"anchor_BT": anchor_BR, "tail_slot_BTJ": slot_BRJ, "is_tail_BTJ": is_tail_BRJ}
         attend: transformer.Attend = functools.partial(layers.anchored_attention, **tail)
-        attend_fused = functools.partial(attention.anchored_attention, length_B=length_B, **tail)
+        attend_fused = functools.partial(attention.anchored_attention, length_B=block.length_B, **tail)
     else:
-        attend = transformer.attend_where(block_can_attend(is_visible_BRR, length_B, start, num_slots))
+        attend = transformer.attend_where(block_can_attend(visible, block.length_B, block.start, num_slots))
         attend_fused = functools.partial(
-            attention.block_attention, length_B=length_B, is_visible_BTT=is_visible_BRR, start_B=start_B
+            attention.block_attention, length_B=block.length_B, is_visible_BTT=visible, start_B=start_B
         )
-    plain = functools.partial(transformer.decoder_layer, cfg=cfg, start=start, attend=attend)
+    plain = functools.partial(transformer.decoder_layer, cfg=cfg, start=block.start, attend=attend)
+    how = decode_cfg.attention
     if how == "plain" or not attention.is_supported(cfg.head_dim, dtype):
         return plain
 

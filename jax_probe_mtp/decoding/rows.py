@@ -1,6 +1,6 @@
 """A batch whose rows come and go: a prompt enters a free row, then all rows are decoded for a few calls, and so on.
 
-What one row holds never depends on the others: a newcomer is prefilled alone, at a padded length that its own alone
+What one row holds never depends on the others: a prompt is prefilled alone, at a padded length that its own alone
 decides, and every product of a call treats its rows alike. In float32, at one batch size and capacity, its tokens are
 therefore the same bit for bit beside any neighbour and after any.
 
@@ -15,13 +15,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jax_probe_mtp.decoding import step as decode_loop
-from jax_probe_mtp.decoding.batch import Request
-from jax_probe_mtp.decoding.step import DecodeState
-from jax_probe_mtp.drafting import recycle
-from jax_probe_mtp.drafting import source as sources
-from jax_probe_mtp.drafting.draft_config import DraftConfig
-from jax_probe_mtp.model.config import DATA, DecodeConfig, ModelConfig
+from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp.decoding.loop import prefill
+from jax_probe_mtp.decoding.request import Request
+from jax_probe_mtp.decoding.state import DecodeState, largest
+from jax_probe_mtp.decoding.step import step
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.model.config import DATA, ModelConfig
 from jax_probe_mtp.model.params import Params
 
 
@@ -29,45 +29,40 @@ class Report(flax.struct.PyTreeNode, kw_only=True):
     """What the host is told after a few calls; small, whatever the capacity.
 
     Attributes:
-      length_BK: int32 [B, K], committed slots of each row after each call; -1 for calls that were not made.
-      token_BL: int32 [B, L], the tokens that the calls gave a row, in order; how many follows from the lengths.
-      logprob_BL: float32 [B, L], their log-probabilities; None without `has_logprobs`.
+      length_BQ: int32 [B, Q], committed slots of each row after each call; -1 for calls that were not made.
+      token_BU: int32 [B, U], the tokens that the calls gave a row, in order; how many follows from the lengths.
+      logprob_BU: float32 [B, U], their log-probabilities; None without `has_logprobs`.
       is_done_B: bool [B].
       calls_B: int32 [B], decode calls of the row's text so far.
       accepted_by_depth_BD: int32 [B, D], accepted drafts of the row's text so far.
     """
 
-    length_BK: jax.Array
-    token_BL: jax.Array
-    logprob_BL: jax.Array | None
+    length_BQ: jax.Array
+    token_BU: jax.Array
+    logprob_BU: jax.Array | None
     is_done_B: jax.Array
     calls_B: jax.Array
     accepted_by_depth_BD: jax.Array
 
 
 def empty(
-    params: Params,
-    request: Request,
-    table: recycle.Table | None,
-    cfg: ModelConfig,
-    draft_cfg: DraftConfig,
-    decode_cfg: DecodeConfig,
+    params: Params, request: Request, shared: Any, cfg: ModelConfig, source: DraftSource, decode_cfg: DecodeConfig
 ) -> DecodeState:
-    """A state without texts, for a request whose rows may emit nothing; `table` as for `prefill`."""
+    """Makes a state without texts, for a request whose rows may emit nothing; `shared` as for `prefill`."""
     prompt_BT = jnp.zeros((request.prompt_length_B.shape[0], 1), jnp.int32)
     nothing = request.replace(prompt_length_B=jnp.ones_like(request.prompt_length_B))
-    return decode_loop.prefill(params, prompt_BT, nothing, cfg, draft_cfg, decode_cfg, table)
+    return prefill(params, prompt_BT, nothing, cfg, source, decode_cfg, shared)
 
 
 def admit(
     params: Params,
     prompt_1T: jax.Array,
-    newcomer: Request,
+    arriving: Request,
     row_1: jax.Array,
     request: Request,
     state: DecodeState,
     cfg: ModelConfig,
-    draft_cfg: DraftConfig,
+    source: DraftSource,
     decode_cfg: DecodeConfig,
 ) -> tuple[Request, DecodeState]:
     """Puts a prompt into a row, over whatever was there; the other rows stay as they are, bit for bit.
@@ -75,41 +70,41 @@ def admit(
     Args:
       params: the model's parameters.
       prompt_1T: int32 [1, T], padded on the right; T - 1 within the capacity.
-      newcomer: its request, of one row. With `max_new_tokens` 0 there is no newcomer, and no row changes.
+      arriving: the prompt's request, of one row. With `max_new_tokens` 0 nothing arrives, and no row changes.
       row_1: int32 [1], where it goes.
       request: of all rows; donate it, as `state`.
       state: of all rows.
       cfg: the model; static.
-      draft_cfg: the draft source; static.
+      source: the draft source; static.
       decode_cfg: as for `prefill`; static.
 
     Returns:
       The request and the state with the row replaced.
     """
     short_cfg = dataclasses.replace(decode_cfg, capacity=max(prompt_1T.shape[1] - 1, 1))
-    table = sources.table_to_keep(state.source, draft_cfg)
-    fresh = decode_loop.prefill(params, prompt_1T, newcomer, cfg, draft_cfg, short_cfg, table)
-    row, is_nobody = row_1[0], newcomer.max_new_tokens_B[0] < 1
+    fresh = prefill(params, prompt_1T, arriving, cfg, source, short_cfg, state.source.shared)
+    row, is_empty = row_1[0], arriving.max_new_tokens_B[0] < 1
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         start: Sequence[Any] = (
             row,
             *[jnp.zeros_like(row)] * (new.ndim - 1),  # of its own dtype, whatever JAX takes a 0 for
         )  # of axes that are shorter in `new`, the rest lies behind the text
-        new = jnp.where(is_nobody, jax.lax.dynamic_slice(old, start, new.shape), new)
+        new = jnp.where(is_empty, jax.lax.dynamic_slice(old, start, new.shape), new)
         return jax.lax.dynamic_update_slice(old, new, start)
 
     cache = state.cache.replace(
         k=tuple(map(put, state.cache.k, fresh.cache.k)), v=tuple(map(put, state.cache.v, fresh.cache.v))
     )
-    source = fresh.source if table is not None else jax.tree.map(put, state.source, fresh.source)
+    # What is shared is what the arriving prompt left of it, all else is of the row alone.
+    begun = fresh.source.replace(rows=jax.tree.map(put, state.source.rows, fresh.source.rows))
     rest = jax.tree.map(put, state.replace(cache=None, source=None), fresh.replace(cache=None, source=None))
     request = request.replace(
-        prompt_length_B=put(request.prompt_length_B, newcomer.prompt_length_B),
-        max_new_tokens_B=put(request.max_new_tokens_B, newcomer.max_new_tokens_B),
-        sampling=jax.tree.map(put, request.sampling, newcomer.sampling),
+        prompt_length_B=put(request.prompt_length_B, arriving.prompt_length_B),
+        max_new_tokens_B=put(request.max_new_tokens_B, arriving.max_new_tokens_B),
+        sampling=jax.tree.map(put, request.sampling, arriving.sampling),
     )
-    return request, rest.replace(cache=cache, source=source)
+    return request, rest.replace(cache=cache, source=begun)
 
 
 def run_calls(
@@ -118,11 +113,11 @@ def run_calls(
     state: DecodeState,
     is_stopped_B: jax.Array,
     cfg: ModelConfig,
-    draft_cfg: DraftConfig,
+    source: DraftSource,
     decode_cfg: DecodeConfig,
     num_calls: int,
 ) -> tuple[DecodeState, Report]:
-    """At most K = `num_calls` calls, fewer when every row is done before.
+    """Makes at most Q = `num_calls` calls, fewer when every row is done before.
 
     Args:
       params: the model's parameters.
@@ -130,32 +125,32 @@ def run_calls(
       state: of all rows; donate it.
       is_stopped_B: bool [B], rows that end here though the device does not know why (a stop string).
       cfg: the model; static.
-      draft_cfg: the draft source; static.
+      source: the draft source; static.
       decode_cfg: as for `prefill`; static.
-      num_calls: K; static.
+      num_calls: Q; static.
     """
     state = state.replace(is_done_B=state.is_done_B | is_stopped_B)
     start_B = state.length_B
 
     def is_going_on(carry: tuple[jax.Array, DecodeState, jax.Array]) -> jax.Array:
         i, state, _ = carry
-        return (i < num_calls) & (decode_loop.largest(cfg, jnp.sum(~state.is_done_B)) > 0)
+        return (i < num_calls) & (largest(cfg, jnp.sum(~state.is_done_B)) > 0)
 
     def call(carry: tuple[jax.Array, DecodeState, jax.Array]) -> tuple[jax.Array, DecodeState, jax.Array]:
-        i, state, length_BK = carry
-        state = decode_loop.step(params, request, state, cfg, draft_cfg, decode_cfg)
-        return i + 1, state, jax.lax.dynamic_update_slice_in_dim(length_BK, state.length_B[:, None], i, axis=1)
+        i, state, length_BQ = carry
+        state = step(params, request, state, cfg, source, decode_cfg)
+        return i + 1, state, jax.lax.dynamic_update_slice_in_dim(length_BQ, state.length_B[:, None], i, axis=1)
 
-    no_length_BK = jnp.full((start_B.shape[0], num_calls), -1, jnp.int32)
-    _, state, length_BK = jax.lax.while_loop(is_going_on, call, (jnp.int32(0), state, no_length_BK))
+    no_length_BQ = jnp.full((start_B.shape[0], num_calls), -1, jnp.int32)
+    _, state, length_BQ = jax.lax.while_loop(is_going_on, call, (jnp.int32(0), state, no_length_BQ))
 
-    position_BL = start_B[:, None] + 1 + jnp.arange(num_calls * (draft_cfg.max_depth + 1))
+    position_BU = start_B[:, None] + 1 + jnp.arange(num_calls * (source.max_depth + 1))
     report = Report(
-        length_BK=length_BK,
-        token_BL=jnp.take_along_axis(state.token_BT, position_BL, axis=1, mode="clip"),
-        logprob_BL=None
+        length_BQ=length_BQ,
+        token_BU=jnp.take_along_axis(state.token_BT, position_BU, axis=1, mode="clip"),
+        logprob_BU=None
         if state.logprob_BT is None
-        else jnp.take_along_axis(state.logprob_BT, position_BL, axis=1, mode="clip"),
+        else jnp.take_along_axis(state.logprob_BT, position_BU, axis=1, mode="clip"),
         is_done_B=state.is_done_B,
         calls_B=state.calls_B,
         accepted_by_depth_BD=state.accepted_by_depth_BD,

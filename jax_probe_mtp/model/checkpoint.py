@@ -1,20 +1,22 @@
-"""What a loaded model is: parameters, the model's configuration, its tokenizer and the ids that end a text."""
+"""A loaded model: parameters, the model's configuration, its tokenizer and the ids that end a text."""
 
 import dataclasses
 from typing import Any
+
+import jax
 
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Checkpoint:
     """A model ready to decode.
 
     Attributes:
       params: the tree of `abstract_params(config)`, or on a mesh of `mesh.sharded_params`; all leaves of one dtype.
       config: the model.
-      tokenizer: a `transformers.PreTrainedTokenizerFast`.
+      tokenizer: a `transformers.PreTrainedTokenizerFast`; None where prompts come as token ids.
       eos_token_ids: the ids that end a text, at least one.
       name: where it came from, for messages and records.
     """
@@ -24,3 +26,12 @@ class Checkpoint:
     tokenizer: Any
     eos_token_ids: tuple[int, ...]
     name: str
+
+    def __repr__(self) -> str:
+        """Says in one line what it is, without the values of the weights."""
+        cfg = self.config
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return (
+            f"Checkpoint({self.name!r}, {cfg.family}, {cfg.num_layers} layers of width {cfg.width}, {size:,} parameters, "
+            f"{self.params['embed'].dtype})"
+        )

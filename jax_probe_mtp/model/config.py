@@ -1,12 +1,9 @@
-"""Static configuration: frozen, hashable, checked when built, so that each value can be a static argument of `jax.jit`."""
+"""What a model computes, as a static argument of `jax.jit`: frozen, hashable, checked when built."""
 
 import dataclasses
 import math
-import numbers
 
 FAMILIES = ("llama", "qwen2", "qwen3")
-ANCHORED = "anchored"
-ATTENTIONS = ("auto", "plain", "fused", ANCHORED)
 DATA, TENSOR = "data", "tensor"  # axes of a device mesh: batch rows are split over one, weights over the other
 
 
@@ -86,33 +83,3 @@ class ModelConfig:
     def queries_per_kv(self) -> int:
         """G = H / K: query heads that share one key and value head."""
         return self.num_heads // self.num_kv_heads
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeConfig:
-    """The static part of a decoding run; another value is another compiled program.
-
-    Attributes:
-      capacity: S, cache slots of a row; a row needs prompt + new tokens - 1 of them.
-      is_sampled: True when some row has a temperature above 0; a greedy program draws no noise.
-      prefill_chunk: prompt tokens that enter the model at a time.
-      attention: of decode calls: "auto" takes layers of GPU kernels on CUDA, where there is one for the model's heads, and
-        plain layers elsewhere; "plain" or "fused" says which. Off CUDA the kernels are interpreted: slow, for tests.
-        "anchored" is as "auto", but attention adds in the order of absolute positions, so that a token's logits do not
-        depend on the call that gave it: the exact mode (docs/exactness.md).
-      has_logprobs: True keeps the log-probability of every emitted token.
-    """
-
-    capacity: int
-    is_sampled: bool = False
-    prefill_chunk: int = 512
-    attention: str = "auto"
-    has_logprobs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}.")
-        for name in ("capacity", "prefill_chunk"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -12,7 +13,7 @@ Params = dict[str, Any]
 
 
 def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
-    """The shape and dtype of every parameter, as a tree of `jax.ShapeDtypeStruct`.
+    """Gives the shape and dtype of every parameter, as a tree of `jax.ShapeDtypeStruct`.
 
     q, k and v are one matrix, gate and up another: one product reads them (fewer, larger reads). Their axes stay apart
     in the shape, so that they can be split over devices by kv head and by F.
@@ -54,8 +55,37 @@ def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
     return params
 
 
+def check_params(params: Params, cfg: ModelConfig) -> None:
+    """Checks parameters that come from no checkpoint against `abstract_params`: names, shapes and one dtype.
+
+    Args:
+      params: a tree of arrays or of `jax.ShapeDtypeStruct`; whole, as seen from outside `jax.shard_map`.
+      cfg: the model.
+
+    Raises:
+      ValueError: one line that names the first parameter that is missing, unknown, misshapen or of another dtype.
+    """
+    dtype = getattr(params.get("embed") if isinstance(params, dict) else None, "dtype", None)
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"params['embed'] must be an array of float32 or bfloat16, got {dtype}.")
+    expected = abstract_params(cfg, dtype)
+    names = [{jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)} for tree in (expected, params)]
+    for wrong, names_of in (("is missing", names[0] - names[1]), ("is unknown", names[1] - names[0])):
+        if names_of:
+            raise ValueError(f"params{min(names_of)} {wrong}; abstract_params(cfg) says which there are.")
+    for (path, leaf), like in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(expected), strict=True):
+        try:
+            chex.assert_shape(leaf, like.shape)
+            chex.assert_type(leaf, like.dtype)
+        except (AssertionError, TypeError, ValueError):
+            name, got = jax.tree_util.keystr(path), f"{getattr(leaf, 'dtype', type(leaf).__name__)}"
+            raise ValueError(
+                f"params{name} must be {like.dtype} {like.shape}, got {got} {getattr(leaf, 'shape', '')}."
+            ) from None
+
+
 def partition_specs(cfg: ModelConfig) -> Params:
-    """How each parameter is split over the devices of the axis `TENSOR`: by kv head, by F, by token; norms are not.
+    """Says how each parameter is split over the devices of the axis `TENSOR`: by kv head, by F, by token; norms are not.
 
     Returns:
       A tree of `jax.sharding.PartitionSpec`, one a leaf of `abstract_params(cfg)`.
@@ -70,7 +100,7 @@ def partition_specs(cfg: ModelConfig) -> Params:
 
 
 def random_params(cfg: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
-    """Random parameters for tests and timing: normal, scaled by fan-in; norms near 1, so that none is the identity.
+    """Draws random parameters for tests and timing: normal, scaled by fan-in; norms near 1, so that none is the identity.
 
     Args:
       cfg: the model.

@@ -1,0 +1,36 @@
+"""The static part of a decoding run."""
+
+import dataclasses
+import numbers
+
+ATTENTIONS = ("auto", "plain", "fused")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """What shapes a decoding program besides the model and the draft source; another value is another compiled program.
+
+    Attributes:
+      capacity: S, cache slots of a row; a row needs prompt + new tokens - 1 of them.
+      prefill_chunk: prompt tokens that enter the model at a time.
+      attention: which code runs the layers of decode calls: "auto" takes GPU kernels on CUDA, where there are some for the
+        model's heads, and plain layers elsewhere; "plain" or "fused" says which. Off CUDA the kernels are interpreted:
+        slow, for tests.
+      is_exact: True for the exact mode: attention adds in the order of absolute positions, so that a token's logits do not
+        depend on the call that gave it (docs/exactness.md).
+      has_logprobs: True keeps the log-probability of every emitted token.
+    """
+
+    capacity: int
+    prefill_chunk: int = 512
+    attention: str = "auto"
+    is_exact: bool = False
+    has_logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}.")
+        for name in ("capacity", "prefill_chunk"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")

@@ -1,0 +1,94 @@
+"""What varies from request to request, as arrays: lengths, limits and sampling of a batch's rows."""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import numpy as np
+
+from jax_probe_mtp.model.sampling import Sampling
+
+NO_LIMIT = 2**31 - 1  # of accepted drafts
+
+
+class Request(flax.struct.PyTreeNode, kw_only=True):
+    """How to decode a batch of prompts, all arrays: other values do not recompile. `make_batch` checks and builds one.
+
+    Attributes:
+      prompt_length_B: int32 [B], at least 1.
+      max_new_tokens_B: int32 [B], tokens to emit at most, the prefill's included.
+      eos_E: int32 [E], ids that end a text.
+      sampling: the rows' seeds, and how they draw. A greedy batch holds no arrays but the seeds, and its program no noise:
+        a temperature put into it is another structure, hence another program.
+      max_accept: int32 scalar, drafts that a call accepts at most; 0 is plain decoding by the very same program.
+    """
+
+    prompt_length_B: jax.Array
+    max_new_tokens_B: jax.Array
+    eos_E: jax.Array
+    sampling: Sampling
+    max_accept: jax.Array
+
+    @property
+    def draw(self) -> Sampling | None:
+        """How the rows draw; None where all are greedy."""
+        return None if self.sampling.temperature_B is None else self.sampling
+
+
+def idle_request(
+    rows: int, eos_token_ids: Sequence[int], *, is_sampled: bool = False, max_accept: int | None = None
+) -> Request:
+    """Makes a request of rows that have no prompt and emit nothing."""
+    return make_request(
+        lengths=[1] * rows,
+        limits=[0] * rows,
+        seeds=[0] * rows,
+        draws=[(0.0, 0, 1.0)] * rows if is_sampled else None,
+        eos_token_ids=eos_token_ids,
+        max_accept=max_accept,
+    )
+
+
+def make_request(
+    *,
+    lengths: Sequence[int],
+    limits: Sequence[int],
+    seeds: Sequence[int],
+    draws: Sequence[tuple[float, int, float]] | None,
+    eos_token_ids: Sequence[int],
+    max_accept: int | None,
+) -> Request:
+    """Lays values that were checked out as NumPy's arrays: the host makes many, and a program takes them.
+
+    Args:
+      lengths: tokens of each prompt.
+      limits: new tokens of each row at most.
+      seeds: of each row.
+      draws: temperature, top-k and top-p of each row; None where all rows are greedy.
+      eos_token_ids: ids that end a text.
+      max_accept: drafts that a call accepts at most; None is no limit.
+    """
+    sampling = Sampling(seed_B=np.asarray(seeds, np.uint32))
+    if draws is not None:
+        temperatures, top_ks, top_ps = zip(*draws, strict=True)
+        sampling = sampling.replace(
+            temperature_B=np.asarray(temperatures, np.float32),
+            top_k_B=np.asarray(top_ks, np.int32),
+            top_p_B=np.asarray(top_ps, np.float32),
+        )
+    return Request(
+        prompt_length_B=np.asarray(lengths, np.int32),
+        max_new_tokens_B=np.asarray(limits, np.int32),
+        eos_E=np.asarray(list(eos_token_ids), np.int32),
+        sampling=sampling,
+        max_accept=np.asarray(NO_LIMIT if max_accept is None else min(max_accept, NO_LIMIT), np.int32),
+    )
+
+
+def join_requests(requests: Sequence[Request]) -> Request:
+    """Puts the rows of several requests into one; what all rows share is the first one's."""
+    if len(requests) == 1:
+        return requests[0]
+    shared = {name: getattr(requests[0], name) for name in ("eos_E", "max_accept")}
+    rows = [request.replace(**dict.fromkeys(shared)) for request in requests]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows).replace(**shared)

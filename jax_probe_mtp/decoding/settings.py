@@ -1,0 +1,152 @@
+"""How to decode: the settings of a run, and what a single prompt asks for in their place."""
+
+import dataclasses
+import hashlib
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from jax_probe_mtp.drafting.source import DraftSource, check_is_source
+from jax_probe_mtp.model.config import ModelConfig
+
+MOST_CALLS = 2**31 - 1  # int32; no answer reaches it
+LARGEST_TEMPERATURE = 1e30  # a draw is uniform long before, and float32 soon ends
+SMALLEST_TEMPERATURE = 1e-30  # below it rows are greedy, as they are far above it: float32 ends at 1e-37
+SMALLEST_TOP_P = 1e-30  # keeps the best token alone, as any p as small does; much smaller ones are 0 in float32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to decode; the one list of what can be set.
+
+    Attributes:
+      max_new_tokens: tokens to emit at most, for each prompt.
+      temperature: 0 is greedy, and so is less than 1e-30.
+      top_k: the most likely tokens that stay, 0 for all.
+      top_p: mass of the most likely tokens that stay, in (0, 1].
+      seed: of the run, 0 or more; each prompt draws with a seed of its own made from it and its id (`record_seed`).
+      stop: texts that end an answer where they first appear; they are not part of it.
+      batch_size: B, rows that are decoded at a time.
+      calls_per_chunk: K, decode calls between two looks at the rows: a row that ends waits for the next look.
+      max_accept: drafts that a call accepts at most; None for all that are right, 0 for plain decoding by the same program.
+      is_exact: True for the exact mode: in any dtype, tokens do not depend on `max_accept` (docs/exactness.md).
+      logprobs: True for the log-probability of each token, of the model's own softmax (no temperature, no cuts).
+      capacity: cache slots of a row; the smallest bucket that fits when None.
+      prompt_slots: T, when prompts of several batches are to share a program; the smallest bucket when None.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    batch_size: int = 1
+    calls_per_chunk: int = 8
+    max_accept: int | None = None
+    is_exact: bool = False
+    logprobs: bool = False
+    capacity: int | None = None
+    prompt_slots: int | None = None
+
+    def check(self, cfg: ModelConfig, source: DraftSource, *, num_shards: int = 1) -> None:
+        """Checks what no prompt can make right, before anything is loaded.
+
+        Args:
+          cfg: the model.
+          source: where drafts come from.
+          num_shards: D, devices (or groups of them) that rows are split over.
+
+        Raises:
+          ValueError: one line with the values and a way out.
+        """
+        self._check_sampling()
+        self._check_sizes(cfg)
+        self._check_stream(num_shards)
+        check_is_source(source)
+        source.check(cfg)
+
+    def _check_sampling(self) -> None:
+        if not isinstance(self.max_new_tokens, numbers.Integral) or self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens}.")
+        if not 0 <= self.temperature <= LARGEST_TEMPERATURE:
+            raise ValueError(f"temperature must be 0 (greedy) to {LARGEST_TEMPERATURE:g}, got {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}; 1 keeps all tokens.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all tokens) or more, got {self.top_k}.")
+        if self.max_accept is not None and not self.max_accept >= 0:
+            raise ValueError(f"max_accept must be at least 0, which is plain decoding, got {self.max_accept}.")
+
+    def _check_sizes(self, cfg: ModelConfig) -> None:
+        capacity, prompt_slots = self.capacity, self.prompt_slots
+        if capacity is not None and capacity > cfg.context_length:
+            raise ValueError(
+                f"capacity {capacity} is more than the model's context of {cfg.context_length}, which no row can use; "
+                f"lower it."
+            )
+        if prompt_slots is not None and not 1 <= prompt_slots <= cfg.context_length + 1:
+            raise ValueError(
+                f"prompt_slots must be 1 to {cfg.context_length + 1}, one more than the model's context, got {prompt_slots}."
+            )
+        if capacity is not None and prompt_slots is not None and prompt_slots > capacity + 1:
+            raise ValueError(
+                f"prompt_slots {prompt_slots} must be at most {capacity + 1}, one more than the capacity; lower it."
+            )
+
+    def _check_stream(self, num_shards: int) -> None:
+        B, K = self.batch_size, self.calls_per_chunk
+        if B < 1 or K < 1:
+            raise ValueError(f"batch_size and calls_per_chunk must be at least 1, got {B} and {K}.")
+        if K > MOST_CALLS:
+            raise ValueError(f"calls_per_chunk must be at most {MOST_CALLS}, which no answer reaches, got {K}.")
+        if B % num_shards:
+            raise ValueError(f"batch_size {B} cannot be split over data={num_shards}; use a multiple of it.")
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop must be a list of texts, got {self.stop!r}, of which each letter would be one.")
+        if not all(self.stop):
+            raise ValueError("a stop text is empty, which would end every answer at once; leave it out.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt, with settings of its own where it has some.
+
+    Attributes:
+      token_ids: the prompt, at least one token.
+      id: names it; also picks its noise when it has no seed of its own.
+      seed: seed of its noise, 0 to 2**32 - 1; from the run's seed and the id when None.
+      max_new_tokens, temperature, top_k, top_p, stop: its own in place of the run's, where not None.
+    """
+
+    token_ids: Sequence[int]
+    id: str | int = 0
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] | None = None
+
+    def of(self, name: str, settings: Settings) -> Any:
+        """Gives the prompt's own value of a setting, else the run's."""
+        own = getattr(self, name)
+        return getattr(settings, name) if own is None else own
+
+    def with_ids(self, token_ids: Sequence[int]) -> "Prompt":
+        """Gives the same prompt with other token ids, or itself where they are its own."""
+        return self if token_ids is self.token_ids else dataclasses.replace(self, token_ids=token_ids)
+
+    def own_settings(self, settings: Settings) -> Settings:
+        """Gives the settings of a run with the prompt's own in their place."""
+        names = ("max_new_tokens", "temperature", "top_k", "top_p", "stop")
+        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(settings, **own) if own else settings
+
+
+def record_seed(run_seed: int, prompt: Prompt) -> int:
+    """Picks the seed of a prompt's noise: its own, else one drawn from the run's seed and its id, whatever its batch."""
+    if prompt.seed is not None:
+        return prompt.seed
+    digest = hashlib.sha256(f"{run_seed}:{prompt.id}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")

@@ -1,0 +1,70 @@
+"""What a step of the decode loop reads and replaces, and what comes out in the end."""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+from jax_probe_mtp.decoding.request import Request
+from jax_probe_mtp.drafting.source import SourceState
+from jax_probe_mtp.model.cache import KVCache
+from jax_probe_mtp.model.config import DATA, TENSOR, ModelConfig
+
+
+class DecodeState(flax.struct.PyTreeNode, kw_only=True):
+    """What a step reads and replaces.
+
+    Attributes:
+      token_BT: int32 [B, S + 1], prompt and emitted tokens.
+      length_B: int32 [B], committed slots of the cache; `token_BT[b, length]` is the root.
+      is_done_B: bool [B], True for a row that has emitted its last token.
+      cache: keys and values.
+      source: what the draft source keeps between calls.
+      calls_B: int32 [B], decode calls the row was active in, the prefill's not counted.
+      accepted_by_depth_BD: int32 [B, D], drafts accepted at depth 1..D, before the cut at the end of the text; D is the
+        deepest of the tree.
+      accepted_by_kind_BK: int32 [B, K], the same drafts by their kind, `DraftSource.kinds`.
+      logprob_BT: float32 [B, S + 1], of each emitted token what `emitted_logprobs` says; None without `has_logprobs`.
+    """
+
+    token_BT: jax.Array
+    length_B: jax.Array
+    is_done_B: jax.Array
+    cache: KVCache
+    source: SourceState
+    calls_B: jax.Array
+    accepted_by_depth_BD: jax.Array
+    accepted_by_kind_BK: jax.Array
+    logprob_BT: jax.Array | None = None
+
+
+class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
+    """Tokens and counts, the rows' own.
+
+    Attributes:
+      token_BT: int32 [B, S + 1], prompt and emitted tokens; what is behind a row's last one means nothing.
+      num_emitted_B: int32 [B], tokens emitted, an end-of-text token included.
+      calls_B: int32 [B], decode calls, the prefill's not counted.
+      accepted_by_depth_BD: int32 [B, D], drafts accepted at depth 1..D, before the cut at the end of the text.
+      accepted_by_kind_BK: int32 [B, K], the same drafts by their kind, `DraftSource.kinds`.
+      logprob_BT: float32 [B, S + 1], log-probability of each emitted token; None without `has_logprobs`.
+      shared: what the draft source's rows share, to go on with in the next batch.
+    """
+
+    token_BT: jax.Array
+    num_emitted_B: jax.Array
+    calls_B: jax.Array
+    accepted_by_depth_BD: jax.Array
+    accepted_by_kind_BK: jax.Array
+    logprob_BT: jax.Array | None
+    shared: Any
+
+
+def num_emitted(state: DecodeState, request: Request) -> jax.Array:
+    """Counts the tokens that each row has emitted, int32 [B], the prefill's included."""
+    return state.length_B + 1 - request.prompt_length_B
+
+
+def largest(cfg: ModelConfig, value: jax.Array) -> jax.Array:
+    """Finds the largest of what the devices hold, so that all of them make the same turns of a loop."""
+    return jax.lax.pmax(value, (DATA, TENSOR)) if cfg.is_sharded else value
