@@ -1,22 +1,26 @@
 """Training-free, lossless multi-token prediction for Llama and Qwen models in JAX."""
 
-from jax_probe_mtp.decoding.batch import make_request
-from jax_probe_mtp.decoding.step import decode
-from jax_probe_mtp.drafting.draft_config import NgramConfig, ProbeConfig, RecycleConfig
-from jax_probe_mtp.generation.decoder import Settings, generate, stream
+from jax_probe_mtp.decoding.batch import make_batch
+from jax_probe_mtp.decoding.loop import decode
+from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.drafting.probe import Probe
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.generation.api import generate, stream
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.config import DecodeConfig, ModelConfig
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.params import abstract_params, check_params
 
 __all__ = [
     "Checkpoint",
-    "DecodeConfig",
+    "DraftSource",
     "ModelConfig",
-    "NgramConfig",
-    "ProbeConfig",
-    "RecycleConfig",
+    "Probe",
+    "Prompt",
     "Settings",
+    "abstract_params",
+    "check_params",
     "decode",
     "generate",
-    "make_request",
+    "make_batch",
     "stream",
 ]

@@ -1,73 +1,12 @@
-"""What is asked and what comes of it: prompts, settings, generations and their sums."""
+"""What comes of prompts: one answer each, and the sums over a run."""
 
 import dataclasses
-import hashlib
 from typing import Any
 
-from jax_probe_mtp.drafting.draft_config import DEFAULT_MASK_EMA
-from jax_probe_mtp.model.config import ANCHORED
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """One record to generate from.
-
-    Attributes:
-      id: names the record; also picks its noise when it has no seed of its own.
-      token_ids: the prompt.
-      seed: seed of its noise, 0 to 2**32 - 1; from the run's seed and the id when None.
-      max_new_tokens, temperature, top_k, top_p, stop: its own in place of the run's, where not None.
-    """
-
-    id: str | int
-    token_ids: list[int]
-    seed: int | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    stop: tuple[str, ...] | None = None
-
-    def of(self, name: str, settings: "Settings") -> Any:
-        """The record's own value of a setting, else the run's."""
-        own = getattr(self, name)
-        return getattr(settings, name) if own is None else own
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to generate.
-
-    Attributes:
-      max_new_tokens, temperature, top_k, top_p, mask_ema, capacity, prompt_slots: as for `make_request`.
-      seed: of the run; each record draws with a seed of its own made from it and its id (`record_seed`).
-      stop: texts that end an answer where they first appear; they are not part of it.
-      batch_size: B, rows that are decoded at a time.
-      calls_per_chunk: K, decode calls between two looks at the rows: a row that ends waits for the next look.
-      max_accept: drafts that a call accepts at most; None for all that are right, 0 for plain decoding by the same program.
-      is_exact: True for the exact mode: in any dtype, tokens do not depend on `max_accept` (docs/exactness.md).
-      logprobs: True for the log-probability of each token, of the model's own softmax (no temperature, no cuts).
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    mask_ema: float = DEFAULT_MASK_EMA
-    batch_size: int = 1
-    calls_per_chunk: int = 8
-    max_accept: int | None = None
-    is_exact: bool = False
-    logprobs: bool = False
-    capacity: int | None = None
-    prompt_slots: int | None = None
-
-    @property
-    def attention(self) -> str:
-        """The attention of decode calls, `DecodeConfig.attention`."""
-        return ANCHORED if self.is_exact else "auto"
+from jax_probe_mtp.decoding.settings import Prompt
+from jax_probe_mtp.errors import one_line
+from jax_probe_mtp.generation import tokenizer
+from jax_probe_mtp.model.checkpoint import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,9 +17,10 @@ class Generation:
       id: the prompt's.
       prompt_ids: its token ids.
       token_ids: the new tokens, the end-of-text token included where it was generated.
-      text: their text, without special tokens, cut before a stop string; the tokens are there up to the one that completed it.
+      text: their text, without special tokens, cut before a stop string, whose tokens stay up to the one that completed
+        it; empty where the checkpoint has no tokenizer.
       finish_reason: "stop" at an end-of-text token or a stop string, "length" at the limit, "error" if it could not run.
-      draft: what drafted it, by `draft_name`.
+      draft: what drafted it, by `spec.draft_name`.
       calls: decode calls, without the prefill.
       committed: tokens that those calls gave; the prefill's first token is not among them.
       accepted_by_depth: drafts accepted at depth 1, 2, ..., before the cut at the end of the text.
@@ -145,7 +85,7 @@ class Stats:
         return self.committed / self.calls if self.calls else 1.0
 
     def as_json(self) -> dict[str, float | None]:
-        """All of it, and what follows from it; null where there was nothing to divide by."""
+        """Gives all of it, and what follows from it; null where there was nothing to divide by."""
 
         def share(part: float, whole: float) -> float | None:
             return part / whole if whole else None
@@ -165,9 +105,37 @@ class Stats:
         )
 
 
-def record_seed(run_seed: int, prompt: Prompt) -> int:
-    """The seed of one record's noise: its own, else one drawn from the run's seed and its id, whatever its batch."""
-    if prompt.seed is not None:
-        return prompt.seed
-    digest = hashlib.sha256(f"{run_seed}:{prompt.id}".encode()).digest()
-    return int.from_bytes(digest[:4], "little")
+Item = Prompt | Generation  # a generation: a record that ended by an error before it began; it is passed on
+Numbered = tuple[int, Generation]
+
+
+def make_generation(
+    checkpoint: Checkpoint, prompt: Prompt, token_ids: list[int], *, calls: int, **more: Any
+) -> Generation:
+    """Says what came of a prompt, with its text and why it ended; `more` are fields of `Generation`."""
+    return Generation(
+        id=prompt.id,
+        prompt_ids=list(prompt.token_ids),
+        token_ids=token_ids,
+        text="" if checkpoint.tokenizer is None else tokenizer.decode(checkpoint.tokenizer, token_ids),
+        finish_reason="stop" if token_ids[-1] in checkpoint.eos_token_ids else "length",
+        calls=calls,
+        committed=len(token_ids) - 1,
+        **more,
+    )
+
+
+def make_refusal(prompt: Prompt, error: ValueError, *, draft: str, max_depth: int) -> Generation:
+    """Says what comes of a prompt that cannot run."""
+    return Generation(
+        id=prompt.id,
+        prompt_ids=list(prompt.token_ids),
+        token_ids=[],
+        text="",
+        finish_reason="error",
+        draft=draft,
+        calls=0,
+        committed=0,
+        accepted_by_depth=[0] * max_depth,
+        error=one_line(error),
+    )

@@ -1,4 +1,4 @@
-"""Whether the exact mode's one assumption holds on this device: at one shape, what a row gives depends on its inputs alone.
+"""Tests the exact mode's one assumption on this device: at one shape, what a row gives depends on its inputs alone.
 
 The same tokens go through the same program in two ways: each as the root of a call of its own, as plain decoding has them,
 and as drafts, in every place of the tree and of the batch, beside other drafts and other neighbours. Every logit must
@@ -20,24 +20,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.decoding import rows as row_batch
-from jax_probe_mtp.decoding import step as decode_loop
-from jax_probe_mtp.decoding.batch import idle_request, join_requests
-from jax_probe_mtp.decoding.step import DecodeState
-from jax_probe_mtp.drafting.draft_config import DraftConfig, draft_name
+from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp.decoding.request import idle_request, join_requests
+from jax_probe_mtp.decoding.rows import empty
+from jax_probe_mtp.decoding.state import DecodeState
+from jax_probe_mtp.decoding.step import run_block
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.drafting.tree import NO_PARENT, Tree
 from jax_probe_mtp.generation.programs import ROWS, STATE, Programs
 from jax_probe_mtp.model import cache as kv
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.config import DecodeConfig, ModelConfig
+from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
 
 log = logging.getLogger(__name__)
 
 
-def check(
-    programs: Programs, checkpoint: Checkpoint, draft_cfg: DraftConfig, decode_cfg: DecodeConfig, rows: int
-) -> int:
+def check(programs: Programs, checkpoint: Checkpoint, source: DraftSource, decode_cfg: DecodeConfig, rows: int) -> int:
     """Runs the test at the shapes of a run, once for each; caches hold noise, at three lengths.
 
     Where the capacity has no room for the drafts, the test's has a few slots more.
@@ -45,7 +45,7 @@ def check(
     Args:
       programs: where the run's programs are compiled.
       checkpoint: the model.
-      draft_cfg: where drafts come from.
+      source: where drafts come from.
       decode_cfg: of the run.
       rows: B, of the whole mesh.
 
@@ -58,18 +58,19 @@ def check(
     key = (decode_cfg, rows)
     if key in programs.tested:
         return 0
-    depth = draft_cfg.max_depth
+    depth = source.max_depth
     decode_cfg = dataclasses.replace(decode_cfg, capacity=max(decode_cfg.capacity, depth + 2))
     most = decode_cfg.capacity - depth - 1
     differ = compared = 0
     for in_use in sorted({1, (most + 1) // 2, most}):
-        found = _compare(programs, checkpoint, draft_cfg, decode_cfg, rows, in_use)
+        found = _compare(programs, checkpoint, source, decode_cfg, rows, in_use)
         differ, compared = differ + found[0], compared + found[1]
     if differ:
         raise ValueError(
             f"not exact on this device: {differ} of {compared} rows of logits depend on their place in the call "
-            f"({draft_name(draft_cfg)}, batch {rows}, capacity {decode_cfg.capacity}, {checkpoint.params['embed'].dtype}, "
-            f"attention {decode_cfg.attention}); leave --exact out, or try another batch size or dtype."
+            f"({draft_name(source)}, batch {rows}, capacity {decode_cfg.capacity}, {checkpoint.params['embed'].dtype}, "
+            f"attention {'anchored' if decode_cfg.is_exact else decode_cfg.attention}); "
+            f"leave --exact out, or try another batch size or dtype."
         )
     programs.tested.add(key)
     log.debug("exact: %d rows of logits have the same bits as drafts and as roots", compared)
@@ -79,20 +80,26 @@ def check(
 def _compare(
     programs: Programs,
     checkpoint: Checkpoint,
-    draft_cfg: DraftConfig,
+    source: DraftSource,
     decode_cfg: DecodeConfig,
     rows: int,
     in_use: int,
 ) -> tuple[int, int]:
     """Rows of logits that differ, and how many were compared, `in_use` committed tokens into a text."""
-    B, N, D = rows, draft_cfg.num_nodes, draft_cfg.max_depth
+    B, N, D = rows, source.num_nodes, source.max_depth
     draw = np.random.default_rng(in_use)
     path = draw.integers(0, checkpoint.config.vocab_size, D + 1)
     state = _noisy_state(programs, checkpoint, decode_cfg, B)
 
     def call(token_BN: np.ndarray, parent_BN: np.ndarray, depth_BN: np.ndarray, length: int) -> Any:
         nonlocal state
-        tree = Tree(token_BN=_int32(token_BN), parent_BN=_int32(parent_BN), depth_BN=_int32(depth_BN))
+        tree = Tree(
+            token_BN=_int32(token_BN),
+            parent_BN=_int32(parent_BN),
+            depth_BN=_int32(depth_BN),
+            score_BN=np.zeros((B, N), np.float32),
+            kind_BN=np.zeros((B, N), np.int32),
+        )
         # What an earlier call left from `length` on is written again before it is read.
         args = programs.place(tree), state.replace(length_B=programs.place(_int32(np.full(B, length))))
         give = programs.get(_run_call, *args, gives=(ROWS, STATE), donate=(2,), decode_cfg=decode_cfg)
@@ -123,9 +130,9 @@ def _compare(
 
 def _noisy_state(programs: Programs, checkpoint: Checkpoint, decode_cfg: DecodeConfig, rows: int) -> DecodeState:
     """A state as the run's, its rows alike, their caches full of noise."""
-    request = programs.place(join_requests([idle_request(1, checkpoint.eos_token_ids, 0.0)] * rows))
-    empty = programs.get(row_batch.empty, request, None, gives=STATE, decode_cfg=decode_cfg)
-    state: DecodeState = empty(checkpoint.params, request, None)
+    request = programs.place(join_requests([idle_request(1, checkpoint.eos_token_ids)] * rows))
+    begin = programs.get(empty, request, None, gives=STATE, decode_cfg=decode_cfg)
+    state: DecodeState = begin(checkpoint.params, request, None)
 
     def noise(slots: jax.Array, seed: int) -> jax.Array:
         def draw() -> jax.Array:
@@ -143,14 +150,16 @@ def _run_call(
     tree: Tree,
     state: DecodeState,
     cfg: ModelConfig,
-    draft_cfg: DraftConfig,
+    source: DraftSource,
     decode_cfg: DecodeConfig,
 ) -> tuple[jax.Array, DecodeState]:
     """Logits [B, N, V] of a call's nodes, and the state with its root kept."""
-    logits_BRV, cache = decode_loop.run_block(params, cfg, tree, state, draft_cfg, decode_cfg)
-    if draft_cfg.num_rows > 1:
+    # A source with owners has as many in every call; which nodes they are does not matter here.
+    owner_BO = None if source.num_owners is None else jnp.zeros((tree.token_BN.shape[0], source.num_owners), jnp.int32)
+    logits_BRV, cache = run_block(params, cfg, tree, owner_BO, state, source, decode_cfg)
+    if source.num_rows > 1:
         cache = kv.keep_path(cache, jnp.zeros((tree.token_BN.shape[0], 1), jnp.int32), state.length_B)
-    return logits_BRV[:, : draft_cfg.num_nodes], state.replace(cache=cache)
+    return logits_BRV[:, : source.num_nodes], state.replace(cache=cache)
 
 
 def _count_other(programs: Programs, logits_BNV: jax.Array, expected_11V: jax.Array, is_there_BN: np.ndarray) -> int:

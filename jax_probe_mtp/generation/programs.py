@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_probe_mtp.decoding.batch import Request
-from jax_probe_mtp.decoding.step import DecodeState
-from jax_probe_mtp.drafting.draft_config import DraftConfig
+from jax_probe_mtp.decoding.request import Request
+from jax_probe_mtp.decoding.state import DecodeState
+from jax_probe_mtp.drafting.source import DraftSource, SourceState
+from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DATA, TENSOR
 from jax_probe_mtp.model.mesh import local_config, mesh_of
@@ -32,7 +33,6 @@ REQUEST: Any = Request(
         max_new_tokens_B=ROWS,
         eos_E=EVERYWHERE,
         sampling=ROWS,
-        mask_ema=EVERYWHERE,
         max_accept=EVERYWHERE,
     )
 )
@@ -42,33 +42,35 @@ STATE: Any = DecodeState(
         length_B=ROWS,
         is_done_B=ROWS,
         cache=P(DATA, TENSOR),
-        source=ROWS,
+        source=SourceState(rows=ROWS, shared=EVERYWHERE),
         calls_B=ROWS,
         accepted_by_depth_BD=ROWS,
+        accepted_by_kind_BK=ROWS,
         logprob_BT=ROWS,
     )
 )
 
 
 class Programs:
-    """Compiles functions of `decode_loop` and `row_batch`, whose first argument is the parameters.
+    """Compiles functions of `decoding/loop.py` and `decoding/rows.py`, whose first argument is the parameters.
 
     Attributes:
       mesh: where the parameters lie; None on one device.
       compile_seconds: what compiling has taken so far.
-      tested: shapes at which `self_test` has found the exact mode exact.
+      tested: shapes at which `exact_check` has found the exact mode exact.
     """
 
-    def __init__(self, checkpoint: Checkpoint, draft_cfg: DraftConfig) -> None:
+    def __init__(self, checkpoint: Checkpoint, source: DraftSource) -> None:
         self._params = checkpoint.params
         self.mesh = mesh_of(checkpoint.params)
-        if draft_cfg.keeps_table and self.num_shards > 1:
+        if source.learns_shared and self.num_shards > 1:
             raise ValueError(
-                f"a warm table is shared by all rows: use data=1 or no --warm, got data={self.num_shards}."
+                f"{draft_name(source)} learns what all rows share: use data=1 or another way of drafting, got "
+                f"data={self.num_shards}."
             )
         self._static = {
             "cfg": checkpoint.config if self.mesh is None else local_config(checkpoint.config, self.mesh),
-            "draft_cfg": draft_cfg,
+            "source": source,
         }
         self._whole_config = checkpoint.config
         self.compile_seconds = 0.0
@@ -77,40 +79,48 @@ class Programs:
 
     @property
     def num_shards(self) -> int:
-        """D, devices (or groups of them) that batch rows are split over."""
+        """D: devices (or groups of them) that batch rows are split over."""
         return 1 if self.mesh is None else self.mesh.shape[DATA]
 
     def __len__(self) -> int:
         return len(self._compiled)
 
     def get(
-        self, function: Function, *args: Any, gives: Any = None, donate: tuple[int, ...] = (), **static: Any
+        self,
+        function: Function,
+        *args: Any,
+        takes: tuple[Any, ...] | None = None,
+        gives: Any = None,
+        donate: tuple[int, ...] = (),
+        **static: Any,
     ) -> Program:
-        """The program of `function(params, *args)` for arguments of these shapes; several threads may ask at a time.
+        """Gives the program of `function(params, *args)` for arguments of these shapes; several threads may ask at a time.
 
         Args:
-          function: what to compile; its `cfg` and `draft_cfg` are the checkpoint's.
+          function: what to compile; its `cfg` and `source` are the checkpoint's and the drafts'.
           args: arrays, trees of them, or their shapes; the parameters come before them.
+          takes: how `args` lie on a mesh, a prefix of each one's tree; when left out, rows are split.
           gives: how its results lie on a mesh, a prefix of their tree; not read on one device.
           donate: numbers of the arguments whose memory it may take, the parameters being 0.
           static: its other static arguments.
         """
-        key = (function, tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(args)), tuple(static.items()))
+        leaves, tree = jax.tree.flatten(args)
+        key = (function, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), tuple(static.items()))
         if key not in self._compiled:
             start = time.perf_counter()
             bound = functools.partial(function, **self._static, **static)
             if self.mesh is not None:
-                specs = (partition_specs(self._whole_config), *map(_spec, args))
+                specs = (partition_specs(self._whole_config), *(takes or map(_spec, args)))
                 bound = jax.shard_map(bound, mesh=self.mesh, in_specs=specs, out_specs=gives, check_vma=False)
             self._compiled[key] = jax.jit(bound, donate_argnums=donate).lower(self._params, *args).compile()
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[key]
 
-    def place(self, arg: Any) -> Any:
-        """An argument from the host, laid out as the programs take it; every process gives all of it."""
+    def place(self, arg: Any, spec: Any = None) -> Any:
+        """Lays an argument from the host out as the programs take it; every process gives all of it."""
         if self.mesh is None:
             return arg
-        mesh, spec = self.mesh, _spec(arg)
+        mesh, spec = self.mesh, _spec(arg) if spec is None else spec
 
         def put(part: P, subtree: Any) -> Any:
             def leaf(array: Any) -> jax.Array:
@@ -123,7 +133,7 @@ class Programs:
 
 
 def _spec(arg: Any) -> Any:
-    """How an argument lies on a mesh, as a prefix of its tree."""
+    """Says how an argument lies on a mesh, as a prefix of its tree."""
     if isinstance(arg, Request):
         return REQUEST
     return STATE if isinstance(arg, DecodeState) else ROWS

@@ -1,46 +1,12 @@
-"""What one row of a running batch has given so far, on the host: tokens, counts, text, and where a stop string ends it."""
+"""One row of a running batch on the host: the tokens, counts and text it has given, and where a stop string ends it."""
 
 import dataclasses
 import itertools
-from typing import Any
 
-from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.generation import tokenizer as text
-from jax_probe_mtp.generation.prompts import Generation, Prompt
+from jax_probe_mtp.decoding.settings import Prompt
+from jax_probe_mtp.generation.answers import Generation, make_generation
 from jax_probe_mtp.generation.text_stream import TextStream
 from jax_probe_mtp.model.checkpoint import Checkpoint
-
-
-def make_generation(
-    checkpoint: Checkpoint, prompt: Prompt, token_ids: list[int], *, calls: int, **more: Any
-) -> Generation:
-    """What came of a prompt, with its text and why it ended; `more` are fields of `Generation`."""
-    return Generation(
-        id=prompt.id,
-        prompt_ids=prompt.token_ids,
-        token_ids=token_ids,
-        text=text.decode(checkpoint.tokenizer, token_ids),
-        finish_reason="stop" if token_ids[-1] in checkpoint.eos_token_ids else "length",
-        calls=calls,
-        committed=len(token_ids) - 1,
-        **more,
-    )
-
-
-def make_refusal(prompt: Prompt, error: ValueError, *, draft: str, max_depth: int) -> Generation:
-    """What comes of a prompt that cannot run."""
-    return Generation(
-        id=prompt.id,
-        prompt_ids=prompt.token_ids,
-        token_ids=[],
-        text="",
-        finish_reason="error",
-        draft=draft,
-        calls=0,
-        committed=0,
-        accepted_by_depth=[0] * max_depth,
-        error=one_line(error),
-    )
 
 
 class RowText:
@@ -111,11 +77,11 @@ class RowText:
         self._accepted_by_depth = accepted
 
     def show(self) -> str:
-        """The text that is new since the last call; nothing where it is not shown as it grows."""
+        """Gives the text that is new since the last call; nothing where it is not shown as it grows."""
         return "" if self._stream is None else self._stream.show()
 
     def finish(self, draft: str, *, has_logprobs: bool) -> tuple[Generation, str]:
-        """What came of the prompt, and the rest of the text to show."""
+        """Gives what came of the prompt, and the rest of the text to show."""
         generation = make_generation(
             self._checkpoint,
             self._prompt,

@@ -1,4 +1,4 @@
-"""How much device memory a run takes, before anything is loaded: weights, cache and logits, a device."""
+"""Estimates how much device memory a run takes, before anything is loaded: weights, cache and logits, a device."""
 
 import dataclasses
 import math
@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from jax_probe_mtp.drafting.draft_config import DraftConfig, RecycleConfig
-from jax_probe_mtp.drafting.recycle import NUM_SUCCESSORS
+from jax_probe_mtp.drafting.source import DraftSource, Model, Prompts, SourceState
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
-from jax_probe_mtp.model.params import abstract_params, partition_specs
+from jax_probe_mtp.model.params import Params, abstract_params, partition_specs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,26 +18,29 @@ class Estimate:
 
     Attributes:
       weights: of the device's part of the parameters.
-      per_row: of one batch row: its cache, the logits of its part of a call in float32, its own table if it has one.
+      per_row: of one batch row: its cache, the logits of its part of a call in float32, what the draft source keeps.
       rows: batch rows of the device.
+      shared: of what the draft source keeps for all rows together.
     """
 
     weights: int
     per_row: int
     rows: int
+    shared: int = 0
 
     @property
     def total(self) -> int:
         """What has to fit; a program's temporaries come on top."""
-        return self.weights + self.per_row * self.rows
+        return self.weights + self.shared + self.per_row * self.rows
 
     def __str__(self) -> str:
-        return f"weights {_gib(self.weights)} + {self.rows} rows of {_gib(self.per_row)} = {_gib(self.total)} a device"
+        shared = f" + drafts {_gib(self.shared)}" if self.shared else ""
+        return f"weights {_gib(self.weights)}{shared} + {self.rows} rows of {_gib(self.per_row)} = {_gib(self.total)} a device"
 
 
 def estimate(
     cfg: ModelConfig,
-    draft_cfg: DraftConfig,
+    source: DraftSource,
     *,
     dtype: str,
     batch_size: int,
@@ -46,11 +48,11 @@ def estimate(
     data: int = 1,
     tensor: int = 1,
 ) -> Estimate:
-    """Device memory of a run.
+    """Estimates the device memory of a run.
 
     Args:
       cfg: the model.
-      draft_cfg: where drafts come from.
+      source: where drafts come from.
       dtype: of the weights and the cache.
       batch_size: B, over all devices.
       capacity: S, cache slots of a row.
@@ -63,12 +65,31 @@ def estimate(
         math.prod(leaf.shape) * leaf.dtype.itemsize // (tensor if TENSOR in spec else 1)
         for leaf, spec in zip(leaves, specs, strict=True)
     )
-    R = draft_cfg.num_rows
+    R = source.num_rows
     slots = 2 * cfg.num_layers * (cfg.num_kv_heads // tensor) * (capacity + R)
     row = slots * cfg.head_dim * jnp.dtype(dtype).itemsize + R * cfg.vocab_size * 4
-    if isinstance(draft_cfg, RecycleConfig):  # ids and scores; a warm table is one for all rows: counted as if of each
-        row += cfg.vocab_size * NUM_SUCCESSORS * 8
-    return Estimate(weights=weights, per_row=row, rows=batch_size // data)
+    of_source_row, shared = _source_bytes(cfg, source, dtype)
+    return Estimate(weights=weights, shared=shared, per_row=row + of_source_row, rows=batch_size // data)
+
+
+def _source_bytes(cfg: ModelConfig, source: DraftSource, dtype: str) -> tuple[int, int]:
+    """Counts the bytes that a draft source keeps for one row, and for all rows together."""
+    params = abstract_params(cfg, jnp.dtype(dtype))
+    prompt = Prompts(
+        token_BT=jax.ShapeDtypeStruct((1, 8), jnp.int32),
+        length_B=jax.ShapeDtypeStruct((1,), jnp.int32),
+        seed_B=jax.ShapeDtypeStruct((1,), jnp.uint32),
+    )
+
+    def start(params: Params, prompt: Prompts) -> SourceState:
+        return source.start(Model(params, cfg), prompt, source.init_shared(cfg))
+
+    state = jax.eval_shape(start, params, prompt)
+    rows, shared = (
+        sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (state.rows, state.shared)
+    )
+    return rows, shared
 
 
 def check(needed: Estimate, data: int = 1) -> None:
@@ -80,7 +101,7 @@ def check(needed: Estimate, data: int = 1) -> None:
     limit = device_limit()
     if limit is None or needed.total <= limit:
         return
-    rows = max(0, (limit - needed.weights) // needed.per_row)
+    rows = max(0, (limit - needed.weights - needed.shared) // needed.per_row)
     way_out = f"the largest --batch-size that fits is {rows * data}"
     if rows == 0:
         way_out = "not one row fits: lower --capacity, use --dtype bfloat16 or split the weights with --mesh tensor=T"
@@ -88,7 +109,7 @@ def check(needed: Estimate, data: int = 1) -> None:
 
 
 def device_limit() -> int | None:
-    """Bytes that JAX may use of its first local device, of a CPU's memory an equal share of what is free; None if unknown."""
+    """Gives the bytes that JAX may use of its first local device, of a CPU an equal share of what is free; None if unknown."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is not None or device.platform != "cpu":
