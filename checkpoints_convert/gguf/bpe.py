@@ -1,18 +1,14 @@
 """Byte-level BPE (`tokenizer.ggml.model` "gpt2"): the file gives only a name for how text is cut before merging."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gguf.constants import TokenType
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.gguf.vocabulary import Vocabulary
 from checkpoints_convert.mapping.fields import Fields
-
-if TYPE_CHECKING:
-    from checkpoints_convert.gguf.tokenizer import Vocabulary
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

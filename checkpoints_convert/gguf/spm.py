@@ -1,17 +1,13 @@
 """SentencePiece BPE (`tokenizer.ggml.model` "llama"): merges follow from the tokens' scores."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gguf.constants import TokenType
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.gguf.vocabulary import Vocabulary
 from checkpoints_convert.mapping.fields import Fields
-
-if TYPE_CHECKING:
-    from checkpoints_convert.gguf.tokenizer import Vocabulary
 
 _SPACE = "▁"
 _LONGEST = 256  # characters of a token: ways to cut it grow with its length, and each is as long

@@ -1,6 +1,5 @@
 """The tokenizer of a GGUF file, rebuilt with `tokenizers` from the file's fields."""
 
-import dataclasses
 from typing import Any
 
 from gguf.constants import TokenType
@@ -9,20 +8,9 @@ from tokenizers import AddedToken, Tokenizer, processors
 from checkpoints_convert.errors import CheckpointError, is_failure
 from checkpoints_convert.gguf.bpe import byte_level_tokenizer, pre_adds_bos
 from checkpoints_convert.gguf.spm import sentencepiece_tokenizer
-from checkpoints_convert.mapping.fields import Fields, first_repeated
+from checkpoints_convert.gguf.vocabulary import Vocabulary, read_vocabulary
+from checkpoints_convert.mapping.fields import Fields
 from jax_probe_mtp.errors import one_line
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of a file: `tokens[i]` is the text of id i, `kinds[i]` what it is."""
-
-    tokens: list[str]
-    kinds: list[TokenType]
-
-    def ids(self, *kinds: TokenType) -> dict[str, int]:
-        """Text -> id of the tokens of these kinds."""
-        return {token: i for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)) if kind in kinds}
 
 
 def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, context_length: int) -> Any:
@@ -41,7 +29,7 @@ def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, cont
       CheckpointError: if a field is missing or malformed, or asks for something not supported.
     """
     field = Fields(fields, where)
-    vocabulary = _vocabulary(field, vocab_size)
+    vocabulary = read_vocabulary(field, vocab_size)
     kind = field.text("tokenizer.ggml.model")
     try:
         if kind == "gpt2":
@@ -62,26 +50,6 @@ def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, cont
             raise
         raise CheckpointError(f"{where}: its tokenizer cannot be built ({one_line(error)}).") from None
     return _wrap(tokenizer, special, field.text("tokenizer.chat_template", None), context_length)
-
-
-def _vocabulary(field: Fields, vocab_size: int) -> Vocabulary:
-    tokens = field.items("tokenizer.ggml.tokens")
-    count = len(tokens)
-    tokens = list(tokens) if 1 <= count <= vocab_size else []
-    if not tokens or not all(isinstance(token, str) for token in tokens):
-        raise CheckpointError(
-            f"{field.where}: tokenizer.ggml.tokens must hold 1 to {vocab_size} texts, got {count} entries."
-        )
-    kinds = field.items("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens))
-    if len(kinds) != len(tokens):
-        raise CheckpointError(f"{field.where}: {len(kinds)} token types for {len(tokens)} tokens.")
-    try:
-        vocabulary = Vocabulary(tokens, [TokenType(kind) for kind in kinds])
-    except ValueError as error:
-        raise CheckpointError(f"{field.where}: tokenizer.ggml.token_type: {error}") from None
-    if len(set(tokens)) != len(tokens):
-        raise CheckpointError(f"{field.where}: tokenizer.ggml.tokens holds {first_repeated(tokens)!r} twice.")
-    return vocabulary
 
 
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
