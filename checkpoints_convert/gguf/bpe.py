@@ -7,8 +7,8 @@ from gguf.constants import TokenType
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.vocabulary import Vocabulary
-from checkpoints_convert.mapping.fields import Fields
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,7 +50,7 @@ _CUTS = {
 }
 
 
-def _cut(field: Fields) -> _Cut:
+def _cut(field: GGUFFields) -> _Cut:
     name = field.text("tokenizer.ggml.pre", None)
     if name not in _CUTS:
         raise CheckpointError(
@@ -60,12 +60,12 @@ def _cut(field: Fields) -> _Cut:
     return _CUTS[name]
 
 
-def pre_adds_bos(field: Fields) -> bool:
+def pre_adds_bos(field: GGUFFields) -> bool:
     """Whether plain encoding starts with BOS, where the file does not say."""
     return _cut(field).adds_bos
 
 
-def byte_level_tokenizer(field: Fields, vocabulary: Vocabulary) -> Tokenizer:
+def byte_level_tokenizer(field: GGUFFields, vocabulary: Vocabulary) -> Tokenizer:
     """The tokenizer without its special tokens.
 
     Args:

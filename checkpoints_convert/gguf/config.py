@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.reader import GGUFSource
-from checkpoints_convert.mapping.fields import Fields, shortest_float
+from checkpoints_convert.mapping.fields import shortest_float
 from checkpoints_convert.mapping.names import GGUF, GGUF_HEAD, GGUF_ROPE_DIVISORS
 from checkpoints_convert.mapping.rope import MAX_HEAD_DIM
 from jax_probe_mtp.errors import one_line
@@ -62,7 +63,7 @@ def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> 
     Raises:
       CheckpointError: if a value is missing, of a wrong type, or asks for something not supported.
     """
-    top = Fields(fields, where)
+    top = GGUFFields(fields, where)
     family = top.text("general.architecture")
     if family not in GGUF:
         raise CheckpointError(f"{where}: architecture {family!r} is not supported; {', '.join(GGUF)} are.")
@@ -71,7 +72,7 @@ def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> 
     if top.integer("split.count", 1) > 1:
         raise CheckpointError(f"{where} is one part of {fields['split.count']}; join them (llama-gguf-split --merge).")
     prefix = family + "."
-    model = Fields({key.removeprefix(prefix): fields[key] for key in fields if key.startswith(prefix)}, where)
+    model = GGUFFields({key.removeprefix(prefix): fields[key] for key in fields if key.startswith(prefix)}, where)
     for key, value in model.values.items():
         if key not in _KNOWN and value not in _NEUTRAL.get(key, ()):
             raise CheckpointError(f"{where}: {family}.{key} = {str(value)[:80]} is not supported.")

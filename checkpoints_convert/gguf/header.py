@@ -19,6 +19,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.mapping.fields import Fields
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -122,6 +123,12 @@ class GGUFArray:
             else:
                 dtype = np.dtype("<" + _SCALARS[self.kind])
                 yield from np.frombuffer(cursor.take(self.count * dtype.itemsize, self.key), dtype).tolist()
+
+
+class GGUFFields(Fields):
+    """The fields of a file, where a list may be a `GGUFArray`: whoever reads its items checks its length first."""
+
+    list_types = (list, GGUFArray)
 
 
 @contextlib.contextmanager

@@ -6,14 +6,14 @@ from gguf.constants import TokenType
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.vocabulary import Vocabulary
-from checkpoints_convert.mapping.fields import Fields
 
 _SPACE = "▁"
 _LONGEST = 256  # characters of a token: ways to cut it grow with its length, and each is as long
 
 
-def sentencepiece_tokenizer(field: Fields, vocabulary: Vocabulary) -> Tokenizer:
+def sentencepiece_tokenizer(field: GGUFFields, vocabulary: Vocabulary) -> Tokenizer:
     """The tokenizer without its special tokens, as Llama 2's tokenizer.json has it.
 
     SentencePiece joins the two neighbours whose union is the token of the highest score; a list of merges in order of

@@ -7,9 +7,9 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from checkpoints_convert.errors import CheckpointError, is_failure
 from checkpoints_convert.gguf.bpe import byte_level_tokenizer, pre_adds_bos
+from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.spm import sentencepiece_tokenizer
 from checkpoints_convert.gguf.vocabulary import Vocabulary, read_vocabulary
-from checkpoints_convert.mapping.fields import Fields
 from jax_probe_mtp.errors import one_line
 
 
@@ -28,7 +28,7 @@ def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, cont
     Raises:
       CheckpointError: if a field is missing or malformed, or asks for something not supported.
     """
-    field = Fields(fields, where)
+    field = GGUFFields(fields, where)
     vocabulary = read_vocabulary(field, vocab_size)
     kind = field.text("tokenizer.ggml.model")
     try:
@@ -60,7 +60,7 @@ def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)(added)
 
 
-def _special_tokens(field: Fields, vocabulary: Vocabulary) -> dict[str, str]:
+def _special_tokens(field: GGUFFields, vocabulary: Vocabulary) -> dict[str, str]:
     """transformers' name -> text, of the special tokens the file names."""
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     special = {}
@@ -76,7 +76,7 @@ def _special_tokens(field: Fields, vocabulary: Vocabulary) -> dict[str, str]:
 
 
 def _set_template(
-    tokenizer: Tokenizer, field: Fields, special: dict[str, str], *, adds_bos: bool, adds_eos: bool
+    tokenizer: Tokenizer, field: GGUFFields, special: dict[str, str], *, adds_bos: bool, adds_eos: bool
 ) -> None:
     before, after = ["bos_token"] if adds_bos else [], ["eos_token"] if adds_eos else []
     for name in before + after:

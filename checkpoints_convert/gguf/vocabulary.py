@@ -5,7 +5,8 @@ import dataclasses
 from gguf.constants import TokenType
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.mapping.fields import Fields, first_repeated
+from checkpoints_convert.gguf.header import GGUFFields
+from checkpoints_convert.mapping.fields import first_repeated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Vocabulary:
         return {token: i for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)) if kind in kinds}
 
 
-def read_vocabulary(field: Fields, vocab_size: int) -> Vocabulary:
+def read_vocabulary(field: GGUFFields, vocab_size: int) -> Vocabulary:
     """Reads the tokens from the fields of a file.
 
     Args:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.gguf.header import GGUFArray
 from jax_probe_mtp.errors import one_line
 
 MAX_BYTES = 1 << 20  # of a configuration, an index or a header: ten times what the largest models of our families need
@@ -83,6 +82,8 @@ class Fields:
       where: the file, for messages.
     """
 
+    list_types: tuple[type, ...] = (list,)  # what counts as a list
+
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values = values
         self.where = where
@@ -122,5 +123,5 @@ class Fields:
         return self.get(key, str, "a text", default)
 
     def items(self, key: str, default: Any = _REQUIRED) -> Any:
-        """A list, or a `GGUFArray`, whose length is to be checked before its items are read."""
-        return self.get(key, (list, GGUFArray), "a list", default)
+        """Gives a list, one of `list_types`."""
+        return self.get(key, self.list_types, "a list", default)
