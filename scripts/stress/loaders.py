@@ -38,7 +38,8 @@ from typing import Any
 
 import orbax.checkpoint  # noqa: F401  (what loading imports late is imported before the process is forked)
 import transformers  # noqa: F401
-from mutations import OUTSIDE, damage
+from mutate_bytes import OUTSIDE
+from mutations import damage
 from seeds import Seed, make_seeds, write_files
 from watch import Watch
 
