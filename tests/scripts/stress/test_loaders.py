@@ -31,7 +31,7 @@ PLANTED_CASES, PLANTED_SEED = 10, 234  # each plant is there, those that end the
 # Run in place of the script: a reader of GGUF files that misbehaves as the first byte of the file says.
 PLANTED = r"""
 import ctypes, os, signal, sys, time
-import loaders
+import loaders, worker
 from checkpoints_convert import load
 from checkpoints_convert.errors import CheckpointError
 
@@ -71,10 +71,10 @@ def planted(path):
     return open_gguf(path)
 
 load.open_gguf = planted
-fuzz_loaders.KINDS = {"gguf": 1}
-fuzz_loaders.SECONDS, fuzz_loaders.SECONDS_TO_DIE = 0.5, 1.0
-fuzz_loaders.damage = lambda draw, kind, seed: ("planted", {"m.gguf": bytes([draw.randrange(len(plants) + 1)])})
-sys.exit(fuzz_loaders.main(sys.argv[1:]))
+worker.KINDS = {"gguf": 1}
+worker.SECONDS, worker.SECONDS_TO_DIE = 0.5, 1.0
+worker.damage = lambda draw, kind, seed: ("planted", {"m.gguf": bytes([draw.randrange(len(plants) + 1)])})
+sys.exit(loaders.main(sys.argv[1:]))
 """
 
 
