@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from test_huggingface import hf_config
+from support.hf_folders import hf_config
 
 from checkpoints_convert import CheckpointError
 from checkpoints_convert.huggingface.config import read_hf_config

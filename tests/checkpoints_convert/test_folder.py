@@ -9,8 +9,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_gguf import write_gguf
-from test_huggingface import D, F, G, H, K, L, V, h, hf_config, hf_tensors, write_hf
+from support.gguf_files import write_gguf
+from support.hf_folders import D, F, G, H, K, L, V, h, hf_config, hf_tensors, quiet, write_hf
 
 import checkpoints_convert.convert
 from checkpoints_convert import CheckpointError, convert_gguf, convert_hf, load_checkpoint, read_info
@@ -22,10 +22,6 @@ from checkpoints_convert.params.folder import written_whole
 def hf_folder(tmp_path):
     config = hf_config("qwen2")
     return write_hf(tmp_path / "hf", config, hf_tensors(config))
-
-
-def quiet(text):
-    del text
 
 
 def test_a_converted_folder_holds_what_it_needs(tmp_path, hf_folder):

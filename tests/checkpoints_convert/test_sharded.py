@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import save_file
-from test_gguf import write_gguf
-from test_huggingface import L, V, hf_config, hf_tensors, write_hf
+from support.gguf_files import write_gguf
+from support.hf_folders import L, V, hf_config, hf_tensors, write_hf
 
 from checkpoints_convert import CheckpointError, convert_hf, load_checkpoint, open_checkpoint
 from checkpoints_convert.gguf.header import read_header

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors
 from safetensors.numpy import save_file
-from test_gguf import header, tensor, text, write_gguf
-from test_huggingface import D, L, hf_config, hf_tensors, sharded, write_hf
-from test_tokenizer import build, fields_of, spm_fields, trained
+from support.gguf_files import header, tensor, text, write_gguf
+from support.gguf_tokenizers import build, fields_of, spm_fields, trained
+from support.hf_folders import D, L, hf_config, hf_tensors, sharded, write_hf
 
 from checkpoints_convert import CheckpointError, convert_hf, load_checkpoint, read_info
 from checkpoints_convert.errors import LONGEST
