@@ -131,3 +131,18 @@ def test_malformed_and_unknown_tokenizers_are_named(changes, message):
 def test_more_tokens_than_the_embedding_has_are_refused():
     with pytest.raises(CheckpointError, match="1 to 100 texts"):
         build(fields_of(trained("smollm"), "smollm"), vocab_size=100)
+
+
+def test_a_token_of_many_letters_does_not_keep_the_reader_busy():
+    fields = spm_fields()
+    fields["tokenizer.ggml.tokens"][-1] = "ab" * 100_000  # 2 * 10^10 letters would be looked at
+    with pytest.raises(CheckpointError, match="token 267 has 200000 characters; 256 are supported"):
+        build(fields)
+
+
+def test_more_merges_than_tokens_allow_are_refused():
+    fields = fields_of(trained("gpt-2"), "gpt-2")
+    most = sum(map(len, fields["tokenizer.ggml.tokens"]))
+    fields["tokenizer.ggml.merges"] = [fields["tokenizer.ggml.merges"][0]] * (most + 1)
+    with pytest.raises(CheckpointError, match=f"{most + 1} tokenizer.ggml.merges; its tokens allow for {most}"):
+        build(fields)

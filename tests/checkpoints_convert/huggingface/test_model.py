@@ -1,19 +1,17 @@
-"""Hugging Face folders: every weight at its place, every flaw named. Also makes the tiny folders other tests use."""
+"""Hugging Face folders: every weight at its place, every flaw named."""
 
 import json
 import os
-import re
+import signal
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
-from support.hf_folders import LINES, D, F, G, H, K, L, V, h, hf_config, hf_tensors, sharded, tiny_tokenizer, write_hf
+from support.hf_folders import LINES, D, F, G, H, K, L, h, hf_config, hf_tensors, tiny_tokenizer, write_hf
 from tokenizers import processors
 
 from checkpoints_convert import CheckpointError, convert_hf, load_checkpoint
-from checkpoints_convert.huggingface.model import open_hf
 from jax_probe_mtp.model.params import abstract_params
 
 
@@ -187,114 +185,6 @@ def test_a_converted_tokenizer_is_the_folder_s_own(tmp_path, tokenizer_class, ha
         assert stored.decode(ids[has_bos:]) == direct.decode(ids[has_bos:]) == text
 
 
-def test_weights_of_other_types_are_named(tmp_path):
-    config = hf_config("llama")
-    tensors = hf_tensors(config) | {"model.norm.weight": np.ones(D, np.int8)}
-    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is I8, which is not supported; F32, F16, BF16"):
-        load_checkpoint(write_hf(tmp_path / "hf", config, tensors))
-
-
-def test_a_tensor_in_two_shards_is_named(tmp_path):
-    folder, _ = sharded(tmp_path)
-    config = hf_config("llama")
-    tensors = hf_tensors(config)
-    names = list(tensors)
-    part = {name: tensors[name] for name in [*names[1::3], names[0]]}
-    save_file(part, folder / "model-00002-of-00003.safetensors")
-    with pytest.raises(CheckpointError, match=re.escape(f"'{names[0]}' is in both")):
-        open_hf(folder)
-
-
-@pytest.mark.parametrize(
-    ("shard", "message"),
-    [
-        ("/etc/model.safetensors", "outside its folder"),
-        ("../hf2/model.safetensors", "outside its folder"),
-        ("a/../../model.safetensors", "outside its folder"),
-        ("link.safetensors", "a link to .*outside its folder"),
-        ("absent.safetensors", "'absent.safetensors', but .* is missing"),
-        ("pytorch_model.bin", "only .safetensors files"),
-        (5, "must name a file, got 5"),
-    ],
-)
-def test_an_index_cannot_name_files_elsewhere(tmp_path, shard, message):
-    folder, index = sharded(tmp_path)
-    outside = tmp_path / "outside.safetensors"
-    save_file({"model.norm.weight": np.ones(D, np.float32)}, outside)
-    os.symlink(outside, folder / "link.safetensors")
-    values = json.loads(index.read_text())
-    values["weight_map"]["model.norm.weight"] = shard
-    index.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match=message):
-        open_hf(folder)
-
-
-def test_links_of_a_hub_cache_are_followed(tmp_path):
-    folder, _ = sharded(tmp_path)
-    repository = tmp_path / "models--org--name"
-    snapshot = repository / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (repository / "blobs").mkdir()
-    for i, path in enumerate(sorted(folder.iterdir())):
-        path.rename(repository / "blobs" / str(i))
-        os.symlink(f"../../blobs/{i}", snapshot / path.name)
-    assert load_checkpoint(snapshot).params["embed"].shape == (V, D)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "not readable JSON"),
-        ("[]", "must hold a JSON object"),
-        ('{"weight_map": {}}', "no 'weight_map'"),
-        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "'a' twice"),
-    ],
-)
-def test_a_malformed_index_is_named(tmp_path, text, message):
-    folder, index = sharded(tmp_path)
-    index.write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        open_hf(folder)
-
-
-def test_index_and_shards_must_agree(tmp_path):
-    folder, index = sharded(tmp_path)
-    good = json.loads(index.read_text())
-    shards = sorted(set(good["weight_map"].values()))
-    moved = good["weight_map"] | {"model.norm.weight": shards[0]}
-    absent = good["weight_map"] | {"ghost": shards[0]}
-    dropped = {name: shard for name, shard in good["weight_map"].items() if name != "model.norm.weight"}
-    assert good["weight_map"]["model.norm.weight"] != shards[0]
-    for weight_map, message in ((moved, "but it is in"), (absent, "'ghost'.*does not hold"), (dropped, "is not in")):
-        index.write_text(json.dumps({"weight_map": weight_map}))
-        with pytest.raises(CheckpointError, match=message):
-            open_hf(folder)
-
-
-def test_damaged_safetensors_never_end_in_another_error(tmp_path):
-    config = hf_config("llama")
-    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
-    path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    for size in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut short"):
-            open_hf(folder)
-    path.write_bytes((2**62).to_bytes(8, "little") + whole[8:])
-    with pytest.raises(CheckpointError, match="damaged or cut short"):
-        open_hf(folder)
-
-
-def test_pickled_weights_are_refused(tmp_path):
-    config = hf_config("llama")
-    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="pickled"):
-        open_hf(folder)
-    with pytest.raises(CheckpointError, match="pickled"):
-        load_checkpoint(folder / "pytorch_model.bin")
-
-
 def test_a_folder_without_tokenizer_json_is_named(tmp_path):
     config = hf_config("llama")
     folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
@@ -303,4 +193,40 @@ def test_a_folder_without_tokenizer_json_is_named(tmp_path):
         load_checkpoint(folder)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="its tokenizer cannot be loaded"):
+        load_checkpoint(folder)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    config = hf_config("llama")
+    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
+    for name in ("tokenizer_config.json", "config.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        before = signal.signal(signal.SIGALRM, lambda *args: pytest.fail("it waits"))
+        signal.alarm(5)
+        try:
+            with pytest.raises(CheckpointError, match=f"{name} is not a file"):
+                load_checkpoint(folder)
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_layers_that_the_tensors_cannot_fill_are_not_planned(tmp_path):
+    config = hf_config("llama")
+    folder = write_hf(tmp_path / "hf", config | {"num_hidden_layers": 40}, hf_tensors(config))
+    with pytest.raises(
+        CheckpointError, match="48 tensors, too few for the 40 layers"
+    ):  # as many as it has, but 9 a layer
+        load_checkpoint(folder)
+
+
+def test_a_tokenizer_leads_to_no_file_elsewhere(tmp_path):
+    config = hf_config("llama")
+    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
+    (folder / "tokenizer.json").rename(tmp_path / "tokenizer.4.0.json")
+    (folder / "tokenizer.json").write_text("{}")
+    settings = {"fast_tokenizer_files": ["../tokenizer.4.0.json"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="names other files under 'fast_tokenizer_files'; remove that entry"):
         load_checkpoint(folder)
