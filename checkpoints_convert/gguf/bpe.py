@@ -1,4 +1,4 @@
-"""Byte-level BPE (`tokenizer.ggml.model` "gpt2"): the file gives only a name for how text is cut before merging."""
+"""Builds byte-level BPE (`tokenizer.ggml.model` "gpt2"): the file only names the way text is cut before merging."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 @dataclasses.dataclass(frozen=True)
 class _Cut:
-    """How a family's tokenizer.json treats text before merging.
+    """The steps of a family's tokenizer.json before merging.
 
     Attributes:
       regex: pieces it cuts out; None for GPT-2's own, which is built into the byte-level step.
@@ -61,12 +61,12 @@ def _cut(field: GGUFFields) -> _Cut:
 
 
 def pre_adds_bos(field: GGUFFields) -> bool:
-    """Whether plain encoding starts with BOS, where the file does not say."""
+    """Says whether plain encoding starts with BOS, where the file does not say."""
     return _cut(field).adds_bos
 
 
 def byte_level_tokenizer(field: GGUFFields, vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer without its special tokens.
+    """Builds the tokenizer without its special tokens.
 
     Args:
       field: the fields of the file.

@@ -1,4 +1,4 @@
-"""The fields of a GGUF file as our ModelConfig; a field of the model that we do not know is refused by name."""
+"""Reads the fields of a GGUF file as our ModelConfig; refuses by name a field of the model that we do not know."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> tuple[ModelConfig, tuple[int, ...]]:
-    """The model and its end-of-text ids.
+    """Reads the model and its end-of-text ids.
 
     Args:
       fields: the file's fields.
@@ -113,7 +113,7 @@ def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> 
 
 
 def _rope_divisors(source: GGUFSource) -> tuple[float, ...]:
-    """`rope_freqs.weight`, where a Llama 3.1 file has it: it holds the divisors of the frequencies, not frequencies."""
+    """Reads `rope_freqs.weight`, where a Llama 3.1 file has it: it holds the divisors of the frequencies, not frequencies."""
     info = source.tensors.get(GGUF_ROPE_DIVISORS)
     if info is None:
         return ()

@@ -1,4 +1,4 @@
-"""SentencePiece BPE (`tokenizer.ggml.model` "llama"): merges follow from the tokens' scores."""
+"""Builds SentencePiece BPE (`tokenizer.ggml.model` "llama"): merges follow from the tokens' scores."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _LONGEST = 256  # characters of a token: ways to cut it grow with its length, an
 
 
 def sentencepiece_tokenizer(field: GGUFFields, vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer without its special tokens, as Llama 2's tokenizer.json has it.
+    """Builds the tokenizer without its special tokens, as Llama 2's tokenizer.json has it.
 
     SentencePiece joins the two neighbours whose union is the token of the highest score; a list of merges in order of
     score does the same. Text that no token covers becomes bytes.
@@ -54,7 +54,7 @@ def sentencepiece_tokenizer(field: GGUFFields, vocabulary: Vocabulary) -> Tokeni
 
 
 def _merges(where: str, ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Every way to put a token together from two others, best score first."""
+    """Lists every way to put a token together from two others, best score first."""
     ranked = []
     for token, token_id in ids.items():
         if len(token) > _LONGEST:

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, rebuilt with `tokenizers` from the file's fields."""
+"""Rebuilds the tokenizer of a GGUF file with `tokenizers` from the file's fields."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax_probe_mtp.errors import one_line
 
 
 def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, context_length: int) -> Any:
-    """A `transformers.PreTrainedTokenizerFast` that tokenizes as the model was trained.
+    """Builds a `transformers.PreTrainedTokenizerFast` that tokenizes as the model was trained.
 
     Args:
       fields: the fields of a GGUF file.
@@ -53,7 +53,7 @@ def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, cont
 
 
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    """Tokens that are found in a text before anything else is done to it."""
+    """Adds the tokens that are found in a text before anything else is done to it."""
     for kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
         is_special = kind != TokenType.USER_DEFINED  # special: left out by decode(skip_special_tokens=True)
         added = [AddedToken(token, special=is_special, normalized=False) for token in vocabulary.ids(kind)]
@@ -61,7 +61,7 @@ def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
 
 
 def _special_tokens(field: GGUFFields, vocabulary: Vocabulary) -> dict[str, str]:
-    """transformers' name -> text, of the special tokens the file names."""
+    """Gives transformers' name -> text of the special tokens that the file names."""
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     special = {}
     for ours, theirs in names.items():

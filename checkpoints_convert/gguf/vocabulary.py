@@ -1,4 +1,4 @@
-"""The tokens of a GGUF file: their texts and what each is."""
+"""Reads the tokens of a GGUF file: their texts and what each is."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ class Vocabulary:
     kinds: list[TokenType]
 
     def ids(self, *kinds: TokenType) -> dict[str, int]:
-        """Text -> id of the tokens of these kinds."""
+        """Gives text -> id of the tokens of these kinds."""
         return {token: i for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)) if kind in kinds}
 
 

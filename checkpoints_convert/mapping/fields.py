@@ -18,7 +18,7 @@ _REQUIRED: Any = object()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Reads the object in a JSON file.
 
     Raises:
       CheckpointError: if the file is missing, larger than `MAX_BYTES` or `MAX_VALUES`, not UTF-8 JSON, not an object,
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def first_repeated(items: list[str]) -> str:
-    """The first item that stands in the list before; there must be one."""
+    """Finds the first item that stands in the list before; there must be one."""
     seen: set[str] = set()
     for item in items:
         if item in seen:
@@ -70,7 +70,7 @@ def first_repeated(items: list[str]) -> str:
 
 
 def shortest_float(value: float) -> float:
-    """The shortest decimal that rounds to the same float32: GGUF stores 1e-6 as 9.99999997e-07, we mean 1e-6."""
+    """Gives the shortest decimal that rounds to the same float32: GGUF stores 1e-6 as 9.99999997e-07, we mean 1e-6."""
     return float(str(np.float32(value)))
 
 
@@ -92,7 +92,7 @@ class Fields:
         return self.values.get(key) is not None
 
     def get(self, key: str, kind: type | tuple[type, ...], wanted: str, default: Any = _REQUIRED) -> Any:
-        """The value of `key`, which must be of `kind`; `default` where the key is absent or null."""
+        """Gives the value of `key`, which must be of `kind`; `default` where the key is absent or null."""
         value = self.values.get(key)
         if value is None:
             if default is _REQUIRED:
