@@ -45,7 +45,7 @@ CASES = {
 
 
 def random_model(config_class, model_class, changes):
-    """A model whose every weight matters: logits of a few units, biases and norms away from 0 and 1."""
+    """Makes a model whose every weight matters: logits of a few units, biases and norms away from 0 and 1."""
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 331,

@@ -32,7 +32,7 @@ class Counting:
 
 
 def opened(cfg, source, rows):
-    """The model in a file whose tensors alone matter."""
+    """Opens the model in a file whose tensors alone matter."""
     return OpenedModel(
         config=cfg,
         eos_token_ids=(0,),
@@ -47,7 +47,7 @@ def opened(cfg, source, rows):
 
 
 def write_models(folder, cfg):
-    """A random model as safetensors, and as GGUF with types in turn."""
+    """Writes a random model as safetensors, and as GGUF with types in turn."""
     params = jax.tree.map(np.asarray, random_params(cfg, jax.random.key(1)))
 
     def tensors(rows):

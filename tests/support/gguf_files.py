@@ -1,4 +1,4 @@
-"""Tiny GGUF files, whole and in their parts, for tests."""
+"""Writes tiny GGUF files, whole and in their parts, for tests."""
 
 import json
 import struct
@@ -35,7 +35,7 @@ def gguf_name(name):
 
 
 def llama_permute(weights, n_head):
-    """What llama.cpp's convert_hf_to_gguf.py does to q and k of a llama model (`LlamaModel.permute`)."""
+    """Permutes q or k of a llama model as llama.cpp's convert_hf_to_gguf.py does (`LlamaModel.permute`)."""
     return (
         weights.reshape(n_head, 2, weights.shape[0] // n_head // 2, *weights.shape[1:])
         .swapaxes(1, 2)
@@ -57,7 +57,7 @@ def add_tokenizer(writer):
 
 
 def write_gguf(path, family, tensors, *, kinds=None, fields=None, without=(), extra=None):
-    """A file as llama.cpp's converter writes it; `kinds` maps Hugging Face names to quantization types."""
+    """Writes a file as llama.cpp's converter writes it; `kinds` maps Hugging Face names to quantization types."""
     writer = gguf.GGUFWriter(path, family)
     numbers = {
         "block_count": L,

@@ -1,4 +1,4 @@
-"""Tiny tokenizers and the fields of GGUF files that hold them, for tests."""
+"""Makes tiny tokenizers and the fields of GGUF files that hold them, for tests."""
 
 import json
 
@@ -42,7 +42,7 @@ PRE_TOKENIZERS = {
 
 
 def trained(pre):
-    """A byte-level BPE cut as `pre` says, with merges that were learnt without any cut, so that each cut shows."""
+    """Trains a byte-level BPE cut as `pre` says, with merges that were learnt without any cut, so that each cut shows."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = BYTE_LEVEL
     trainer = trainers.BpeTrainer(
@@ -87,7 +87,7 @@ def build(fields, vocab_size=2000):
 
 
 def spm_fields(**changes):
-    """A SentencePiece vocabulary with hand-set scores: "ab" beats "bc", "abc" beats all."""
+    """Gives a SentencePiece vocabulary with hand-set scores: "ab" beats "bc", "abc" beats all."""
     pieces = {"▁": -9.0, "a": -9.0, "b": -9.0, "c": -9.0, "ab": -2.0, "bc": -3.0, "▁ab": -4.0, "cc": -1.0, "bcc": -5.0}
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *pieces]
     kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]

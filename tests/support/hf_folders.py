@@ -1,4 +1,4 @@
-"""Tiny Hugging Face folders, for tests."""
+"""Writes tiny Hugging Face folders, for tests."""
 
 import json
 
@@ -33,7 +33,7 @@ def hf_config(family, **changes):
 
 
 def hf_tensors(config, seed=0):
-    """Random weights under Hugging Face's names and in its shapes."""
+    """Draws random weights under Hugging Face's names and in its shapes."""
     rng = np.random.default_rng(seed)
     family = config["model_type"]
     shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
@@ -60,7 +60,7 @@ def hf_tensors(config, seed=0):
 
 
 def tiny_tokenizer():
-    """A byte-level BPE of at most V tokens, <eos> among them."""
+    """Trains a byte-level BPE of at most V tokens, <eos> among them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -76,7 +76,7 @@ def tiny_tokenizer():
 
 
 def write_hf(folder, config, tensors, *, num_shards=0):
-    """A folder as save_pretrained writes it; `num_shards` 0 means one file without an index."""
+    """Writes a folder as save_pretrained writes it; `num_shards` 0 means one file without an index."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     tiny_tokenizer().save(str(folder / "tokenizer.json"))

@@ -14,7 +14,7 @@ from checkpoints_convert.gguf.model import open_gguf
 
 
 def peak_of(read, path):
-    """Bytes that Python and numpy allocate at most; what is refused is as good as what is read."""
+    """Gives the bytes that Python and numpy allocate at most; what is refused is as good as what is read."""
     tracemalloc.start()
     try:
         read(path)

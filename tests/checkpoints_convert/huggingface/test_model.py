@@ -16,7 +16,7 @@ from jax_probe_mtp.model.params import abstract_params
 
 
 def assert_leaves_match(params, tensors, family):
-    """Each leaf against the Hugging Face tensors, indexed number by number from the shapes in `abstract_params`."""
+    """Compares each leaf with the Hugging Face tensors, indexed number by number from the shapes in `abstract_params`."""
     np.testing.assert_array_equal(params["embed"], tensors["model.embed_tokens.weight"])
     np.testing.assert_array_equal(params["final_norm"], tensors["model.norm.weight"])
     if "lm_head.weight" in tensors:

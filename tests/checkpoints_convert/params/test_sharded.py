@@ -54,7 +54,7 @@ SECONDS = 300  # more is an error
 
 
 def wrong_leaves(params, whole):
-    """The leaves, by name, that are not the whole ones with zeros behind, all together or on some device."""
+    """Lists the leaves, by name, that are not the whole ones with zeros behind, all together or on some device."""
     wrong = []
     for (path, leaf), (_, expected) in zip(
         jax.tree.leaves_with_path(params), jax.tree.leaves_with_path(whole), strict=True
@@ -94,7 +94,7 @@ def measure_files(folder):
 
 
 def numbers_of_device(model, params, device):
-    """How many numbers are read for the parts of one device, as its own process would."""
+    """Counts the numbers that are read for the parts of one device, as its own process would."""
     model.source.numbers.clear()
     leaves, _ = fill.read_leaves(model, "float32")
     for read, leaf in zip(leaves, jax.tree.leaves(params), strict=True):
@@ -121,7 +121,7 @@ def measure_checkpoints(folder):
 
 
 def measure_messages(folder, models):
-    """What is said of each flaw, without a mesh and with one."""
+    """Tells what is said of each flaw, without a mesh and with one."""
 
     def message(path, mesh):
         try:
