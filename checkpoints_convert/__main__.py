@@ -1,4 +1,4 @@
-"""`python -m checkpoints_convert` is the command `checkpoints-convert`."""
+"""Runs the command `checkpoints-convert` for `python -m checkpoints_convert`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command `checkpoints-convert`."""
+"""Runs the command `checkpoints-convert`."""
 
 from collections.abc import Sequence
 

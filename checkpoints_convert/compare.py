@@ -1,4 +1,7 @@
-"""Our logits against those of transformers on torch, from the same weights: `python -m checkpoints_convert.compare MODEL`."""
+"""Compares our logits with those of transformers on torch: `python -m checkpoints_convert.compare MODEL`.
+
+Both have the same weights.
+"""
 
 import dataclasses
 import sys
@@ -28,7 +31,7 @@ In 1897 the pier was 312 metres long; by 1953 only 47 of its 60 piles were left.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far two sets of logits are apart.
+    """The distance between two sets of logits.
 
     Attributes:
       num_tokens: positions compared.
@@ -54,7 +57,7 @@ def difference(ours_TV: np.ndarray, theirs_TV: np.ndarray) -> Difference:
 
 
 def torch_model(cfg: ModelConfig, params: Params, dtype: str = "float32") -> Any:
-    """The transformers model with our parameters, in "float32" or "bfloat16" on the CPU."""
+    """Makes the transformers model with our parameters, in "float32" or "bfloat16" on the CPU."""
     import torch
     import transformers
 
@@ -99,7 +102,7 @@ def torch_model(cfg: ModelConfig, params: Params, dtype: str = "float32") -> Any
 
 
 def greedy(model: Any, prompt_ids: Sequence[int], *, max_new_tokens: int, eos_token_ids: Sequence[int]) -> list[int]:
-    """New tokens of transformers' own greedy `generate`: no sampling, beams or penalties, whatever a checkpoint asks for.
+    """Generates as transformers' own greedy `generate` does: no sampling, beams or penalties, whatever a checkpoint asks for.
 
     Args:
       model: from `torch_model`, moved and cast as it should run.
@@ -140,7 +143,7 @@ def compare(model: str) -> Difference:
 
 
 def main() -> int:
-    """Prints the comparison; 1 where a best token differs, or a logit by more than `MAX_DELTA`."""
+    """Prints the comparison; returns 1 where a best token differs, or a logit by more than `MAX_DELTA`."""
     parser = Parser(description="Compares our logits with those of transformers on torch.")
     parser.add_argument("model", help="converted folder, Hugging Face folder, GGUF file or hub id")
     found = compare(parser.parse_args().model)

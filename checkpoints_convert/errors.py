@@ -1,4 +1,4 @@
-"""The one error of this package."""
+"""Defines the one error of this package."""
 
 LONGEST = 1000  # characters of a message: a file may put a megabyte into a name
 
@@ -18,5 +18,5 @@ class CheckpointError(ValueError):
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether a library failed: a panic of its Rust code counts, although it is no Exception; an interrupt does not."""
+    """Says whether a library failed: a panic of its Rust code counts, although it is no Exception; an interrupt does not."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -1,4 +1,4 @@
-"""What a checkpoint is, told without loading its weights."""
+"""Tells what a checkpoint is without loading its weights."""
 
 import dataclasses
 from pathlib import Path
@@ -39,7 +39,7 @@ class Info:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Size of one token's keys and values over all layers, 2 K h L numbers."""
+        """Gives the size of one token's keys and values over all layers, 2 K h L numbers."""
         cfg = self.config
         return 2 * cfg.num_kv_heads * cfg.head_dim * cfg.num_layers * np.dtype(jax.numpy.dtype(self.dtype)).itemsize
 

@@ -1,18 +1,14 @@
-"""Byte-level BPE (`tokenizer.ggml.model` "gpt2"): the file gives only a name for how text is cut before merging."""
-
-from __future__ import annotations
+"""Builds byte-level BPE (`tokenizer.ggml.model` "gpt2"): the file only names the way text is cut before merging."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gguf.constants import TokenType
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.mapping.fields import Fields
-
-if TYPE_CHECKING:
-    from checkpoints_convert.gguf.tokenizer import Vocabulary
+from checkpoints_convert.gguf.header import GGUFFields
+from checkpoints_convert.gguf.vocabulary import Vocabulary
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -22,7 +18,7 @@ _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 @dataclasses.dataclass(frozen=True)
 class _Cut:
-    """How a family's tokenizer.json treats text before merging.
+    """The steps of a family's tokenizer.json before merging.
 
     Attributes:
       regex: pieces it cuts out; None for GPT-2's own, which is built into the byte-level step.
@@ -54,7 +50,7 @@ _CUTS = {
 }
 
 
-def _cut(field: Fields) -> _Cut:
+def _cut(field: GGUFFields) -> _Cut:
     name = field.text("tokenizer.ggml.pre", None)
     if name not in _CUTS:
         raise CheckpointError(
@@ -64,13 +60,13 @@ def _cut(field: Fields) -> _Cut:
     return _CUTS[name]
 
 
-def pre_adds_bos(field: Fields) -> bool:
-    """Whether plain encoding starts with BOS, where the file does not say."""
+def pre_adds_bos(field: GGUFFields) -> bool:
+    """Says whether plain encoding starts with BOS, where the file does not say."""
     return _cut(field).adds_bos
 
 
-def byte_level_tokenizer(field: Fields, vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer without its special tokens.
+def byte_level_tokenizer(field: GGUFFields, vocabulary: Vocabulary) -> Tokenizer:
+    """Builds the tokenizer without its special tokens.
 
     Args:
       field: the fields of the file.

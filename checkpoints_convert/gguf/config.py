@@ -1,12 +1,13 @@
-"""The fields of a GGUF file as our ModelConfig; a field of the model that we do not know is refused by name."""
+"""Reads the fields of a GGUF file as our ModelConfig; refuses by name a field of the model that we do not know."""
 
 from typing import Any
 
 import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.reader import GGUFSource
-from checkpoints_convert.mapping.fields import Fields, shortest_float
+from checkpoints_convert.mapping.fields import shortest_float
 from checkpoints_convert.mapping.names import GGUF, GGUF_HEAD, GGUF_ROPE_DIVISORS
 from checkpoints_convert.mapping.rope import MAX_HEAD_DIM
 from jax_probe_mtp.errors import one_line
@@ -49,7 +50,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> tuple[ModelConfig, tuple[int, ...]]:
-    """The model and its end-of-text ids.
+    """Reads the model and its end-of-text ids.
 
     Args:
       fields: the file's fields.
@@ -62,7 +63,7 @@ def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> 
     Raises:
       CheckpointError: if a value is missing, of a wrong type, or asks for something not supported.
     """
-    top = Fields(fields, where)
+    top = GGUFFields(fields, where)
     family = top.text("general.architecture")
     if family not in GGUF:
         raise CheckpointError(f"{where}: architecture {family!r} is not supported; {', '.join(GGUF)} are.")
@@ -71,7 +72,7 @@ def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> 
     if top.integer("split.count", 1) > 1:
         raise CheckpointError(f"{where} is one part of {fields['split.count']}; join them (llama-gguf-split --merge).")
     prefix = family + "."
-    model = Fields({key.removeprefix(prefix): fields[key] for key in fields if key.startswith(prefix)}, where)
+    model = GGUFFields({key.removeprefix(prefix): fields[key] for key in fields if key.startswith(prefix)}, where)
     for key, value in model.values.items():
         if key not in _KNOWN and value not in _NEUTRAL.get(key, ()):
             raise CheckpointError(f"{where}: {family}.{key} = {str(value)[:80]} is not supported.")
@@ -112,7 +113,7 @@ def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> 
 
 
 def _rope_divisors(source: GGUFSource) -> tuple[float, ...]:
-    """`rope_freqs.weight`, where a Llama 3.1 file has it: it holds the divisors of the frequencies, not frequencies."""
+    """Reads `rope_freqs.weight`, where a Llama 3.1 file has it: it holds the divisors of the frequencies, not frequencies."""
     info = source.tensors.get(GGUF_ROPE_DIVISORS)
     if info is None:
         return ()

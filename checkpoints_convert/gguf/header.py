@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read strictly within the file's bounds.
+"""Reads the header of a GGUF file strictly within the file's bounds.
 
 The gguf package's own reader trusts every length (an array said to hold 2^40 numbers keeps it busy for hours) and makes
 several objects a token; this walk takes each length from the file only after checking that so much is left.
@@ -19,6 +19,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.mapping.fields import Fields
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -31,7 +32,7 @@ _MAX_TEXT = 1 << 20  # bytes of all keys, names and texts, those in arrays left 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """Where a tensor lies: its name, type, shape (slowest axis first), first byte and size in bytes."""
+    """The place of a tensor: its name, type, shape (slowest axis first), first byte and size in bytes."""
 
     name: str
     kind: GGMLQuantizationType
@@ -124,9 +125,15 @@ class GGUFArray:
                 yield from np.frombuffer(cursor.take(self.count * dtype.itemsize, self.key), dtype).tolist()
 
 
+class GGUFFields(Fields):
+    """The fields of a file, where a list may be a `GGUFArray`: whoever reads its items checks its length first."""
+
+    list_types = (list, GGUFArray)
+
+
 @contextlib.contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    """The bytes of a file.
+    """Maps the bytes of a file.
 
     Raises:
       CheckpointError: if it cannot be read.
@@ -145,7 +152,7 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
-    """The fields and the tensor list of a GGUF file.
+    """Reads the fields and the tensor list of a GGUF file.
 
     Args:
       path: the file.

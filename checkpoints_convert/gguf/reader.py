@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file, dequantized a few rows at a time."""
+"""Reads tensors of a GGUF file, dequantized a few rows at a time."""
 
 from collections.abc import Mapping
 from pathlib import Path

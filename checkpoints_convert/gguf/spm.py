@@ -1,24 +1,20 @@
-"""SentencePiece BPE (`tokenizer.ggml.model` "llama"): merges follow from the tokens' scores."""
+"""Builds SentencePiece BPE (`tokenizer.ggml.model` "llama"): merges follow from the tokens' scores."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gguf.constants import TokenType
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.mapping.fields import Fields
-
-if TYPE_CHECKING:
-    from checkpoints_convert.gguf.tokenizer import Vocabulary
+from checkpoints_convert.gguf.header import GGUFFields
+from checkpoints_convert.gguf.vocabulary import Vocabulary
 
 _SPACE = "▁"
 _LONGEST = 256  # characters of a token: ways to cut it grow with its length, and each is as long
 
 
-def sentencepiece_tokenizer(field: Fields, vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer without its special tokens, as Llama 2's tokenizer.json has it.
+def sentencepiece_tokenizer(field: GGUFFields, vocabulary: Vocabulary) -> Tokenizer:
+    """Builds the tokenizer without its special tokens, as Llama 2's tokenizer.json has it.
 
     SentencePiece joins the two neighbours whose union is the token of the highest score; a list of merges in order of
     score does the same. Text that no token covers becomes bytes.
@@ -58,7 +54,7 @@ def sentencepiece_tokenizer(field: Fields, vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _merges(where: str, ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Every way to put a token together from two others, best score first."""
+    """Lists every way to put a token together from two others, best score first."""
     ranked = []
     for token, token_id in ids.items():
         if len(token) > _LONGEST:

@@ -1,6 +1,5 @@
-"""The tokenizer of a GGUF file, rebuilt with `tokenizers` from the file's fields."""
+"""Rebuilds the tokenizer of a GGUF file with `tokenizers` from the file's fields."""
 
-import dataclasses
 from typing import Any
 
 from gguf.constants import TokenType
@@ -8,25 +7,14 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from checkpoints_convert.errors import CheckpointError, is_failure
 from checkpoints_convert.gguf.bpe import byte_level_tokenizer, pre_adds_bos
+from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.spm import sentencepiece_tokenizer
-from checkpoints_convert.mapping.fields import Fields, first_repeated
+from checkpoints_convert.gguf.vocabulary import Vocabulary, read_vocabulary
 from jax_probe_mtp.errors import one_line
 
 
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of a file: `tokens[i]` is the text of id i, `kinds[i]` what it is."""
-
-    tokens: list[str]
-    kinds: list[TokenType]
-
-    def ids(self, *kinds: TokenType) -> dict[str, int]:
-        """Text -> id of the tokens of these kinds."""
-        return {token: i for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)) if kind in kinds}
-
-
 def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, context_length: int) -> Any:
-    """A `transformers.PreTrainedTokenizerFast` that tokenizes as the model was trained.
+    """Builds a `transformers.PreTrainedTokenizerFast` that tokenizes as the model was trained.
 
     Args:
       fields: the fields of a GGUF file.
@@ -40,8 +28,8 @@ def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, cont
     Raises:
       CheckpointError: if a field is missing or malformed, or asks for something not supported.
     """
-    field = Fields(fields, where)
-    vocabulary = _vocabulary(field, vocab_size)
+    field = GGUFFields(fields, where)
+    vocabulary = read_vocabulary(field, vocab_size)
     kind = field.text("tokenizer.ggml.model")
     try:
         if kind == "gpt2":
@@ -64,36 +52,16 @@ def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, cont
     return _wrap(tokenizer, special, field.text("tokenizer.chat_template", None), context_length)
 
 
-def _vocabulary(field: Fields, vocab_size: int) -> Vocabulary:
-    tokens = field.items("tokenizer.ggml.tokens")
-    count = len(tokens)
-    tokens = list(tokens) if 1 <= count <= vocab_size else []
-    if not tokens or not all(isinstance(token, str) for token in tokens):
-        raise CheckpointError(
-            f"{field.where}: tokenizer.ggml.tokens must hold 1 to {vocab_size} texts, got {count} entries."
-        )
-    kinds = field.items("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens))
-    if len(kinds) != len(tokens):
-        raise CheckpointError(f"{field.where}: {len(kinds)} token types for {len(tokens)} tokens.")
-    try:
-        vocabulary = Vocabulary(tokens, [TokenType(kind) for kind in kinds])
-    except ValueError as error:
-        raise CheckpointError(f"{field.where}: tokenizer.ggml.token_type: {error}") from None
-    if len(set(tokens)) != len(tokens):
-        raise CheckpointError(f"{field.where}: tokenizer.ggml.tokens holds {first_repeated(tokens)!r} twice.")
-    return vocabulary
-
-
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    """Tokens that are found in a text before anything else is done to it."""
+    """Adds the tokens that are found in a text before anything else is done to it."""
     for kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
         is_special = kind != TokenType.USER_DEFINED  # special: left out by decode(skip_special_tokens=True)
         added = [AddedToken(token, special=is_special, normalized=False) for token in vocabulary.ids(kind)]
         (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)(added)
 
 
-def _special_tokens(field: Fields, vocabulary: Vocabulary) -> dict[str, str]:
-    """transformers' name -> text, of the special tokens the file names."""
+def _special_tokens(field: GGUFFields, vocabulary: Vocabulary) -> dict[str, str]:
+    """Gives transformers' name -> text of the special tokens that the file names."""
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     special = {}
     for ours, theirs in names.items():
@@ -108,7 +76,7 @@ def _special_tokens(field: Fields, vocabulary: Vocabulary) -> dict[str, str]:
 
 
 def _set_template(
-    tokenizer: Tokenizer, field: Fields, special: dict[str, str], *, adds_bos: bool, adds_eos: bool
+    tokenizer: Tokenizer, field: GGUFFields, special: dict[str, str], *, adds_bos: bool, adds_eos: bool
 ) -> None:
     before, after = ["bos_token"] if adds_bos else [], ["eos_token"] if adds_eos else []
     for name in before + after:

@@ -1,4 +1,4 @@
-"""A Hugging Face config.json as our ModelConfig; what it asks for and we do not compute is refused by name."""
+"""Reads a Hugging Face config.json as our ModelConfig; refuses by name what it asks for and we do not compute."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ _NEUTRAL: dict[str, Any] = {
 
 
 def read_hf_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
-    """The model and its end-of-text ids.
+    """Reads the model and its end-of-text ids.
 
     Args:
       folder: holds config.json and perhaps generation_config.json.

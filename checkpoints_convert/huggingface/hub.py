@@ -23,7 +23,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def folder_of(model: str | Path, *, revision: str | None = None, endpoint: str | None = None) -> Path:
-    """The folder of a model, fetched from the hub if `model` is no path here.
+    """Gives the folder of a model, fetched from the hub if `model` is no path here.
 
     Args:
       model: a folder, or a hub id `org/name`.

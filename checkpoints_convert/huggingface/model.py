@@ -52,7 +52,7 @@ def _check_tied_head(source: SafetensorsSource) -> None:
 
 
 def load_hf_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder, ours or Hugging Face's; its own code is never run.
+    """Loads the tokenizer in a folder, ours or Hugging Face's; its own code is never run.
 
     Raises:
       CheckpointError: if there is no tokenizer.json, or transformers cannot load it.

@@ -1,4 +1,4 @@
-"""Tensors of a Hugging Face folder: one safetensors file, or shards named by an index."""
+"""Reads tensors of a Hugging Face folder: one safetensors file, or shards named by an index."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
@@ -58,7 +58,7 @@ class SafetensorsSource:
         return values
 
     def _file(self, path: Path) -> Any:
-        """The open file.
+        """Gives the open file.
 
         Opening reads the whole header, which takes too long to do for each of many small tensors; but the library maps
         the file, and pages stay counted as ours until it is closed.
@@ -109,7 +109,7 @@ class SafetensorsSource:
 
 
 def _check_header_size(path: Path) -> None:
-    """Before the library reads it: its values in memory take many times their text."""
+    """Refuses a large header before the library reads it: its values in memory take many times their text."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if MAX_BYTES < size <= path.stat().st_size - 8:  # a larger size is damage, which the library names
@@ -117,7 +117,7 @@ def _check_header_size(path: Path) -> None:
 
 
 def _inside(folder: Path, shard: str, index: Path) -> Path:
-    """The path of a shard, which must lie in its folder: an index is input, and could name any file of the machine."""
+    """Gives the path of a shard, which must lie in its folder: an index is input, and could name any file here."""
     name = PurePosixPath(shard)
     if name.is_absolute() or ".." in name.parts or "\\" in shard or "\0" in shard or shard in ("", "."):
         raise CheckpointError(f"{index} names {shard!r}, which is outside its folder; keep shards beside the index.")

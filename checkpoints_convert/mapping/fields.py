@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.gguf.header import GGUFArray
 from jax_probe_mtp.errors import one_line
 
 MAX_BYTES = 1 << 20  # of a configuration, an index or a header: ten times what the largest models of our families need
@@ -19,7 +18,7 @@ _REQUIRED: Any = object()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Reads the object in a JSON file.
 
     Raises:
       CheckpointError: if the file is missing, larger than `MAX_BYTES` or `MAX_VALUES`, not UTF-8 JSON, not an object,
@@ -61,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def first_repeated(items: list[str]) -> str:
-    """The first item that stands in the list before; there must be one."""
+    """Finds the first item that stands in the list before; there must be one."""
     seen: set[str] = set()
     for item in items:
         if item in seen:
@@ -71,7 +70,7 @@ def first_repeated(items: list[str]) -> str:
 
 
 def shortest_float(value: float) -> float:
-    """The shortest decimal that rounds to the same float32: GGUF stores 1e-6 as 9.99999997e-07, we mean 1e-6."""
+    """Gives the shortest decimal that rounds to the same float32: GGUF stores 1e-6 as 9.99999997e-07, we mean 1e-6."""
     return float(str(np.float32(value)))
 
 
@@ -83,6 +82,8 @@ class Fields:
       where: the file, for messages.
     """
 
+    list_types: tuple[type, ...] = (list,)  # what counts as a list
+
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values = values
         self.where = where
@@ -91,7 +92,7 @@ class Fields:
         return self.values.get(key) is not None
 
     def get(self, key: str, kind: type | tuple[type, ...], wanted: str, default: Any = _REQUIRED) -> Any:
-        """The value of `key`, which must be of `kind`; `default` where the key is absent or null."""
+        """Gives the value of `key`, which must be of `kind`; `default` where the key is absent or null."""
         value = self.values.get(key)
         if value is None:
             if default is _REQUIRED:
@@ -122,5 +123,5 @@ class Fields:
         return self.get(key, str, "a text", default)
 
     def items(self, key: str, default: Any = _REQUIRED) -> Any:
-        """A list, or a `GGUFArray`, whose length is to be checked before its items are read."""
-        return self.get(key, (list, GGUFArray), "a list", default)
+        """Gives a list, one of `list_types`."""
+        return self.get(key, self.list_types, "a list", default)

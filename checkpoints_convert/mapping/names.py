@@ -1,4 +1,4 @@
-"""Which tensor of a file goes where: one table per kind of file and family, one row per weight."""
+"""Says which tensor of a file goes where: one table per kind of file and family, one row per weight."""
 
 import dataclasses
 
@@ -89,5 +89,5 @@ GGUF = {
 
 
 def rows_for(table: dict[str, tuple[Row, ...]], cfg: ModelConfig) -> tuple[Row, ...]:
-    """The rows a model needs: its family's, without the head where it is the embedding."""
+    """Gives the rows a model needs: its family's, without the head where it is the embedding."""
     return tuple(row for row in table[cfg.family] if not (cfg.is_tied and row.target == "head"))

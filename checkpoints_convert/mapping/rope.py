@@ -1,4 +1,4 @@
-"""Llama 3.1's scaling of the rotary frequencies, as divisors."""
+"""Reads Llama 3.1's scaling of the rotary frequencies, as divisors."""
 
 import math
 from typing import Any
@@ -62,7 +62,7 @@ def llama3_divisors(
     high_freq_factor: float,
     trained_length: int,
 ) -> tuple[float, ...]:
-    """What divides each rotary frequency: 1 for short waves, `factor` for long ones, and a blend in between.
+    """Gives what divides each rotary frequency: 1 for short waves, `factor` for long ones, and a blend in between.
 
     The divisor is continuous in the frequency, so computing it in float64 where others use float32 moves it by rounding
     only, on either side of the two bounds.

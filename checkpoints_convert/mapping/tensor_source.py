@@ -1,4 +1,4 @@
-"""What every kind of checkpoint looks like from inside: an opened model, and tensors read in blocks."""
+"""Defines what every kind of checkpoint looks like from inside: an opened model, and tensors read in blocks."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -30,14 +30,14 @@ class TensorSource(Protocol):
 
     @property
     def readable(self) -> tuple[str, ...]:
-        """The types, by the file's names for them, that `read` can give."""
+        """Gives the types, by the file's names for them, that `read` can give."""
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by its name in the file."""
+        """Gives every tensor by its name in the file."""
 
     def read(self, name: str, start: int, stop: int, columns: range | None = None) -> np.ndarray:
-        """Rows `start` to `stop` of a tensor's first axis, as float32, float16 or bfloat16.
+        """Reads rows `start` to `stop` of a tensor's first axis, as float32, float16 or bfloat16.
 
         With `columns`, which only a matrix has, those of its second axis; None is all.
         """

@@ -1,4 +1,4 @@
-"""How a weight in a file lies inside one of our parameters.
+"""Says how a weight in a file lies inside one of our parameters.
 
 A layout is a function from one of our leaves to a view of it whose elements, in order, are those of the tensor in the
 file. The one view serves both directions: assigning to it converts, reading from it exports.
@@ -26,13 +26,13 @@ class Layout:
     row_axes: int
 
     def file_shape(self, leaf: np.ndarray) -> tuple[int, ...]:
-        """Shape of the tensor in the file."""
+        """Gives the shape of the tensor in the file."""
         shape = self.view(leaf).shape
         rows, columns = shape[: self.row_axes], shape[self.row_axes :]
         return (math.prod(rows), math.prod(columns)) if columns else (math.prod(rows),)
 
     def file_ranges(self, leaf: np.ndarray, part: Part) -> Part:
-        """Where a part of a leaf lies in the tensor in the file.
+        """Says where a part of a leaf lies in the tensor in the file.
 
         The part is a smaller leaf, with a view of its own; the axis of the view that is shorter than the whole leaf's is
         the one that was split, and tells which rows or columns of the file these are.
@@ -57,12 +57,12 @@ class Layout:
         return (range(first_row, first_row + num_rows), *(range(first_column, first_column + n) for n in num_columns))
 
     def export(self, leaf: np.ndarray) -> np.ndarray:
-        """The inverse: the file's tensor, copied out of a leaf."""
+        """Inverts the view: copies the file's tensor out of a leaf."""
         return self.view(leaf).copy().reshape(self.file_shape(leaf))
 
 
 def _rope_pairs(rows_h: np.ndarray) -> np.ndarray:
-    """[..., h, D] -> [..., h/2, 2, D].
+    """Splits [..., h, D] into [..., h/2, 2, D].
 
     A llama GGUF keeps the two numbers that rope turns together next to each other (dimension i and i + h/2 become rows
     2i and 2i + 1); Hugging Face keeps the halves apart.

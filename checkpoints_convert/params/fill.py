@@ -73,7 +73,7 @@ def plan(model: OpenedModel) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
 
 
 def _probe(shape: tuple[int, ...]) -> np.ndarray:
-    """An array of one byte that has a leaf's shape, to ask for the shapes of its views."""
+    """Makes an array of one byte that has a leaf's shape, to ask for the shapes of its views."""
     return np.broadcast_to(np.uint8(0), shape)
 
 
@@ -95,7 +95,7 @@ def _check_tensor(model: OpenedModel, name: str, expected: tuple[int, ...]) -> N
 
 
 def read_leaves(model: OpenedModel, dtype: str) -> tuple[list[ReadPart], jax.tree_util.PyTreeDef]:
-    """The leaves of a model, to be read one after the other, so that a caller may hand each on before the next.
+    """Prepares the leaves of a model to be read one after the other, so that a caller may hand each on before the next.
 
     Args:
       model: the opened checkpoint.
@@ -115,14 +115,14 @@ def read_leaves(model: OpenedModel, dtype: str) -> tuple[list[ReadPart], jax.tre
 
 
 def read_params(model: OpenedModel, dtype: str, mesh: Mesh | None) -> Params:
-    """The whole parameter tree on the default device, or on a mesh as `mesh.sharded_params` says."""
+    """Reads the whole parameter tree on the default device, or on a mesh as `mesh.sharded_params` says."""
     leaves, treedef = read_leaves(model, dtype)
     wanted = jax.tree.leaves(wanted_params(model.config, dtype, mesh))
     return jax.tree.unflatten(treedef, [place(read, leaf) for read, leaf in zip(leaves, wanted, strict=True)])
 
 
 def _read_part(leaf: _Leaf, source: TensorSource, dtype: np.dtype, part: Part | None) -> np.ndarray:
-    """A part of a leaf, zeros where it goes behind the leaf's end; None is all of it."""
+    """Reads a part of a leaf, zeros where it goes behind the leaf's end; None is all of it."""
     part = part or tuple(range(n) for n in leaf.shape)
     target = np.zeros([len(axis) for axis in part], dtype)
     within = tuple(range(n)[axis.start : axis.stop] for n, axis in zip(leaf.shape, part, strict=True))
@@ -142,7 +142,7 @@ def _read_part(leaf: _Leaf, source: TensorSource, dtype: np.dtype, part: Part | 
 
 
 def tensors_are_equal(source: TensorSource, a: str, b: str) -> bool:
-    """Whether two tensors are the same bit for bit, read a few rows at a time."""
+    """Says whether two tensors are the same bit for bit, read a few rows at a time."""
     first, second = source.tensors[a], source.tensors[b]
     if first.shape != second.shape or first.dtype != second.dtype:
         return False

@@ -1,4 +1,4 @@
-"""The folder a conversion writes: what is in it, writing it whole or not at all, reading it back."""
+"""Writes the folder of a conversion, whole or not at all, and reads it back."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ MAX_LAYERS = 1024  # the largest models of our families have 126
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What jax_probe_mtp.json says.
+    """The contents of jax_probe_mtp.json.
 
     Attributes:
       config: the model.
@@ -81,7 +81,7 @@ def _model_config(config: Fields) -> ModelConfig:
 
 @contextlib.contextmanager
 def written_whole(destination: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `destination` in one rename when the block ends without an error.
+    """Gives a folder to write in, which becomes `destination` in one rename when the block ends without an error.
 
     Until then it lies beside `destination` under another name; on an error it is removed, and if the process dies what
     is left of it has no jax_probe_mtp.json of its own name to be mistaken for.

@@ -15,7 +15,7 @@ ReadPart = Callable[[Part | None], np.ndarray]  # reads that part of a leaf; Non
 
 
 def wanted_params(cfg: ModelConfig, dtype: str, mesh: Mesh | None) -> Params:
-    """Shape, dtype and, on a mesh, sharding of every leaf to load."""
+    """Gives shape, dtype and, on a mesh, sharding of every leaf to load."""
     if mesh is None:
         return abstract_params(cfg, jax.numpy.dtype(dtype))
     return sharded_params(cfg, mesh, jax.numpy.dtype(dtype))

@@ -1,4 +1,4 @@
-"""The parameters on disk: one Orbax checkpoint, written and read with little more memory than they take."""
+"""Keeps the parameters on disk: one Orbax checkpoint, written and read with little more memory than they take."""
 
 import contextlib
 import functools
@@ -112,7 +112,7 @@ def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = 
 
 
 def _check_layout(params: Path) -> None:
-    """Orbax would follow its notes to formats that `save_params` does not write and `_check_array` does not know."""
+    """Refuses formats that `save_params` does not write: Orbax would follow its notes to them."""
     notes = read_json(params / "_METADATA") if (params / "_METADATA").exists() else {}
     if notes.get("use_zarr3") or notes.get("use_ocdbt") or (params / "manifest.ocdbt").exists():
         raise CheckpointError(
@@ -121,7 +121,7 @@ def _check_layout(params: Path) -> None:
 
 
 def _check_array(notes: Path, shape: tuple[int, ...]) -> None:
-    """Before the library believes the sizes in an array's notes: without memory for them it ends the process."""
+    """Checks the sizes in an array's notes before the library believes them: without memory for them it ends the process."""
     fields = Fields(read_json(notes), str(notes))
     stored, chunks = fields.items("shape"), fields.items("chunks")
     if stored != list(shape):
@@ -131,7 +131,7 @@ def _check_array(notes: Path, shape: tuple[int, ...]) -> None:
 
 
 def _cut(leaf: np.ndarray, part: Part | None) -> np.ndarray:
-    """A part of a leaf: a copy, so that the leaf can go."""
+    """Cuts a part out of a leaf: a copy, so that the leaf can go."""
     if part is None:
         return leaf
     values = leaf[tuple(slice(axis.start, axis.stop) for axis in part)]  # numpy stops at the leaf's end

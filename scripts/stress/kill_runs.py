@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import checkpoints_convert  # noqa: F401  (what the command imports late)
-from jax_probe_mtp.commands import main as cli
+import jax_probe_mtp.commands.main
 from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.questions import check_files, write_json
 
@@ -104,7 +104,7 @@ def _start(command: list[str]) -> int:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the child's end
     status = 70
     with contextlib.suppress(BaseException):
-        status = cli.main(command)
+        status = jax_probe_mtp.commands.main.main(command)
     os._exit(status)
 
 
@@ -113,7 +113,7 @@ def _run(command: list[str]) -> int:
 
 
 def _time_to_write(command: list[str]) -> float:
-    """Seconds until a run has written its first answers; it is killed then."""
+    """Gives the seconds until a run has written its first answers; it is killed then."""
     begin, child = time.perf_counter(), _start(command)
     _wait(child, Path(command[-1]), 0)
     os.kill(child, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Small valid checkpoints of each kind, as bytes, for scripts/stress/loaders.py to damage; GGUF also in its parts."""
+"""Makes small valid checkpoints of each kind, as bytes, for scripts/stress/loaders.py to damage; GGUF also in its parts."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ class Gguf:
     data: bytes
 
     def encode(self) -> tuple[bytes, list[tuple[str, int, int]]]:
-        """The file, and where each number of its header lies: what it is, its first byte, its size."""
+        """Gives the file, and where each number of its header lies: what it is, its first byte, its size."""
         out, marks = bytearray(b"GGUF"), []
 
         def put(role: str, code: str, value: int) -> None:
@@ -78,12 +78,12 @@ class Gguf:
 
 
 def gguf_text(value: bytes) -> bytes:
-    """A text as GGUF has it."""
+    """Encodes a text as GGUF has it."""
     return struct.pack("<Q", len(value)) + value
 
 
 def gguf_array(kind: int, items: list) -> bytes:
-    """An array as GGUF has it: of texts (bytes) or of numbers."""
+    """Encodes an array as GGUF has it: of texts (bytes) or of numbers."""
     head = struct.pack("<IQ", kind, len(items))
     if kind == TEXT:
         return head + b"".join(map(gguf_text, items))
@@ -91,7 +91,7 @@ def gguf_array(kind: int, items: list) -> bytes:
 
 
 def _weights() -> dict[str, np.ndarray]:
-    """Of a llama model of one layer with a tied head, by their names in a Hugging Face folder."""
+    """Draws the weights of a llama model of one layer with a tied head, by their names in a Hugging Face folder."""
     draw = np.random.default_rng(0)
     shapes = {
         "model.embed_tokens.weight": (V, D),
@@ -114,7 +114,7 @@ def _json(values: object) -> bytes:
 
 
 def _folder() -> Files:
-    """What a Hugging Face folder holds beside its weights."""
+    """Makes what a Hugging Face folder holds beside its weights."""
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(TOKENS)}, MERGES, unk_token="<unk>"))
     tokenizer.add_special_tokens(["<s>", "</s>", "<unk>"])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -171,7 +171,7 @@ def _in_shards(weights: dict[str, np.ndarray]) -> Files:
 
 
 def _gguf(is_sentencepiece: bool) -> Gguf:
-    """A llama file with tensors of several types, with a byte-level or a SentencePiece tokenizer."""
+    """Makes a llama file with tensors of several types, with a byte-level or a SentencePiece tokenizer."""
     names = {
         "model.embed_tokens": "token_embd",
         "model.norm": "output_norm",
@@ -243,7 +243,7 @@ def write_files(folder: Path, files: Files) -> None:
 
 
 def make_seeds(scratch: Path) -> dict[str, Seed]:
-    """The valid checkpoints by the kind of file that is damaged.
+    """Makes the valid checkpoints, by the kind of file that is damaged.
 
     Args:
       scratch: an empty folder. The converted checkpoint is made in it, by a child process, so that JAX does not start

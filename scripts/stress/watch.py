@@ -64,7 +64,7 @@ class Watch:
             self.found.append(text)
 
     def _around(self) -> Iterator[str]:
-        """What happened beside the folder since the last call."""
+        """Tells what happened beside the folder since the last call."""
         with contextlib.suppress(BlockingIOError):
             while raw := os.read(self.around, 1 << 16):
                 at = 0

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_huggingface import tiny_tokenizer
+from support.hf_folders import tiny_tokenizer
 
 from checkpoints_convert import convert_hf, load_checkpoint
 from jax_probe_mtp.model.transformer import full_logits
@@ -45,7 +45,7 @@ CASES = {
 
 
 def random_model(config_class, model_class, changes):
-    """A model whose every weight matters: logits of a few units, biases and norms away from 0 and 1."""
+    """Makes a model whose every weight matters: logits of a few units, biases and norms away from 0 and 1."""
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 331,

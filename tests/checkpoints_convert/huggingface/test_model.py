@@ -1,113 +1,22 @@
-"""Hugging Face folders: every weight at its place, every flaw named. Also makes the tiny folders other tests use."""
+"""Hugging Face folders: every weight at its place, every flaw named."""
 
 import json
 import os
-import re
+import signal
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from support.hf_folders import LINES, D, F, G, H, K, L, h, hf_config, hf_tensors, tiny_tokenizer, write_hf
+from tokenizers import processors
 
 from checkpoints_convert import CheckpointError, convert_hf, load_checkpoint
-from checkpoints_convert.huggingface.model import open_hf
 from jax_probe_mtp.model.params import abstract_params
-
-V, D, F, H, K, G, h, L = 293, 36, 52, 6, 2, 3, 8, 5  # all distinct, so that no transpose can hide
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-LINES = ["the quick brown fox jumps over the lazy dog", "def f(x): return x + 1", "héllo wörld"]
-
-
-def hf_config(family, **changes):
-    config = {
-        "architectures": [ARCHITECTURES[family]],
-        "model_type": family,
-        "vocab_size": V,
-        "hidden_size": D,
-        "intermediate_size": F,
-        "num_hidden_layers": L,
-        "num_attention_heads": H,
-        "num_key_value_heads": K,
-        "head_dim": h,
-        "max_position_embeddings": 640,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-        "rope_theta": 5000.0,
-        "tie_word_embeddings": False,
-        "eos_token_id": 7,
-    }
-    return config | changes
-
-
-def hf_tensors(config, seed=0):
-    """Random weights under Hugging Face's names and in its shapes."""
-    rng = np.random.default_rng(seed)
-    family = config["model_type"]
-    shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (V, D)
-    for i in range(L):
-        layer = {
-            "input_layernorm.weight": (D,),
-            "self_attn.q_proj.weight": (H * h, D),
-            "self_attn.k_proj.weight": (K * h, D),
-            "self_attn.v_proj.weight": (K * h, D),
-            "self_attn.o_proj.weight": (D, H * h),
-            "post_attention_layernorm.weight": (D,),
-            "mlp.gate_proj.weight": (F, D),
-            "mlp.up_proj.weight": (F, D),
-            "mlp.down_proj.weight": (D, F),
-        }
-        if family == "qwen2":
-            layer |= {f"self_attn.{x}_proj.bias": (n * h,) for x, n in (("q", H), ("k", K), ("v", K))}
-        if family == "qwen3":
-            layer |= {"self_attn.q_norm.weight": (h,), "self_attn.k_norm.weight": (h,)}
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
-
-
-def tiny_tokenizer():
-    """A byte-level BPE of at most V tokens, <eos> among them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=V - 3,
-        min_frequency=1,
-        special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(LINES, trainer)
-    return tokenizer
-
-
-def write_hf(folder, config, tensors, *, num_shards=0):
-    """A folder as save_pretrained writes it; `num_shards` 0 means one file without an index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    tiny_tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"})
-    )
-    if not num_shards:
-        save_file(tensors, folder / "model.safetensors")
-        return folder
-    names = list(tensors)
-    weight_map = {}
-    for i in range(num_shards):
-        shard = f"model-{i + 1:05}-of-{num_shards:05}.safetensors"
-        part = names[i::num_shards]
-        save_file({name: tensors[name] for name in part}, folder / shard)
-        weight_map |= dict.fromkeys(part, shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder
 
 
 def assert_leaves_match(params, tensors, family):
-    """Each leaf against the Hugging Face tensors, indexed number by number from the shapes in `abstract_params`."""
+    """Compares each leaf with the Hugging Face tensors, indexed number by number from the shapes in `abstract_params`."""
     np.testing.assert_array_equal(params["embed"], tensors["model.embed_tokens.weight"])
     np.testing.assert_array_equal(params["final_norm"], tensors["model.norm.weight"])
     if "lm_head.weight" in tensors:
@@ -276,120 +185,6 @@ def test_a_converted_tokenizer_is_the_folder_s_own(tmp_path, tokenizer_class, ha
         assert stored.decode(ids[has_bos:]) == direct.decode(ids[has_bos:]) == text
 
 
-def test_weights_of_other_types_are_named(tmp_path):
-    config = hf_config("llama")
-    tensors = hf_tensors(config) | {"model.norm.weight": np.ones(D, np.int8)}
-    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is I8, which is not supported; F32, F16, BF16"):
-        load_checkpoint(write_hf(tmp_path / "hf", config, tensors))
-
-
-def sharded(tmp_path):
-    config = hf_config("llama")
-    folder = write_hf(tmp_path / "hf", config, hf_tensors(config), num_shards=3)
-    return folder, folder / "model.safetensors.index.json"
-
-
-def test_a_tensor_in_two_shards_is_named(tmp_path):
-    folder, _ = sharded(tmp_path)
-    config = hf_config("llama")
-    tensors = hf_tensors(config)
-    names = list(tensors)
-    part = {name: tensors[name] for name in [*names[1::3], names[0]]}
-    save_file(part, folder / "model-00002-of-00003.safetensors")
-    with pytest.raises(CheckpointError, match=re.escape(f"'{names[0]}' is in both")):
-        open_hf(folder)
-
-
-@pytest.mark.parametrize(
-    ("shard", "message"),
-    [
-        ("/etc/model.safetensors", "outside its folder"),
-        ("../hf2/model.safetensors", "outside its folder"),
-        ("a/../../model.safetensors", "outside its folder"),
-        ("link.safetensors", "a link to .*outside its folder"),
-        ("absent.safetensors", "'absent.safetensors', but .* is missing"),
-        ("pytorch_model.bin", "only .safetensors files"),
-        (5, "must name a file, got 5"),
-    ],
-)
-def test_an_index_cannot_name_files_elsewhere(tmp_path, shard, message):
-    folder, index = sharded(tmp_path)
-    outside = tmp_path / "outside.safetensors"
-    save_file({"model.norm.weight": np.ones(D, np.float32)}, outside)
-    os.symlink(outside, folder / "link.safetensors")
-    values = json.loads(index.read_text())
-    values["weight_map"]["model.norm.weight"] = shard
-    index.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match=message):
-        open_hf(folder)
-
-
-def test_links_of_a_hub_cache_are_followed(tmp_path):
-    folder, _ = sharded(tmp_path)
-    repository = tmp_path / "models--org--name"
-    snapshot = repository / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (repository / "blobs").mkdir()
-    for i, path in enumerate(sorted(folder.iterdir())):
-        path.rename(repository / "blobs" / str(i))
-        os.symlink(f"../../blobs/{i}", snapshot / path.name)
-    assert load_checkpoint(snapshot).params["embed"].shape == (V, D)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "not readable JSON"),
-        ("[]", "must hold a JSON object"),
-        ('{"weight_map": {}}', "no 'weight_map'"),
-        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "'a' twice"),
-    ],
-)
-def test_a_malformed_index_is_named(tmp_path, text, message):
-    folder, index = sharded(tmp_path)
-    index.write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        open_hf(folder)
-
-
-def test_index_and_shards_must_agree(tmp_path):
-    folder, index = sharded(tmp_path)
-    good = json.loads(index.read_text())
-    shards = sorted(set(good["weight_map"].values()))
-    moved = good["weight_map"] | {"model.norm.weight": shards[0]}
-    absent = good["weight_map"] | {"ghost": shards[0]}
-    dropped = {name: shard for name, shard in good["weight_map"].items() if name != "model.norm.weight"}
-    assert good["weight_map"]["model.norm.weight"] != shards[0]
-    for weight_map, message in ((moved, "but it is in"), (absent, "'ghost'.*does not hold"), (dropped, "is not in")):
-        index.write_text(json.dumps({"weight_map": weight_map}))
-        with pytest.raises(CheckpointError, match=message):
-            open_hf(folder)
-
-
-def test_damaged_safetensors_never_end_in_another_error(tmp_path):
-    config = hf_config("llama")
-    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
-    path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    for size in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut short"):
-            open_hf(folder)
-    path.write_bytes((2**62).to_bytes(8, "little") + whole[8:])
-    with pytest.raises(CheckpointError, match="damaged or cut short"):
-        open_hf(folder)
-
-
-def test_pickled_weights_are_refused(tmp_path):
-    config = hf_config("llama")
-    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="pickled"):
-        open_hf(folder)
-    with pytest.raises(CheckpointError, match="pickled"):
-        load_checkpoint(folder / "pytorch_model.bin")
-
-
 def test_a_folder_without_tokenizer_json_is_named(tmp_path):
     config = hf_config("llama")
     folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
@@ -398,4 +193,40 @@ def test_a_folder_without_tokenizer_json_is_named(tmp_path):
         load_checkpoint(folder)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="its tokenizer cannot be loaded"):
+        load_checkpoint(folder)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    config = hf_config("llama")
+    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
+    for name in ("tokenizer_config.json", "config.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        before = signal.signal(signal.SIGALRM, lambda *args: pytest.fail("it waits"))
+        signal.alarm(5)
+        try:
+            with pytest.raises(CheckpointError, match=f"{name} is not a file"):
+                load_checkpoint(folder)
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_layers_that_the_tensors_cannot_fill_are_not_planned(tmp_path):
+    config = hf_config("llama")
+    folder = write_hf(tmp_path / "hf", config | {"num_hidden_layers": 40}, hf_tensors(config))
+    with pytest.raises(
+        CheckpointError, match="48 tensors, too few for the 40 layers"
+    ):  # as many as it has, but 9 a layer
+        load_checkpoint(folder)
+
+
+def test_a_tokenizer_leads_to_no_file_elsewhere(tmp_path):
+    config = hf_config("llama")
+    folder = write_hf(tmp_path / "hf", config, hf_tensors(config))
+    (folder / "tokenizer.json").rename(tmp_path / "tokenizer.4.0.json")
+    (folder / "tokenizer.json").write_text("{}")
+    settings = {"fast_tokenizer_files": ["../tokenizer.4.0.json"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="names other files under 'fast_tokenizer_files'; remove that entry"):
         load_checkpoint(folder)

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from test_huggingface import hf_config, hf_tensors, write_hf
+from support.hf_folders import hf_config, hf_tensors, write_hf
 
 from checkpoints_convert import CheckpointError, load_checkpoint
 
@@ -63,7 +63,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The server; each revision has weights of its own."""
+    """Runs the server; each revision has weights of its own."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)

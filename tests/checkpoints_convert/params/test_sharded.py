@@ -1,7 +1,7 @@
 """Weights loaded straight into their parts on several devices: the same numbers, each read once.
 
 The devices are eight that XLA makes of one CPU. Their number is fixed when JAX starts, so all that needs them is done by
-this file as a program of its own: `python test_convert_sharded.py FOLDER`, in whose `results.json` it says what it found.
+this file as a program of its own: `python test_sharded.py FOLDER`, in whose `results.json` it says what it found.
 """
 
 import dataclasses
@@ -13,26 +13,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf
 import jax
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import save_file
-from test_gguf import write_gguf
-from test_huggingface import L, V, hf_config, hf_tensors, write_hf
+from support.counted_models import write_models
+from support.gguf_files import write_gguf
+from support.hf_folders import L, V, hf_config, hf_tensors, write_hf
 
-from checkpoints_convert import CheckpointError, convert_hf, load_checkpoint, open_checkpoint
-from checkpoints_convert.gguf.header import read_header
-from checkpoints_convert.gguf.reader import GGUFSource
-from checkpoints_convert.huggingface.safetensors import SafetensorsSource
-from checkpoints_convert.mapping.names import GGUF, HF, rows_for
-from checkpoints_convert.mapping.tensor_source import OpenedModel
-from checkpoints_convert.mapping.transforms import LAYOUTS
+from checkpoints_convert import convert_hf, load_checkpoint
 from checkpoints_convert.params import fill
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.mesh import make_mesh
-from jax_probe_mtp.model.params import abstract_params, random_params
+from jax_probe_mtp.model.params import abstract_params
 
 MESHES = [(2, 2), (1, 4), (1, 8), (2, 4)]  # data, tensor
 LLAMA = ModelConfig(
@@ -60,65 +53,8 @@ SECONDS = 300  # more is an error
 # What is done where there are eight devices.
 
 
-class Counting:
-    """A source that keeps how many numbers each read gave, and how many the file's rows hold of which they are."""
-
-    def __init__(self, source):
-        self.source, self.tensors, self.readable = source, source.tensors, source.readable
-        self.numbers, self.in_rows = [], []
-
-    def read(self, name, start, stop, *columns):
-        block = self.source.read(name, start, stop, *columns)
-        self.numbers.append(block.size)
-        self.in_rows.append((stop - start) * int(np.prod(self.tensors[name].shape[1:])))
-        return block
-
-
-def opened(cfg, source, rows):
-    """The model in a file whose tensors alone matter."""
-    return OpenedModel(
-        config=cfg,
-        eos_token_ids=(0,),
-        source=Counting(source),
-        rows=rows,
-        ignored=(),
-        dtype="float32",
-        where="here",
-        description={},
-        load_tokenizer=lambda: None,
-    )
-
-
-def write_models(folder, cfg):
-    """A random model as safetensors, and as GGUF with types in turn."""
-    params = jax.tree.map(np.asarray, random_params(cfg, jax.random.key(1)))
-
-    def tensors(rows):
-        for row in rows:
-            for i in range(cfg.num_layers) if "{}" in row.source else [None]:
-                leaf = params[row.target] if i is None else params["layers"][i][row.target]
-                yield row.source.format(i), LAYOUTS[row.layout].export(leaf)
-
-    folder.mkdir()
-    hf_rows, gguf_rows = rows_for(HF, cfg), rows_for(GGUF, cfg)
-    save_file(dict(tensors(hf_rows)), folder / "model.safetensors")
-    yield "safetensors", opened(cfg, SafetensorsSource(folder), hf_rows)
-
-    path = folder / "model.gguf"
-    writer = gguf.GGUFWriter(path, cfg.family)
-    kinds = itertools.cycle([Kind.F32, Kind.Q8_0, Kind.BF16, Kind.F16, Kind.Q4_1])
-    for name, values in tensors(gguf_rows):
-        kind = next(kinds) if values.ndim == 2 else Kind.F32
-        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    yield "gguf", opened(cfg, GGUFSource(path, read_header(path)[1]), gguf_rows)
-
-
 def wrong_leaves(params, whole):
-    """The leaves, by name, that are not the whole ones with zeros behind, all together or on some device."""
+    """Lists the leaves, by name, that are not the whole ones with zeros behind, all together or on some device."""
     wrong = []
     for (path, leaf), (_, expected) in zip(
         jax.tree.leaves_with_path(params), jax.tree.leaves_with_path(whole), strict=True
@@ -158,7 +94,7 @@ def measure_files(folder):
 
 
 def numbers_of_device(model, params, device):
-    """How many numbers are read for the parts of one device, as its own process would."""
+    """Counts the numbers that are read for the parts of one device, as its own process would."""
     model.source.numbers.clear()
     leaves, _ = fill.read_leaves(model, "float32")
     for read, leaf in zip(leaves, jax.tree.leaves(params), strict=True):
@@ -185,7 +121,7 @@ def measure_checkpoints(folder):
 
 
 def measure_messages(folder, models):
-    """What is said of each flaw, without a mesh and with one."""
+    """Tells what is said of each flaw, without a mesh and with one."""
 
     def message(path, mesh):
         try:
@@ -313,63 +249,3 @@ def test_flaws_are_named_as_without_a_mesh(measured):
         assert whole[0] == "CheckpointError"
         assert part in whole[1]
         assert "\n" not in whole[1]
-
-
-D, F, K, G, h = 5, 12, 6, 3, 4
-LEAVES = {  # layout: a leaf that has it, and the axis over which it is split
-    "same": ((11, D), 0),
-    "transposed": ((F, D), 0),
-    **dict.fromkeys(["q", "k", "v", "q_rope_pairs", "k_rope_pairs"], ((D, K, G + 2, h), 1)),
-    **dict.fromkeys(["q_bias", "k_bias", "v_bias"], ((K, G + 2, h), 0)),
-    "out": ((K, G, h, D), 0),
-    "gate": ((D, 2, F), 2),
-    "up": ((D, 2, F), 2),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_part_of_a_leaf_is_a_block_of_the_file(name):
-    layout, (shape, axis) = LAYOUTS[name], LEAVES[name]
-    leaf = np.full(shape, -1)
-    file = np.arange(layout.view(leaf).size).reshape(layout.file_shape(leaf))
-    layout.view(leaf)[...] = file.reshape(layout.view(leaf).shape)
-    for start, stop in itertools.combinations(range(shape[axis] + 1), 2):
-        part = tuple(range(start, stop) if i == axis else range(n) for i, n in enumerate(shape))
-        view = layout.view(leaf[np.ix_(*part)])
-        block = file[np.ix_(*layout.file_ranges(leaf, part))]
-        np.testing.assert_array_equal(block.ravel(), view.ravel())
-
-
-def test_a_part_that_is_no_block_of_the_file_is_not_taken_for_one():
-    for name, part in {
-        "out": (range(K), range(1), range(h), range(D)),  # of each kv head one query
-        "q": (range(D), range(K), range(G + 2), range(2)),  # of each head two numbers
-        "gate": (range(D), range(1, 2), range(F)),  # which the gate has none of
-        "transposed": (range(3), range(2)),  # two axes
-    }.items():
-        with pytest.raises(AssertionError):
-            LAYOUTS[name].file_ranges(np.empty(LEAVES[name][0]), part)
-
-
-def test_opening_reads_no_weights(tmp_path, monkeypatch):
-    def read(self, *args):
-        raise CheckpointError(f"{args} was read.")
-
-    config = hf_config("llama", tie_word_embeddings=True)
-    tensors = hf_tensors(config)
-    folder = write_hf(
-        tmp_path / "hf", config, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
-    )
-    file = write_gguf(tmp_path / "m.gguf", "llama", tensors)
-    convert_hf(folder, tmp_path / "ours", dtype="bfloat16", note=lambda text: None)
-    monkeypatch.setattr(SafetensorsSource, "read", read)
-    monkeypatch.setattr(GGUFSource, "read", read)
-    for array in (tmp_path / "ours" / "params").iterdir():
-        shutil.rmtree(array) if array.is_dir() else array.unlink()
-    for path, dtype in ((folder, "float32"), (file, "float32"), (tmp_path / "ours", "bfloat16")):
-        model = open_checkpoint(path)
-        assert (model.config.num_layers, model.dtype, model.name) == (L, dtype, str(path))
-        assert len(model.tokenizer("the fox")["input_ids"]) > 0
-        assert open_checkpoint(path, dtype="bfloat16").dtype == "bfloat16"
-        with pytest.raises(CheckpointError, match=r"was read|cannot be restored"):
-            model.load()

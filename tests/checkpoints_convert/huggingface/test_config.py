@@ -4,11 +4,11 @@ import json
 import math
 
 import pytest
-from test_huggingface import hf_config
+from support.hf_folders import hf_config, write_hf
 
 from checkpoints_convert import CheckpointError
 from checkpoints_convert.huggingface.config import read_hf_config
-from checkpoints_convert.mapping.rope import llama3_divisors
+from checkpoints_convert.huggingface.model import open_hf
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -135,15 +135,10 @@ def test_both_ways_to_write_rope_are_read(tmp_path):
     assert read(tmp_path, plain) == read(tmp_path, hf_config("llama"))
 
 
-def test_llama3_divisors_by_hand():
-    # theta = e^8 and h = 4: wavelengths 2 pi and 2 pi e^4 = 343.05. With 686.1 = 2 waves trained, low 1 and high 4, the
-    # second blends with weight (2 - 1) / (4 - 1) = 1/3, so it is divided by 1 / (2/3/8 + 1/3) = 2.4.
-    divisors = llama3_divisors(
-        math.e**8, 4, factor=8, low_freq_factor=1, high_freq_factor=4, trained_length=2 * 2 * math.pi * math.e**4
-    )
-    assert divisors == pytest.approx((1.0, 2.4), rel=1e-9)
-    # With half a wave trained, the second is long and takes the whole factor.
-    divisors = llama3_divisors(
-        math.e**8, 4, factor=8, low_freq_factor=1, high_freq_factor=4, trained_length=math.pi * math.e**4
-    )
-    assert divisors[1] == pytest.approx(8)
+def test_a_length_beyond_all_floats_is_named(tmp_path):
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = hf_config("llama", rope_scaling=scaling | {"original_max_position_embeddings": 10**400})
+    with pytest.raises(
+        CheckpointError, match="original_max_position_embeddings' must be a whole number within 64 bits"
+    ):
+        open_hf(write_hf(tmp_path / "hf", config, {}))

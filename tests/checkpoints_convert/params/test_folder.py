@@ -1,31 +1,16 @@
-"""The converted folder: complete or absent, described without its weights; the command and its errors."""
+"""The converted folder: complete or absent, and checked when it is read."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 
-import jax
-import numpy as np
 import pytest
-from test_gguf import write_gguf
-from test_huggingface import D, F, G, H, K, L, V, h, hf_config, hf_tensors, write_hf
+from support.hf_folders import F, L, h, quiet
 
 import checkpoints_convert.convert
-from checkpoints_convert import CheckpointError, convert_gguf, convert_hf, load_checkpoint, read_info
-from checkpoints_convert.cli import main
+from checkpoints_convert import CheckpointError, convert_hf, load_checkpoint, read_info
 from checkpoints_convert.params.folder import written_whole
-
-
-@pytest.fixture
-def hf_folder(tmp_path):
-    config = hf_config("qwen2")
-    return write_hf(tmp_path / "hf", config, hf_tensors(config))
-
-
-def quiet(text):
-    del text
 
 
 def test_a_converted_folder_holds_what_it_needs(tmp_path, hf_folder):
@@ -126,86 +111,22 @@ def test_a_damaged_folder_is_named(tmp_path, hf_folder):
             read(tmp_path / "ours")
 
 
-def test_info_counts_without_loading(tmp_path, hf_folder, capsys):
-    qkv, attention_out, mlp = D * K * (G + 2) * h + K * (G + 2) * h, H * h * D, 3 * D * F
-    num_params = 2 * V * D + D + L * (qkv + attention_out + mlp + 2 * D)
-    convert_hf(hf_folder, tmp_path / "ours", dtype="bfloat16", note=quiet)
-    gguf_file = write_gguf(tmp_path / "m.gguf", "qwen2", hf_tensors(hf_config("qwen2")))
-    for path, kind, dtype, item in (
-        (hf_folder, "hf", "float32", 4),
-        (gguf_file, "gguf", "float32", 4),
-        (tmp_path / "ours", "converted", "bfloat16", 2),
-    ):
-        info = read_info(path)
-        assert (info.kind, info.dtype, info.num_params, info.num_bytes) == (kind, dtype, num_params, num_params * item)
-        assert info.kv_bytes_per_token == 2 * K * h * L * item
-        assert main(["info", str(path)]) == 0
-        shown = capsys.readouterr().out
-        tokens = 10**9 // (2 * K * h * L * item)
-        for part in (f"qwen2: {L} layers", f"{num_params:,}", dtype, "640 tokens", f"{tokens:,} tokens per GB"):
-            assert part in shown
-    leaves = jax.tree.leaves(load_checkpoint(tmp_path / "ours").params)
-    assert sum(leaf.size for leaf in leaves) == num_params
-    assert {str(leaf.dtype) for leaf in leaves} == {"bfloat16"}
-
-
-def test_the_command_converts(tmp_path, hf_folder, capsys):
-    assert main(["hf", str(hf_folder), str(tmp_path / "a"), "--dtype", "bfloat16"]) == 0
-    gguf_file = write_gguf(tmp_path / "m.gguf", "qwen2", hf_tensors(hf_config("qwen2")))
-    assert main(["gguf", str(gguf_file), str(tmp_path / "b")]) == 0
-    captured = capsys.readouterr()
-    assert captured.out == ""  # notes go to stderr
-    assert f"wrote {tmp_path / 'b'}" in captured.err
-    a, b = load_checkpoint(tmp_path / "a").params, load_checkpoint(tmp_path / "b").params
-    np.testing.assert_allclose(np.asarray(a["head"], np.float32), b["head"], rtol=2**-8)
-
-
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("change", "message"),
     [
-        (["hf", "nowhere/at/all", "x"], "nowhere/at/all does not exist, and is no hub id of the form org/name."),
-        (["gguf", "absent.gguf", "x"], "absent.gguf does not exist."),
-        (["info", "absent folder"], "absent folder does not exist"),
+        ({"num_layers": 10**12}, "1000000000000 layers are above 1024"),
+        ({"vocab_size": 10**400}, "'vocab_size' must be a whole number within 64 bits"),
+        ({"rope_theta": float("inf")}, "'rope_theta' must be finite"),
+        ({"norm_eps": 10**400}, "'norm_eps' must be finite"),
+        ({"rope_divisors": [10**400] * 4}, "too large"),
+        ({"is_sharded": True}, "is_sharded must be false"),
     ],
 )
-def test_the_command_prints_one_line_and_exits_2(tmp_path, argv, message):
-    done = subprocess.run([sys.executable, "-m", "checkpoints_convert", *argv], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "m.gguf")
-    with pytest.raises(CheckpointError, match="is not a file"):
-        convert_gguf(tmp_path / "m.gguf", tmp_path / "x", note=quiet)
-
-
-def test_a_reader_that_goes_away_is_no_error(tmp_path, hf_folder):
-    command = f"{sys.executable} -m checkpoints_convert info {hf_folder} | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.stderr == ""
-    assert done.returncode in (0, 141)  # 0 where the pipe was still open
-
-
-def test_neither_kind_takes_the_other(tmp_path, hf_folder):
-    with pytest.raises(CheckpointError, match=r"cannot be read as GGUF|not a GGUF file"):
-        convert_gguf(hf_folder / "model.safetensors", tmp_path / "x", note=quiet)
-    gguf_file = write_gguf(tmp_path / "m.gguf", "qwen2", hf_tensors(hf_config("qwen2")))
-    with pytest.raises(CheckpointError, match="is not a folder"):
-        convert_hf(gguf_file, tmp_path / "x", note=quiet)
-    with pytest.raises(CheckpointError, match="dtype must be one of float32, bfloat16, got 'int8'"):
-        load_checkpoint(gguf_file, dtype="int8")
-
-
-def test_loading_needs_no_torch(hf_folder):
-    code = (
-        "import sys\n"
-        "sys.modules['torch'] = None\n"  # importing it now fails
-        "import checkpoints_convert\n"
-        "print(checkpoints_convert.load_checkpoint(sys.argv[1]).tokenizer('the')['input_ids'])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(hf_folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[")
+def test_a_converted_folder_s_configuration_is_checked(converted, change, message):
+    path = converted / "jax_probe_mtp.json"
+    values = json.loads(path.read_text())
+    values["config"] |= change
+    path.write_text(json.dumps(values))
+    for read in (load_checkpoint, read_info):
+        with pytest.raises(CheckpointError, match=message):
+            read(converted)
