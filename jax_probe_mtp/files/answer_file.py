@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jax_probe_mtp.files.prompt_file import IdSet, id_digest
+from jax_probe_mtp.files.ids import IdSet, id_digest
 from jax_probe_mtp.files.questions import write_json
 
 try:

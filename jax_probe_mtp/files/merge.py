@@ -19,7 +19,9 @@ from jax_probe_mtp.files.answer_file import (
     whole_records,
     write_run,
 )
-from jax_probe_mtp.files.prompt_file import PromptFile, check_is_file, id_digest
+from jax_probe_mtp.files.ids import id_digest
+from jax_probe_mtp.files.json_lines import check_is_file
+from jax_probe_mtp.files.prompt_file import PromptFile
 
 _OFFSET_BITS = 48
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jax_probe_mtp.files.prompt_file import PromptFile, Record, parsed_records, start
+from jax_probe_mtp.files.json_lines import start
+from jax_probe_mtp.files.prompt_file import PromptFile, Record, parsed_records
 
 
 class OutputFile:

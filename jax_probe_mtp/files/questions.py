@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from jax_probe_mtp.files.prompt_file import check_id, json_lines, start
+from jax_probe_mtp.files.json_lines import check_id, json_lines, start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

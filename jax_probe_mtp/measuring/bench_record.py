@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from jax_probe_mtp.files.prompt_file import start
+from jax_probe_mtp.files.json_lines import start
 
 FORMAT = 1
 

@@ -8,8 +8,9 @@ from array import array
 
 import pytest
 
-from jax_probe_mtp.files import prompt_file
-from jax_probe_mtp.files.prompt_file import IdSet, PromptFile, Record, id_digest
+from jax_probe_mtp.files import ids, json_lines, prompt_file
+from jax_probe_mtp.files.ids import IdSet, id_digest
+from jax_probe_mtp.files.prompt_file import PromptFile, Record
 
 GOOD = '{"id": "a", "prompt": "first"}\n'
 HALF = '"\\ud83d"'  # half of a surrogate pair
@@ -174,7 +175,7 @@ def test_a_value_too_deep_to_be_shown_is_one_line(tmp_path, monkeypatch):
     def dumps(value):
         raise RecursionError
 
-    monkeypatch.setattr(prompt_file.json, "dumps", dumps)
+    monkeypatch.setattr(json_lines.json, "dumps", dumps)
     with pytest.raises(ValueError, match=r"\A[^\n]+line 1 [^\n]+ nested deeply\.\Z"):
         PromptFile(write(tmp_path, "[[]]"))
 
@@ -194,7 +195,7 @@ def test_two_ids_with_one_digest_are_two_ids(tmp_path, monkeypatch):
 
 
 def test_the_limit_of_a_line_is_met_exactly(tmp_path, monkeypatch):
-    monkeypatch.setattr(prompt_file, "MAX_LINE_BYTES", 31)
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 31)
     line = '{"id": "a", "prompt": "' + "x" * 6 + '"}'
     assert len(line) == 31
     for content in (line, line + "\n", line + "\n" + line.replace("a", "b") + "\n"):
@@ -281,7 +282,7 @@ def test_finds_each_id_among_many():
 @pytest.mark.parametrize("base", [2**62, 2**63])
 def test_neighbouring_digests_are_told_apart(monkeypatch, base):
     digests = {"low": base + 1, "high": base + 3, "top": 2**64 - 1}  # low and high are one number as float64
-    monkeypatch.setattr(prompt_file, "id_digest", lambda name: digests.get(name, base + 2))
+    monkeypatch.setattr(ids, "id_digest", lambda name: digests.get(name, base + 2))
     found = IdSet(array("Q", digests.values()))
     assert [name in found for name in ("low", "high", "top", "between")] == [True, True, True, False]
 
