@@ -45,10 +45,10 @@ def check_is_file(path: Path) -> None:
 def check_id(where: str, name: object) -> None:
     """Raises ValueError unless `name` is a text or a whole number."""
     if not isinstance(name, str | int) or isinstance(name, bool):
-        raise ValueError(f"{where}: id must be a text or a whole number, got {start(name)}.")
+        raise ValueError(f"{where}: id must be a text or a whole number, got {excerpt(name)}.")
 
 
-def start(value: object) -> str:
+def excerpt(value: object) -> str:
     """The first characters of a JSON value, for messages."""
     try:
         return json.dumps(value)[:60]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jax_probe_mtp.files.json_lines import start
+from jax_probe_mtp.files.json_lines import excerpt
 from jax_probe_mtp.files.prompt_file import PromptFile, Record, parsed_records
 
 
@@ -46,12 +46,12 @@ def categories(path: Path) -> dict[str | int, str | None]:
 def _category(where: str, fields: dict[str, Any]) -> str | None:
     category = fields.get("category")
     if category is not None and (not isinstance(category, str) or not category):
-        raise ValueError(f"{where}: category must be a text, got {start(category)}.")
+        raise ValueError(f"{where}: category must be a text, got {excerpt(category)}.")
     return category
 
 
 def _token_ids(where: str, fields: dict[str, Any]) -> list[int]:
     token_ids = fields.get("token_ids")
     if not isinstance(token_ids, list) or not all(type(token) is int for token in token_ids):
-        raise ValueError(f"{where}: token_ids must be a list of whole numbers, got {start(token_ids)}.")
+        raise ValueError(f"{where}: token_ids must be a list of whole numbers, got {excerpt(token_ids)}.")
     return token_ids

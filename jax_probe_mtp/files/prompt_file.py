@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.files.ids import IdSet, id_digest
-from jax_probe_mtp.files.json_lines import check_id, json_lines, start
+from jax_probe_mtp.files.json_lines import check_id, excerpt, json_lines
 
 MAX_STOPS = 16
 MAX_UNUSED_FIELDS = 10
@@ -85,7 +85,7 @@ def parsed_records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, st
         given = [field for field in _SOURCES if field in values]
         if not given:
             asked = 'an object with a text "prompt", or "messages" or "prompt_ids"'
-            raise ValueError(f"{where} must be {asked}, got {start(fields)}.")
+            raise ValueError(f"{where} must be {asked}, got {excerpt(fields)}.")
         if len(given) > 1:
             raise ValueError(f"{where} has {' and '.join(given)}; give one of them.")
         name = fields.get("id", number)
@@ -93,7 +93,7 @@ def parsed_records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, st
         for field, value in values.items():
             is_good, rule = _RULES[field]
             if not is_good(value):
-                raise ValueError(f"{where}: {field} must be {rule}, got {start(value)}.")
+                raise ValueError(f"{where}: {field} must be {rule}, got {excerpt(value)}.")
         for field in values.keys() & {"temperature", "top_p"}:
             values[field] = float(values[field])
         if "stop" in values:

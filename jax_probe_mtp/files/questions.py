@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from jax_probe_mtp.files.json_lines import check_id, json_lines, start
+from jax_probe_mtp.files.json_lines import check_id, excerpt, json_lines
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def read_questions(path: Path, per_category: int | None = None) -> list[Question
     line_of: dict[str, int] = {}
     for number, where, record in json_lines(path):
         if not isinstance(record, dict) or "question_id" not in record:
-            raise ValueError(f'{where} must be an object with a "question_id", got {start(record)}.')
+            raise ValueError(f'{where} must be an object with a "question_id", got {excerpt(record)}.')
         name = record["question_id"]
         check_id(where, name)
         if str(name) in line_of:
@@ -45,9 +45,9 @@ def read_questions(path: Path, per_category: int | None = None) -> list[Question
         line_of[str(name)] = number
         category, turns = record.get("category"), record.get("turns")
         if not isinstance(category, str) or not category:
-            raise ValueError(f'{where} must have a text "category", got {start(category)}.')
+            raise ValueError(f'{where} must have a text "category", got {excerpt(category)}.')
         if not isinstance(turns, list) or not turns or not isinstance(turns[0], str) or not turns[0]:
-            raise ValueError(f'{where} must have "turns", a list that begins with a text, got {start(turns)}.')
+            raise ValueError(f'{where} must have "turns", a list that begins with a text, got {excerpt(turns)}.')
         taken[category] = taken.get(category, 0) + 1
         if per_category is None or taken[category] <= per_category:
             questions.append(Question(id=name, category=category, text=turns[0]))
