@@ -14,7 +14,7 @@ import jax
 from jax_probe_mtp.commands import demo_model, options
 from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, ProbeConfig, draft_name
 from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.files import questions
+from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.answer_file import run_path
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
@@ -112,7 +112,7 @@ def _generate(args: argparse.Namespace) -> int:
     if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
         raise ValueError("--coordinator, --num-processes and --process-id are of --distributed; give it too.")
     written = {"--output": args.output, "--stats-json": args.stats_json}
-    questions.check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
+    whole_files.check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
     return _generate_file(args) if args.input else _generate_one(args)
 
 
@@ -226,11 +226,11 @@ def _show_stats(
         print(f"{stats}; {draft.num_rows} rows a call; host memory {peak / 2**30:.2f} GiB at most", file=sys.stderr)
     if args.stats_json:
         record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": draft.num_rows, "choice": choice, **more}
-        questions.write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})
+        whole_files.write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})
 
 
 def _merge(args: argparse.Namespace) -> int:
-    questions.check_files({"--output": args.output}, [args.input])
+    whole_files.check_files({"--output": args.output}, [args.input])
     prompts = PromptFile(args.input) if args.input else None
     num_written, num_missing = merge(args.parts, args.output, prompts)
     print(f"{args.output} holds {num_written} records", file=sys.stderr)

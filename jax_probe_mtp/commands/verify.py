@@ -15,7 +15,7 @@ from jax_probe_mtp.commands import generate as generate_cli
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, draft_name
 from jax_probe_mtp.files.output_file import OutputFile, categories
-from jax_probe_mtp.files.questions import check_files, write_files, write_json
+from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.prompts import Generation, Prompt, Settings
 from jax_probe_mtp.generation.waiting import check_sizes

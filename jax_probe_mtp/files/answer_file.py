@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jax_probe_mtp.files.ids import IdSet, id_digest
-from jax_probe_mtp.files.questions import write_json
+from jax_probe_mtp.files.whole_files import write_json
 
 try:
     import fcntl

@@ -46,7 +46,7 @@ from checkpoints_convert import info, load
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.params import fill
 from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.files.questions import write_json
+from jax_probe_mtp.files.whole_files import write_json
 
 SECONDS = 2.0  # of a load
 SECONDS_TO_DIE = 10.0  # after the alarm, for a case that is stuck in C

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from jax_probe_mtp.files.questions import Question, check_files, read_questions, write_files, write_json
+from jax_probe_mtp.files.questions import Question, read_questions
+from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
 
 GOOD = '{"question_id": 81, "category": "writing", "turns": ["first", "second"]}\n'
 
