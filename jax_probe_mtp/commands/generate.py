@@ -15,9 +15,9 @@ from jax_probe_mtp.commands import demo_model, options
 from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, ProbeConfig, draft_name
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.files import whole_files
-from jax_probe_mtp.files.answer_file import run_path
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.files.run_file import run_path
 from jax_probe_mtp.generation.decoder import Decoder, Settings
 from jax_probe_mtp.generation.prompts import Prompt, Stats
 from jax_probe_mtp.generation.waiting import check_sizes, make_newcomer

@@ -8,20 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_probe_mtp.files.answer_file import (
-    cut,
-    differences,
-    lines_of,
-    lock,
-    no_room,
-    read_run,
-    run_path,
-    whole_records,
-    write_run,
-)
+from jax_probe_mtp.files.answer_file import lines_of, lock, whole_records
 from jax_probe_mtp.files.ids import id_digest
 from jax_probe_mtp.files.json_lines import check_is_file
 from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, run_path, write_run
 
 _OFFSET_BITS = 48
 

@@ -11,10 +11,11 @@ import sys
 
 import pytest
 
-from jax_probe_mtp.files import answer_file
-from jax_probe_mtp.files.answer_file import AnswerFile, run_path
+from jax_probe_mtp.files import answer_file, run_file
+from jax_probe_mtp.files.answer_file import AnswerFile
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.run_file import run_path
 
 RUN = {"model": {"name": "a", "fingerprint": "f00"}, "settings": {"temperature": 0.0, "seed": 7}}
 ONE = {"id": "one", "text": "été \u2028 \n", "finish_reason": "stop"}
@@ -336,7 +337,7 @@ def test_what_an_interrupt_left_is_written_over(tmp_path):
 
 
 def test_no_room_for_what_the_run_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(answer_file, "write_json", failing(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(run_file, "write_json", failing(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match=says(tmp_path / "answers.jsonl.run.json", "No space left", "free some space")):
         AnswerFile(tmp_path / "answers.jsonl", RUN)
 
@@ -514,7 +515,7 @@ def test_a_full_disk_leaves_the_old_merge(tmp_path, two, monkeypatch):
 def test_a_merge_that_is_cut_off_never_pairs_answers_with_another_run(tmp_path, two, monkeypatch, step):
     output = filled(tmp_path / "out.jsonl", {"id": "old"}, run={"settings": {}})
     failed = failing(errno.EIO, "cut off")
-    monkeypatch.setattr(*((os, "replace", failed) if step == "replace" else (answer_file, "write_json", failed)))
+    monkeypatch.setattr(*((os, "replace", failed) if step == "replace" else (run_file, "write_json", failed)))
     with pytest.raises(OSError, match="cut off"):
         merge(two, output, None)
     monkeypatch.undo()
