@@ -21,8 +21,9 @@ from jax_probe_mtp.files.run_file import run_path
 from jax_probe_mtp.generation.decoder import Decoder, Settings
 from jax_probe_mtp.generation.prompts import Prompt, Stats
 from jax_probe_mtp.generation.waiting import check_sizes, make_newcomer
-from jax_probe_mtp.jobs import job as jobs
 from jax_probe_mtp.jobs import memory, processes
+from jax_probe_mtp.jobs.encode import capacity_of, encode
+from jax_probe_mtp.jobs.job import Job
 from jax_probe_mtp.measuring import bench, tree_choice
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
@@ -120,9 +121,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
     opened = options.open_model(args.model, args.dtype, args.revision)
     use_chat_template = not args.no_chat_template
-    prompts = [
-        jobs.encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in read_records(args)
-    ]
+    prompts = [encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in read_records(args)]
     mesh = _mesh(args)
     if mesh is not None:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
@@ -157,9 +156,7 @@ def _generate_file(args: argparse.Namespace) -> int:
     use_chat_template = not args.no_chat_template
     capacity = settings.capacity
     if capacity is None:
-        capacity = jobs.capacity_of(
-            prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template
-        )
+        capacity = capacity_of(prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template)
     most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
     check_sizes(opened.config, draft, settings, capacity=capacity, num_shards=data)
@@ -191,7 +188,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         of_program = ("batch_size", "capacity", "calls_per_chunk")
         run["program"] = {name: getattr(settings, name) for name in of_program}
         run["program"] |= {"mesh": args.mesh, "draft": draft_name(draft, settings.mask_ema)}
-    job = jobs.Job(
+    job = Job(
         prompts,
         args.output,
         run,

@@ -22,7 +22,8 @@ from jax_probe_mtp.files import answer_file
 from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.generation import scheduler
 from jax_probe_mtp.generation.programs import Programs
-from jax_probe_mtp.jobs import job as jobs
+from jax_probe_mtp.jobs import progress
+from jax_probe_mtp.jobs.encode import capacity_of
 
 # A user turn of w50 alone is one that the template cannot take.
 FAILING = "{% if messages[0]['content'] == 'w50' %}{{ raise_exception('no such\nturn') }}{% endif %}" + TEMPLATE
@@ -464,7 +465,7 @@ def test_a_signal_ends_the_run_after_the_calls_under_way(generate, whole, tmp_pa
 
 
 def test_a_signal_counts_what_is_in_the_file_where_answers_wait_for_their_turn(generate, leave, tmp_path, monkeypatch):
-    honest, count = jobs._Progress.show, [0]
+    honest, count = progress.Progress.show, [0]
 
     def show(self):
         honest(self)
@@ -472,7 +473,7 @@ def test_a_signal_counts_what_is_in_the_file_where_answers_wait_for_their_turn(g
         if count[0] == 4:  # the first record is still being decoded; others have ended and wait for it
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(jobs._Progress, "show", show)
+    monkeypatch.setattr(progress.Progress, "show", show)
     code, _, err = generate(*files(tmp_path), "--ordered")
     assert code == 143
     assert read(tmp_path / "answers.jsonl") == []
@@ -594,7 +595,7 @@ def test_the_log_level_says_what_is_told(generate, whole, leave, tmp_path):
 
 
 def test_progress_is_told_line_by_line_where_no_terminal_is(generate, whole, leave, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "SECONDS_A_LINE", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_A_LINE", 0.0)
     leave(whole[:2])
     code, _, err = generate(*files(tmp_path))
     assert code == 0
@@ -612,9 +613,7 @@ def test_the_capacity_is_that_of_the_longest_record_that_fits():
 
     def capacity(*records, cfg=BASE, use_chat_template=True):
         records = [Record(index=i, id=i, **record) for i, record in enumerate(records)]
-        return jobs.capacity_of(
-            records, cfg, tokenizer, Settings(max_new_tokens=20), use_chat_template=use_chat_template
-        )
+        return capacity_of(records, cfg, tokenizer, Settings(max_new_tokens=20), use_chat_template=use_chat_template)
 
     assert capacity({"prompt_ids": [1]}) == 64  # the smallest one
     assert capacity({"prompt_ids": [1] * 45}) == 64  # 45 + 20 - 1: the last token needs no slot
