@@ -122,7 +122,7 @@ class AnswerFile:
 
 
 def whole_records(path: Path) -> Iterator[tuple[str, dict[str, Any], int, int]]:
-    """Name for messages, record, digest of its id and end offset of each line, up to one that a cut-off write left torn.
+    """Gives name for messages, record, digest of its id and end offset of each line, up to one that a cut-off write left torn.
 
     Raises:
       ValueError: if a line that is no record has more than NULs after it, which a power cut leaves.
@@ -147,7 +147,7 @@ def whole_records(path: Path) -> Iterator[tuple[str, dict[str, Any], int, int]]:
 
 
 def lines_of(digest: int, path: Path) -> Iterator[tuple[str, str | int]]:
-    """Name for messages and id of each line whose id has the digest."""
+    """Gives name for messages and id of each line whose id has the digest."""
     return ((where, record["id"]) for where, record, found, _ in whole_records(path) if found == digest)
 
 

@@ -27,10 +27,10 @@ class IdSet:
         return bool(index < len(self._digests) and self._digests[index] == digest)
 
     def repeated(self) -> list[int]:
-        """The digests that are there more than once."""
+        """Gives the digests that are there more than once."""
         return np.unique(self._digests[1:][self._digests[1:] == self._digests[:-1]]).tolist()
 
 
 def id_digest(name: object) -> int:
-    """64 bits that stand for an id; 1 and "1" are the same id, since they would draw the same noise."""
+    """Gives 64 bits that stand for an id; 1 and "1" are the same id, since they would draw the same noise."""
     return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "little")

@@ -1,4 +1,4 @@
-"""Files of one JSON value a line, read line by line; what is no such file is refused with a message that names the line."""
+"""Reads files of one JSON value a line, and refuses others with a message that names the line."""
 
 import json
 import stat
@@ -10,7 +10,7 @@ MAX_LINE_BYTES = 16 * 2**20
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """Number, name for messages and JSON value of each line that is not blank; one line in memory at a time.
+    """Gives number, name for messages and JSON value of each line that is not blank; holds one line in memory at a time.
 
     Raises:
       ValueError: for what is no regular file, and for a line that is too long, not UTF-8 or not JSON.
@@ -49,7 +49,7 @@ def check_id(where: str, name: object) -> None:
 
 
 def excerpt(value: object) -> str:
-    """The first characters of a JSON value, for messages."""
+    """Gives the first characters of a JSON value, for messages."""
     try:
         return json.dumps(value)[:60]
     except RecursionError:  # reading it took less of the stack than writing it does

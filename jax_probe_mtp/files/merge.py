@@ -69,7 +69,7 @@ def merge(parts: Sequence[Path], output: Path, prompts: PromptFile | None) -> tu
 
 
 class _Places:
-    """Where each record starts, in 24 bytes a record: its id's digest, part and offset as one number, sorted order."""
+    """The place of each record, in 24 bytes: its id's digest, part and offset as one number, sorted order."""
 
     def __init__(self, parts: Sequence[Path], prompts: PromptFile | None) -> None:
         digests, places = array("Q"), array("Q")
@@ -93,7 +93,7 @@ class _Places:
             raise ValueError(f"the id {cut(name)} is in {parts[first]} and {parts[second]}; leave one of them out.")
 
     def of(self, prompts: PromptFile | None) -> Iterator[tuple[int, int]]:
-        """Part and offset of each record: of those of `prompts` that have one, or of all."""
+        """Gives part and offset of each record: of those of `prompts` that have one, or of all."""
         if prompts is None:
             yield from map(self._place, range(len(self._places)))
             return

@@ -29,13 +29,13 @@ class OutputFile:
             pass
 
     def __iter__(self) -> Iterator[tuple[Record, list[int], str | None]]:
-        """The record, its output's token ids and its category, line by line."""
+        """Gives the record, its output's token ids and its category, line by line."""
         for record, fields, _, where in parsed_records(self._path):
             yield record, _token_ids(where, fields), _category(where, fields)
 
 
 def categories(path: Path) -> dict[str | int, str | None]:
-    """The category of each record of a prompt file, None where it has none.
+    """Gives the category of each record of a prompt file, None where it has none.
 
     Raises:
       ValueError: names the file, the line and what is wrong with it.

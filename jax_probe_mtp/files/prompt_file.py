@@ -78,7 +78,7 @@ class PromptFile:
 
 
 def parsed_records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, str]]:
-    """Each record with its JSON object, the line's number and its name for messages."""
+    """Gives each record with its JSON object, the line's number and its name for messages."""
     for index, (number, where, fields) in enumerate(json_lines(path)):
         given_fields = fields.items() if isinstance(fields, dict) else ()
         values = {field: value for field, value in given_fields if field in _RULES and value is not None}

@@ -1,4 +1,4 @@
-"""What made a file of answers, kept beside it, so that another run does not go on with it."""
+"""A file beside the answers that says which model and settings made them, so that no other run goes on with them."""
 
 import contextlib
 import json
@@ -11,13 +11,13 @@ from jax_probe_mtp.files.whole_files import write_json
 
 
 def run_path(path: Path) -> Path:
-    """The file beside the answers that says what made them."""
+    """Gives the file beside the answers that says what made them."""
     path = path.resolve()  # it belongs to the answers, whatever link they are reached by
     return path.with_name(path.name + ".run.json")
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """What made the answers of a file.
+    """Reads what made the answers of a file.
 
     Raises:
       ValueError: if that is not known.
@@ -35,7 +35,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def write_run(path: Path, run: Mapping[str, Any]) -> None:
-    """Says beside a file of answers what makes them; on the disk when it returns."""
+    """Writes beside the answers what makes them; it is on the disk when this returns."""
     beside = run_path(path)
     try:
         write_json(beside, run)
@@ -52,7 +52,7 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first values that differ: by name with those of `then`, and those of `now` in the same order."""
+    """Names the first values that differ, with those of `then`, and gives those of `now` in the same order."""
     old, new = _flat(then), _flat(json.loads(json.dumps(now)))
     names = [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]][:3]
     was, are = ([cut(values[name]) if name in values else "nothing" for name in names] for values in (old, new))
@@ -67,10 +67,10 @@ def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cut(value: object) -> str:
-    """A value for messages."""
+    """Shortens a value for messages."""
     return repr(value)[:60]
 
 
 def no_room(path: Path, error: OSError, kept: str) -> OSError:
-    """The error of a write that failed, with what is there all the same."""
+    """Makes the error of a write that failed; it says what is there all the same."""
     return OSError(f"{path}: {error.strerror}; {kept}: free some space and give the same command again.")

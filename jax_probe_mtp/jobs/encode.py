@@ -12,7 +12,7 @@ from jax_probe_mtp.model.config import ModelConfig
 
 
 def encode(record: Record, tokens: Any, *, use_chat_template: bool) -> Prompt:
-    """A record in tokens.
+    """Turns a record into tokens.
 
     Raises:
       ValueError: if the tokenizer or its chat template cannot take it.
@@ -35,7 +35,7 @@ def encode(record: Record, tokens: Any, *, use_chat_template: bool) -> Prompt:
 def capacity_of(
     records: Iterable[Record], cfg: ModelConfig, tokens: Any, settings: Settings, *, use_chat_template: bool
 ) -> int:
-    """Cache slots a row for the longest record that the model can take: one bucket for all, so that none recompiles."""
+    """Gives the cache slots of a row for the longest record that the model can take: one bucket, so that none recompiles."""
     needed = 1
     for record in records:
         with contextlib.suppress(ValueError):  # it gets its own error when it is its turn

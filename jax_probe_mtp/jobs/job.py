@@ -42,7 +42,7 @@ class Job:
         use_chat_template: bool,
         is_ordered: bool,
     ) -> None:
-        """Nothing is read or written yet.
+        """Prepares the run; reads and writes nothing yet.
 
         Args:
           prompts: what to answer.
@@ -95,7 +95,7 @@ class Job:
         return 0
 
     def _decode(self, answers: AnswerFile, signals: Signals, is_done: np.ndarray) -> int:
-        """Decodes and writes; the number of the signal that stopped it, or 0."""
+        """Decodes and writes; gives the number of the signal that stopped it, or 0."""
         failure: OSError | None = None
         stop = 0
 
@@ -121,7 +121,7 @@ class Job:
         return stop
 
     def _items(self, is_done: np.ndarray) -> Iterator[tuple[int, Item]]:
-        """What is left to decode, with its place in the file."""
+        """Gives each record that is left to decode, with its place in the file."""
         for record in self._prompts:
             if is_done[record.index]:
                 continue
@@ -133,5 +133,5 @@ class Job:
 
 
 def as_json(generation: Generation) -> dict[str, Any]:
-    """An answer as a line of the output holds it; what it has no value for is left out."""
+    """Gives an answer as a line of the output holds it, without the fields that have no value."""
     return {name: value for name, value in vars(generation).items() if value is not None}

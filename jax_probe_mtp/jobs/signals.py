@@ -8,7 +8,7 @@ _logger = logging.getLogger("jax_probe_mtp")
 
 
 class Signals:
-    """SIGINT and SIGTERM as a wish to stop, asked for between two chunks; the second one stops at once.
+    """SIGINT and SIGTERM as a wish to stop, which the run looks for between two chunks; the second one stops at once.
 
     Attributes:
       received: the signal's number; 0 for none.
