@@ -12,7 +12,8 @@ from tqdm import tqdm
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.drafting.draft_config import ProbeConfig
 from jax_probe_mtp.drafting.spec import parse_runs
-from jax_probe_mtp.files import questions as records
+from jax_probe_mtp.files import whole_files
+from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.measuring import alignment as align
 from jax_probe_mtp.measuring import alignment_report, bench, bench_record, bench_report
 
@@ -66,8 +67,8 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     runs, settings = parse_runs(args.runs), options.settings(args)
-    questions = records.read_questions(args.questions, args.per_category)
-    records.check_files({"--output": args.output}, [args.questions])
+    questions = read_questions(args.questions, args.per_category)
+    whole_files.check_files({"--output": args.output}, [args.questions])
     earlier = bench_record.read_record(args.output) if args.output.exists() else None
     checkpoint = options.load(args.model, args.dtype, args.revision)
     header = {
@@ -99,10 +100,10 @@ def _bench(args: argparse.Namespace) -> int:
     try:
         if measured.num_done < measured.num_questions:
             for _ in _measure(measured, len(runs)):
-                records.write_json(args.output, header | measured.record())
+                whole_files.write_json(args.output, header | measured.record())
     except KeyboardInterrupt:
         if measured.num_done:  # once more: it may have come between a measurement and its writing
-            records.write_json(args.output, header | measured.record())
+            whole_files.write_json(args.output, header | measured.record())
         kept = f"{measured.num_done} of {measured.num_questions} questions are in {args.output}, --resume goes on"
         print(f"error: interrupted; {kept if measured.num_done else 'no question was done'}", file=sys.stderr)
         return 130
@@ -186,7 +187,7 @@ def _align(args: argparse.Namespace) -> int:
     if settings.batch_size != 1:
         raise ValueError(f"align reads one text at a time: leave --batch-size {settings.batch_size} out.")
     alignment_report.check_output(args.output)
-    questions = records.read_questions(args.questions, args.per_category)
+    questions = read_questions(args.questions, args.per_category)
     checkpoint = options.load(args.model, args.dtype, args.revision)
     prompts, skipped = bench.read_prompts(
         checkpoint, questions, settings.max_new_tokens, use_chat_template=not args.no_chat_template

@@ -14,15 +14,16 @@ import jax
 from jax_probe_mtp.commands import demo_model, options
 from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, ProbeConfig, draft_name
 from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.files import questions
-from jax_probe_mtp.files.answer_file import run_path
+from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.files.run_file import run_path
 from jax_probe_mtp.generation.decoder import Decoder, Settings
 from jax_probe_mtp.generation.prompts import Prompt, Stats
 from jax_probe_mtp.generation.waiting import check_sizes, make_newcomer
-from jax_probe_mtp.jobs import job as jobs
 from jax_probe_mtp.jobs import memory, processes
+from jax_probe_mtp.jobs.encode import capacity_of, encode
+from jax_probe_mtp.jobs.job import Job
 from jax_probe_mtp.measuring import bench, tree_choice
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
@@ -112,7 +113,7 @@ def _generate(args: argparse.Namespace) -> int:
     if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
         raise ValueError("--coordinator, --num-processes and --process-id are of --distributed; give it too.")
     written = {"--output": args.output, "--stats-json": args.stats_json}
-    questions.check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
+    whole_files.check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
     return _generate_file(args) if args.input else _generate_one(args)
 
 
@@ -120,9 +121,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
     opened = options.open_model(args.model, args.dtype, args.revision)
     use_chat_template = not args.no_chat_template
-    prompts = [
-        jobs.encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in read_records(args)
-    ]
+    prompts = [encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in read_records(args)]
     mesh = _mesh(args)
     if mesh is not None:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
@@ -157,9 +156,7 @@ def _generate_file(args: argparse.Namespace) -> int:
     use_chat_template = not args.no_chat_template
     capacity = settings.capacity
     if capacity is None:
-        capacity = jobs.capacity_of(
-            prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template
-        )
+        capacity = capacity_of(prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template)
     most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
     check_sizes(opened.config, draft, settings, capacity=capacity, num_shards=data)
@@ -191,7 +188,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         of_program = ("batch_size", "capacity", "calls_per_chunk")
         run["program"] = {name: getattr(settings, name) for name in of_program}
         run["program"] |= {"mesh": args.mesh, "draft": draft_name(draft, settings.mask_ema)}
-    job = jobs.Job(
+    job = Job(
         prompts,
         args.output,
         run,
@@ -226,11 +223,11 @@ def _show_stats(
         print(f"{stats}; {draft.num_rows} rows a call; host memory {peak / 2**30:.2f} GiB at most", file=sys.stderr)
     if args.stats_json:
         record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": draft.num_rows, "choice": choice, **more}
-        questions.write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})
+        whole_files.write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})
 
 
 def _merge(args: argparse.Namespace) -> int:
-    questions.check_files({"--output": args.output}, [args.input])
+    whole_files.check_files({"--output": args.output}, [args.input])
     prompts = PromptFile(args.input) if args.input else None
     num_written, num_missing = merge(args.parts, args.output, prompts)
     print(f"{args.output} holds {num_written} records", file=sys.stderr)

@@ -15,7 +15,7 @@ from jax_probe_mtp.commands import verify as verify_cli
 from jax_probe_mtp.errors import Parser, exit_status, one_line
 from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT, Settings
-from jax_probe_mtp.jobs import job as jobs
+from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.sameness import verdicts
 
 DEMO_PROMPTS = ("Write a Python function that adds two numbers.", "What is the capital of France?")
@@ -57,7 +57,7 @@ def _demo(args: argparse.Namespace) -> int:
     print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
     found = verify_cli.compare(
         checkpoint,
-        [jobs.encode(record, checkpoint.tokenizer, use_chat_template=True) for record in records],
+        [encode(record, checkpoint.tokenizer, use_chat_template=True) for record in records],
         DEFAULT_DRAFT,
         Settings(max_new_tokens=DEMO_TOKENS),
         method="probe",

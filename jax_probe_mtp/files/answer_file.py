@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jax_probe_mtp.files.prompt_file import IdSet, id_digest
-from jax_probe_mtp.files.questions import write_json
+from jax_probe_mtp.files.ids import IdSet, id_digest
+from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, write_run
 
 try:
     import fcntl
@@ -121,14 +121,8 @@ class AnswerFile:
         self.close()
 
 
-def run_path(path: Path) -> Path:
-    """The file beside the answers that says what made them."""
-    path = path.resolve()  # it belongs to the answers, whatever link they are reached by
-    return path.with_name(path.name + ".run.json")
-
-
 def whole_records(path: Path) -> Iterator[tuple[str, dict[str, Any], int, int]]:
-    """Name for messages, record, digest of its id and end offset of each line, up to one that a cut-off write left torn.
+    """Gives name for messages, record, digest of its id and end offset of each line, up to one that a cut-off write left torn.
 
     Raises:
       ValueError: if a line that is no record has more than NULs after it, which a power cut leaves.
@@ -153,7 +147,7 @@ def whole_records(path: Path) -> Iterator[tuple[str, dict[str, Any], int, int]]:
 
 
 def lines_of(digest: int, path: Path) -> Iterator[tuple[str, str | int]]:
-    """Name for messages and id of each line whose id has the digest."""
+    """Gives name for messages and id of each line whose id has the digest."""
     return ((where, record["id"]) for where, record, found, _ in whole_records(path) if found == digest)
 
 
@@ -172,63 +166,3 @@ def lock(file: IO[bytes], path: Path, *, is_shared: bool) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """What made the answers of a file.
-
-    Raises:
-      ValueError: if that is not known.
-    """
-    beside = run_path(path)
-    try:
-        run = json.loads(beside.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} has no {beside.name} beside it that says what made it; name another.") from None
-    except (ValueError, RecursionError):
-        run = None
-    if not isinstance(run, dict):
-        raise ValueError(f"{beside} does not say what made {path}: it is no JSON object; name another.")
-    return run
-
-
-def write_run(path: Path, run: Mapping[str, Any]) -> None:
-    """Says beside a file of answers what makes them; on the disk when it returns."""
-    beside = run_path(path)
-    try:
-        write_json(beside, run)
-        with beside.open("r+b") as file:
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise no_room(beside, error, "the answers need it") from None
-    with contextlib.suppress(OSError):  # not every system lets a folder be opened
-        folder = os.open(beside.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first values that differ: by name with those of `then`, and those of `now` in the same order."""
-    old, new = _flat(then), _flat(json.loads(json.dumps(now)))
-    names = [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]][:3]
-    was, are = ([cut(values[name]) if name in values else "nothing" for name in names] for values in (old, new))
-    return (", ".join(map(" ".join, zip(names, was, strict=True))), ", ".join(are)) if names else None
-
-
-def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in run.items():
-        flat |= {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def cut(value: object) -> str:
-    """A value for messages."""
-    return repr(value)[:60]
-
-
-def no_room(path: Path, error: OSError, kept: str) -> OSError:
-    """The error of a write that failed, with what is there all the same."""
-    return OSError(f"{path}: {error.strerror}; {kept}: free some space and give the same command again.")

@@ -8,18 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_probe_mtp.files.answer_file import (
-    cut,
-    differences,
-    lines_of,
-    lock,
-    no_room,
-    read_run,
-    run_path,
-    whole_records,
-    write_run,
-)
-from jax_probe_mtp.files.prompt_file import PromptFile, check_is_file, id_digest
+from jax_probe_mtp.files.answer_file import lines_of, lock, whole_records
+from jax_probe_mtp.files.ids import id_digest
+from jax_probe_mtp.files.json_lines import check_is_file
+from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, run_path, write_run
 
 _OFFSET_BITS = 48
 
@@ -76,7 +69,7 @@ def merge(parts: Sequence[Path], output: Path, prompts: PromptFile | None) -> tu
 
 
 class _Places:
-    """Where each record starts, in 24 bytes a record: its id's digest, part and offset as one number, sorted order."""
+    """The place of each record, in 24 bytes: its id's digest, part and offset as one number, sorted order."""
 
     def __init__(self, parts: Sequence[Path], prompts: PromptFile | None) -> None:
         digests, places = array("Q"), array("Q")
@@ -100,7 +93,7 @@ class _Places:
             raise ValueError(f"the id {cut(name)} is in {parts[first]} and {parts[second]}; leave one of them out.")
 
     def of(self, prompts: PromptFile | None) -> Iterator[tuple[int, int]]:
-        """Part and offset of each record: of those of `prompts` that have one, or of all."""
+        """Gives part and offset of each record: of those of `prompts` that have one, or of all."""
         if prompts is None:
             yield from map(self._place, range(len(self._places)))
             return

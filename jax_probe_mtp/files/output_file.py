@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jax_probe_mtp.files.prompt_file import PromptFile, Record, parsed_records, start
+from jax_probe_mtp.files.json_lines import excerpt
+from jax_probe_mtp.files.prompt_file import PromptFile, Record, parsed_records
 
 
 class OutputFile:
@@ -28,13 +29,13 @@ class OutputFile:
             pass
 
     def __iter__(self) -> Iterator[tuple[Record, list[int], str | None]]:
-        """The record, its output's token ids and its category, line by line."""
+        """Gives the record, its output's token ids and its category, line by line."""
         for record, fields, _, where in parsed_records(self._path):
             yield record, _token_ids(where, fields), _category(where, fields)
 
 
 def categories(path: Path) -> dict[str | int, str | None]:
-    """The category of each record of a prompt file, None where it has none.
+    """Gives the category of each record of a prompt file, None where it has none.
 
     Raises:
       ValueError: names the file, the line and what is wrong with it.
@@ -45,12 +46,12 @@ def categories(path: Path) -> dict[str | int, str | None]:
 def _category(where: str, fields: dict[str, Any]) -> str | None:
     category = fields.get("category")
     if category is not None and (not isinstance(category, str) or not category):
-        raise ValueError(f"{where}: category must be a text, got {start(category)}.")
+        raise ValueError(f"{where}: category must be a text, got {excerpt(category)}.")
     return category
 
 
 def _token_ids(where: str, fields: dict[str, Any]) -> list[int]:
     token_ids = fields.get("token_ids")
     if not isinstance(token_ids, list) or not all(type(token) is int for token in token_ids):
-        raise ValueError(f"{where}: token_ids must be a list of whole numbers, got {start(token_ids)}.")
+        raise ValueError(f"{where}: token_ids must be a list of whole numbers, got {excerpt(token_ids)}.")
     return token_ids

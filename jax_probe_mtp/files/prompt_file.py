@@ -1,19 +1,16 @@
 """Prompt files of any length: checked as a whole before anything runs, then read record by record."""
 
 import dataclasses
-import hashlib
-import json
 import math
-import stat
 import sys
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from jax_probe_mtp.files.ids import IdSet, id_digest
+from jax_probe_mtp.files.json_lines import check_id, excerpt, json_lines
 
-MAX_LINE_BYTES = 16 * 2**20
 MAX_STOPS = 16
 MAX_UNUSED_FIELDS = 10
 
@@ -80,104 +77,15 @@ class PromptFile:
             yield record
 
 
-class IdSet:
-    """Ids by their digests, 8 bytes each. Two ids share a digest once in about n * n / 2**65 files of n ids.
-
-    Args:
-      digests: of `id_digest`; the set takes them over and sorts them in place.
-    """
-
-    def __init__(self, digests: "array[int]") -> None:
-        self._digests = np.asarray(digests)  # the same memory
-        self._digests.sort()
-
-    def __len__(self) -> int:
-        return len(self._digests)
-
-    def __contains__(self, name: object) -> bool:
-        # np.uint64: beside a Python int the whole array would be turned into float64, which rounds
-        digest = np.uint64(id_digest(name))
-        index = np.searchsorted(self._digests, digest)
-        return bool(index < len(self._digests) and self._digests[index] == digest)
-
-    def repeated(self) -> list[int]:
-        """The digests that are there more than once."""
-        return np.unique(self._digests[1:][self._digests[1:] == self._digests[:-1]]).tolist()
-
-
-def id_digest(name: object) -> int:
-    """64 bits that stand for an id; 1 and "1" are the same id, since they would draw the same noise."""
-    return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "little")
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """Number, name for messages and JSON value of each line that is not blank; one line in memory at a time.
-
-    Raises:
-      ValueError: for what is no regular file, and for a line that is too long, not UTF-8 or not JSON.
-      OSError: if the file cannot be read.
-    """
-    check_is_file(path)
-    with path.open("rb") as file:
-        offset, number = 0, 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            where = f"{path}, line {number}"
-            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-                raise ValueError(f"{where} is longer than {MAX_LINE_BYTES} bytes; shorten it.")
-            try:
-                text = line.decode().removesuffix("\n")
-            except UnicodeDecodeError as error:
-                byte = offset + error.start
-                raise ValueError(f"{where} is not UTF-8 (byte {byte} of the file); convert it first.") from None
-            offset += len(line)
-            if number == 1:
-                text = text.removeprefix("\ufeff")
-            if text.strip():
-                yield number, where, _value(where, text)
-
-
-def check_is_file(path: Path) -> None:
-    """Refuses what cannot be read twice, without opening it: a pipe would wait for its other end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"{path} is not a file but a folder, a pipe or a device; name a file.")
-
-
-def check_id(where: str, name: object) -> None:
-    """Raises ValueError unless `name` is a text or a whole number."""
-    if not isinstance(name, str | int) or isinstance(name, bool):
-        raise ValueError(f"{where}: id must be a text or a whole number, got {start(name)}.")
-
-
-def start(value: object) -> str:
-    """The first characters of a JSON value, for messages."""
-    try:
-        return json.dumps(value)[:60]
-    except RecursionError:  # reading it took less of the stack than writing it does
-        return "a value that is nested deeply"
-
-
-def _value(where: str, text: str) -> Any:
-    try:
-        value = json.loads(text)
-        if "\\u" in text:  # nothing else can make half of a pair
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{where} holds half of a surrogate pair, which is no character; write it whole.") from None
-    except (ValueError, RecursionError) as error:  # a number or a nesting too large for Python among them
-        raise ValueError(f"{where} is not JSON that can be read ({error}).") from None
-    return value
-
-
 def parsed_records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, str]]:
-    """Each record with its JSON object, the line's number and its name for messages."""
+    """Gives each record with its JSON object, the line's number and its name for messages."""
     for index, (number, where, fields) in enumerate(json_lines(path)):
         given_fields = fields.items() if isinstance(fields, dict) else ()
         values = {field: value for field, value in given_fields if field in _RULES and value is not None}
         given = [field for field in _SOURCES if field in values]
         if not given:
             asked = 'an object with a text "prompt", or "messages" or "prompt_ids"'
-            raise ValueError(f"{where} must be {asked}, got {start(fields)}.")
+            raise ValueError(f"{where} must be {asked}, got {excerpt(fields)}.")
         if len(given) > 1:
             raise ValueError(f"{where} has {' and '.join(given)}; give one of them.")
         name = fields.get("id", number)
@@ -185,7 +93,7 @@ def parsed_records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, st
         for field, value in values.items():
             is_good, rule = _RULES[field]
             if not is_good(value):
-                raise ValueError(f"{where}: {field} must be {rule}, got {start(value)}.")
+                raise ValueError(f"{where}: {field} must be {rule}, got {excerpt(value)}.")
         for field in values.keys() & {"temperature", "top_p"}:
             values[field] = float(values[field])
         if "stop" in values:

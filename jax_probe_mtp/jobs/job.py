@@ -1,92 +1,26 @@
 """A file of prompts in, a file of answers out: what is left of a run that was cut off, as it comes, and nothing twice."""
 
-import contextlib
 import logging
 import signal
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.drafting.draft_config import DraftConfig
 from jax_probe_mtp.files.answer_file import AnswerFile
-from jax_probe_mtp.files.prompt_file import PromptFile, Record
-from jax_probe_mtp.generation import tokenizer
+from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.prompts import Generation, Prompt, Settings, Stats
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder, InOrder, Item
 from jax_probe_mtp.jobs import processes
+from jax_probe_mtp.jobs.encode import encode
+from jax_probe_mtp.jobs.progress import Progress
+from jax_probe_mtp.jobs.signals import Signals
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.config import ModelConfig
 
-log = logging.getLogger("jax_probe_mtp")
-SECONDS_A_LINE = 30.0  # between two lines of progress where no terminal shows a bar
+_logger = logging.getLogger("jax_probe_mtp")
 EXIT_ERRORS = 3  # some records could not run
-
-
-def encode(record: Record, tokens: Any, *, use_chat_template: bool) -> Prompt:
-    """A record in tokens.
-
-    Raises:
-      ValueError: if the tokenizer or its chat template cannot take it.
-    """
-    if record.prompt_ids is not None:
-        token_ids = record.prompt_ids
-    elif record.messages is not None:
-        if not use_chat_template:
-            raise ValueError("messages need the chat template; leave --no-chat-template out, or give a prompt.")
-        token_ids = tokenizer.encode_messages(tokens, record.messages)
-    else:
-        token_ids = tokenizer.encode(tokens, record.prompt or "", use_chat_template=use_chat_template)
-    return Prompt(
-        id=record.id,
-        token_ids=token_ids,
-        **{name: getattr(record, name) for name in ("seed", "max_new_tokens", "temperature", "top_k", "top_p", "stop")},
-    )
-
-
-def capacity_of(
-    records: Iterable[Record], cfg: ModelConfig, tokens: Any, settings: Settings, *, use_chat_template: bool
-) -> int:
-    """Cache slots a row for the longest record that the model can take: one bucket for all, so that none recompiles."""
-    needed = 1
-    for record in records:
-        with contextlib.suppress(ValueError):  # it gets its own error when it is its turn
-            prompt = encode(record, tokens, use_chat_template=use_chat_template)
-            size = len(prompt.token_ids) + prompt.of("max_new_tokens", settings)
-            if size <= cfg.context_length:
-                needed = max(needed, size - 1)
-    return min(bucket(needed), cfg.context_length)
-
-
-class Signals:
-    """SIGINT and SIGTERM as a wish to stop, asked for between two chunks; the second one stops at once.
-
-    Attributes:
-      received: the signal's number; 0 for none.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-
-    def __enter__(self) -> "Signals":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = number
-        log.info("%s: finishing the calls under way", signal.Signals(number).name)
 
 
 class Job:
@@ -108,7 +42,7 @@ class Job:
         use_chat_template: bool,
         is_ordered: bool,
     ) -> None:
-        """Nothing is read or written yet.
+        """Prepares the run; reads and writes nothing yet.
 
         Args:
           prompts: what to answer.
@@ -145,23 +79,23 @@ class Job:
             is_done = processes.union(np.fromiter(is_kept, np.bool_, count=self._prompts.num_records))
             total, num_done = len(is_done), int(is_done.sum())
             if num_done:
-                log.info("%s holds %d of %d records: going on", self._output, num_done, total)
+                _logger.info("%s holds %d of %d records: going on", self._output, num_done, total)
             stopped_by = self._decode(answers, signals, is_done)
         if stopped_by:
             name = "another process" if stopped_by == processes.ERROR else signal.Signals(stopped_by).name
             kept = f"{self._output} holds {answers.num_written} of {total} records"
-            log.warning("stopped by %s: %s; give the same command to go on", name, kept)
+            _logger.warning("stopped by %s: %s; give the same command to go on", name, kept)
             return 128 + stopped_by
         if answers.num_errors:
             way_out = "delete those lines to try them again"
-            log.warning(
+            _logger.warning(
                 '%d records could not run; their "error" in %s says why: %s', answers.num_errors, self._output, way_out
             )
             return EXIT_ERRORS
         return 0
 
     def _decode(self, answers: AnswerFile, signals: Signals, is_done: np.ndarray) -> int:
-        """Decodes and writes; the number of the signal that stopped it, or 0."""
+        """Decodes and writes; gives the number of the signal that stopped it, or 0."""
         failure: OSError | None = None
         stop = 0
 
@@ -172,7 +106,7 @@ class Job:
 
         in_order = InOrder()
         items = self._items(is_done)
-        with _Progress(len(is_done), int(is_done.sum()), self.stats) as progress:
+        with Progress(len(is_done), int(is_done.sum()), self.stats) as progress:
             for update in self._decoder.run(in_order.watch(items) if self._is_ordered else items, should_stop):
                 finished = in_order.add(update.finished) if self._is_ordered else update.finished
                 mine = [as_json(answer) for number, answer in finished if processes.is_mine(number)]
@@ -187,7 +121,7 @@ class Job:
         return stop
 
     def _items(self, is_done: np.ndarray) -> Iterator[tuple[int, Item]]:
-        """What is left to decode, with its place in the file."""
+        """Gives each record that is left to decode, with its place in the file."""
         for record in self._prompts:
             if is_done[record.index]:
                 continue
@@ -199,41 +133,5 @@ class Job:
 
 
 def as_json(generation: Generation) -> dict[str, Any]:
-    """An answer as a line of the output holds it; what it has no value for is left out."""
+    """Gives an answer as a line of the output holds it, without the fields that have no value."""
     return {name: value for name, value in vars(generation).items() if value is not None}
-
-
-class _Progress:
-    """A bar on a terminal's stderr; elsewhere a line now and then. Of several processes the first one shows it."""
-
-    def __init__(self, total: int, num_done: int, stats: Stats) -> None:
-        self._bar = tqdm(
-            total=total,
-            initial=num_done,
-            unit="record",
-            file=sys.stderr,
-            disable=None if processes.is_first() else True,
-        )
-        self._total, self._num_done, self._stats = total, num_done, stats
-        self._start = self._last = time.monotonic()
-        self._shown = 0
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def show(self) -> None:
-        """Brings it up to date."""
-        stats, now = self._stats, time.monotonic()
-        speed = f"{stats.new_tokens / stats.seconds if stats.seconds else 0:.1f} tokens/s, tau {stats.tau:.3f}"
-        if not self._bar.disable:
-            self._bar.set_postfix_str(speed, refresh=False)
-            self._bar.update(stats.records - self._shown)
-            self._shown = stats.records
-        elif processes.is_first() and now - self._last >= SECONDS_A_LINE and stats.records:
-            done = self._num_done + stats.records
-            left = (now - self._start) / stats.records * (self._total - done)
-            log.info("%d of %d records, %s, about %s left", done, self._total, speed, tqdm.format_interval(left))
-            self._last = now

@@ -39,24 +39,24 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
 
 
 def own_path(path: Path) -> Path:
-    """The file that this process writes: `path` where it is the only one, else such as answers.0-of-2.jsonl."""
+    """Gives the file that this process writes: `path` where it is the only one, else such as answers.0-of-2.jsonl."""
     if jax.process_count() == 1:
         return path
     return path.with_name(f"{path.stem}.{jax.process_index()}-of-{jax.process_count()}{path.suffix}")
 
 
 def is_first() -> bool:
-    """Whether this is process 0."""
+    """Says whether this is process 0."""
     return jax.process_index() == 0
 
 
 def is_mine(number: int) -> bool:
-    """Whether this process writes the record of this number."""
+    """Says whether this process writes the record of this number."""
     return number % jax.process_count() == jax.process_index()
 
 
 def union(is_true: np.ndarray) -> np.ndarray:
-    """bool [n] -> bool [n], True where it is so in any process."""
+    """Joins bool [n] of all processes: True where it is so in any of them."""
     if jax.process_count() == 1:
         return is_true
     packed = multihost_utils.process_allgather(np.packbits(is_true))
@@ -64,7 +64,7 @@ def union(is_true: np.ndarray) -> np.ndarray:
 
 
 def largest(value: int) -> int:
-    """The largest value that any process has."""
+    """Gives the largest value that any process has."""
     if jax.process_count() == 1:
         return value
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.files.markdown import number, table
-from jax_probe_mtp.files.questions import write_files
+from jax_probe_mtp.files.whole_files import write_files
 from jax_probe_mtp.measuring import figures
 from jax_probe_mtp.measuring.alignment import CLASSES, KINDS, Alignment
 from jax_probe_mtp.measuring.figures import Line, Panel

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from jax_probe_mtp.files.prompt_file import start
+from jax_probe_mtp.files.json_lines import excerpt
 
 FORMAT = 1
 
@@ -106,7 +106,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         _check(record, {}, "it")
         if record.get("format") != FORMAT:
-            raise ValueError(f"format is {start(record.get('format'))}, and {FORMAT} is what can be read")
+            raise ValueError(f"format is {excerpt(record.get('format'))}, and {FORMAT} is what can be read")
         _check(record, _RECORD, "")
         _check_consistent(record)
     except ValueError as fault:
@@ -125,7 +125,7 @@ def _check(value: Any, shape: Any, where: str) -> None:
         # Exact types: a bool is no int. What is larger than any measure would overflow later.
         is_too_large = isinstance(value, int | float) and abs(value) >= 1e15
         if type(value) not in shape or is_too_large:
-            raise ValueError(f"{where} is {start(value)}")
+            raise ValueError(f"{where} is {excerpt(value)}")
     elif isinstance(shape, _List):
         if not isinstance(value, list):
             raise ValueError(f"{where} is no list")
@@ -137,7 +137,7 @@ def _check(value: Any, shape: Any, where: str) -> None:
         raise ValueError(f"{where} is no object")
     elif isinstance(shape, _Named):
         for key, item in value.items():
-            _check(item, shape.each, f"{where}[{start(key)}]")
+            _check(item, shape.each, f"{where}[{excerpt(key)}]")
     else:
         for key, inner in shape.items():
             inside = f"{where}.{key}" if where else key
@@ -153,7 +153,7 @@ def _check_consistent(record: dict[str, Any]) -> None:
     if any(str(question) not in record["categories"] for question in record["questions"]):
         raise ValueError("a question has no category")
     for run in record["runs"]:
-        name, num_different = start(run["run"]), len(run["differences"])
+        name, num_different = excerpt(run["run"]), len(run["differences"])
         if run["rows_per_call"] < 1:
             raise ValueError(f"run {name} has {run['rows_per_call']} rows a call")
         if not 0 <= run["ties"] <= num_different:

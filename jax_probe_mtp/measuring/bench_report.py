@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.files.markdown import cell, number, ratio, table
-from jax_probe_mtp.files.questions import write_files
+from jax_probe_mtp.files.whole_files import write_files
 from jax_probe_mtp.measuring import bench_figures
 from jax_probe_mtp.measuring.bench_record import categories, read_record
 from jax_probe_mtp.measuring.figures import require_matplotlib

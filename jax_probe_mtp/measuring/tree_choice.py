@@ -20,7 +20,7 @@ import jax
 from jax_probe_mtp.decoding.batch import SMALLEST_BUCKET
 from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig, draft_name
 from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.files.questions import write_json
+from jax_probe_mtp.files.whole_files import write_json
 from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT, Settings
 from jax_probe_mtp.measuring import bench, call_cost
 from jax_probe_mtp.model.checkpoint import Checkpoint

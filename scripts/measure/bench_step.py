@@ -27,7 +27,7 @@ from jax_probe_mtp.decoding.block_layer import block_layer
 from jax_probe_mtp.decoding.step import DecodeState
 from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig
 from jax_probe_mtp.errors import Parser, exit_status, positive
-from jax_probe_mtp.files.questions import check_files, write_json
+from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.measuring import call_cost
 from jax_probe_mtp.measuring.bench import environment
 from jax_probe_mtp.model import transformer

@@ -18,10 +18,10 @@ from typing import Any
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.drafting.draft_config import PLAIN
 from jax_probe_mtp.errors import Parser, exit_status, positive, positives
-from jax_probe_mtp.files import questions
+from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.decoder import Decoder, Settings
-from jax_probe_mtp.jobs import job as jobs
+from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.measuring import bench
 from jax_probe_mtp.sameness import verdicts
 from jax_probe_mtp.sameness.given_outputs import Output, judge
@@ -38,12 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt-slots", type=int)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
-    questions.check_files({"--output": args.output}, [args.input])
+    whole_files.check_files({"--output": args.output}, [args.input])
     checkpoint = options.load(args.model, args.dtype, args.revision)
     use_chat_template = not args.no_chat_template
     prompts = [
-        jobs.encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template)
-        for record in PromptFile(args.input)
+        encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template) for record in PromptFile(args.input)
     ]
     settings = Settings(max_new_tokens=args.max_new_tokens, capacity=args.capacity, prompt_slots=args.prompt_slots)
     decoder = Decoder(checkpoint, PLAIN)
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(json.dumps(record, indent=1))
     if args.output:
         environment = bench.environment(str(checkpoint.params["embed"].dtype))
-        questions.write_json(
+        whole_files.write_json(
             args.output, record | {"model": bench.model_identity(checkpoint), "environment": environment}
         )
     return max(verdicts.exit_status(totals[size]) for size in check_seconds)

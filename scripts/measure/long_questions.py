@@ -15,7 +15,8 @@ from pathlib import Path
 
 from checkpoints_convert import load_checkpoint
 from jax_probe_mtp.errors import Parser, exit_status, positive
-from jax_probe_mtp.files.questions import check_files, read_questions, write_files
+from jax_probe_mtp.files.questions import read_questions
+from jax_probe_mtp.files.whole_files import check_files, write_files
 
 REQUEST = "\n\nSummarize the texts above in one paragraph."
 

@@ -22,12 +22,12 @@ import numpy as np
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.drafting.spec import parse_run
 from jax_probe_mtp.errors import Parser, exit_status, positive, positives
-from jax_probe_mtp.files import questions
+from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
 from jax_probe_mtp.generation.prompts import Stats
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
-from jax_probe_mtp.jobs import job as jobs
+from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.measuring import bench
 
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=positive, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
-    questions.check_files({"--output": args.output}, [args.input])
+    whole_files.check_files({"--output": args.output}, [args.input])
     checkpoint = options.load(args.model, args.dtype, args.revision)
     prompts = _prompts(args, checkpoint)
     runs = {name: parse_run(name) for name in args.drafts.split(";")}
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "arguments": {name: value for name, value in given.items() if name != "output"},
             "prompts": len(prompts),
         }
-        questions.write_json(args.output, record | {"environment": environment, "runs": rows})
+        whole_files.write_json(args.output, record | {"environment": environment, "runs": rows})
     return 0
 
 
@@ -91,7 +91,7 @@ def _prompts(args: argparse.Namespace, checkpoint: Any) -> list[Prompt]:
     if args.input:
         use_chat_template = not args.no_chat_template
         return [
-            jobs.encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template)
+            encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template)
             for record in PromptFile(args.input)
         ]
     draw = random.Random(0)

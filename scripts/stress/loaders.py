@@ -30,7 +30,7 @@ from typing import Any
 from seeds import make_seeds
 from worker import LONGEST_MESSAGE, MEMORY_CONSTANT, SECONDS, Outcome, Worker
 
-from jax_probe_mtp.files.questions import write_json
+from jax_probe_mtp.files.whole_files import write_json
 
 
 def _table(outcomes: dict[int, Outcome]) -> list[dict[str, Any]]:

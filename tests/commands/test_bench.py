@@ -7,7 +7,7 @@ from checkpoints import make_checkpoint, words, write_folder
 from test_main import assert_refused
 
 from jax_probe_mtp.commands import bench as bench_cli
-from jax_probe_mtp.files import questions as records
+from jax_probe_mtp.files import whole_files
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 
@@ -58,7 +58,7 @@ def test_only_so_many_of_a_category(run, model, questions, tmp_path):
 def test_an_interrupted_bench_goes_on(run, model, questions, tmp_path, monkeypatch):
     output = tmp_path / "r.json"
     args = ["bench", "--model", model, "--questions", questions, "--output", output, *RUNS, *FAST]
-    honest = records.write_json
+    honest = whole_files.write_json
 
     interrupts = [KeyboardInterrupt]
 
@@ -67,7 +67,7 @@ def test_an_interrupted_bench_goes_on(run, model, questions, tmp_path, monkeypat
             raise interrupts.pop()  # before it is written
         honest(path, record)
 
-    monkeypatch.setattr(bench_cli.records, "write_json", stop_after_the_second)
+    monkeypatch.setattr(bench_cli.whole_files, "write_json", stop_after_the_second)
     code, _, err = run(*args)
     assert code == 130
     assert f"error: interrupted; 2 of 4 questions are in {output}, --resume goes on" in err

@@ -1,24 +1,15 @@
 """Prompt files: what is read, what is refused, and how much memory that takes."""
 
 import json
-import os
 import random
-import tracemalloc
-from array import array
 
 import pytest
+from support.prompt_files import GOOD, peak, write
 
 from jax_probe_mtp.files import prompt_file
-from jax_probe_mtp.files.prompt_file import IdSet, PromptFile, Record, id_digest
+from jax_probe_mtp.files.prompt_file import PromptFile, Record
 
-GOOD = '{"id": "a", "prompt": "first"}\n'
 HALF = '"\\ud83d"'  # half of a surrogate pair
-
-
-def write(folder, content):
-    path = folder / "prompts.jsonl"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
 
 
 @pytest.mark.parametrize(
@@ -170,15 +161,6 @@ def test_refuses(tmp_path, content, says):
     assert len(str(refusal.value)) < len(str(path)) + 200
 
 
-def test_a_value_too_deep_to_be_shown_is_one_line(tmp_path, monkeypatch):
-    def dumps(value):
-        raise RecursionError
-
-    monkeypatch.setattr(prompt_file.json, "dumps", dumps)
-    with pytest.raises(ValueError, match=r"\A[^\n]+line 1 [^\n]+ nested deeply\.\Z"):
-        PromptFile(write(tmp_path, "[[]]"))
-
-
 def test_stops_may_be_sixteen(tmp_path):
     path = write(tmp_path, json.dumps({"prompt": "x", "stop": [str(i) for i in range(16)]}))
     assert [record.stop for record in PromptFile(path)] == [(*"0123456789", "10", "11", "12", "13", "14", "15")]
@@ -193,31 +175,6 @@ def test_two_ids_with_one_digest_are_two_ids(tmp_path, monkeypatch):
         PromptFile(path)
 
 
-def test_the_limit_of_a_line_is_met_exactly(tmp_path, monkeypatch):
-    monkeypatch.setattr(prompt_file, "MAX_LINE_BYTES", 31)
-    line = '{"id": "a", "prompt": "' + "x" * 6 + '"}'
-    assert len(line) == 31
-    for content in (line, line + "\n", line + "\n" + line.replace("a", "b") + "\n"):
-        assert PromptFile(write(tmp_path, content)).num_records == content.count("id")
-    for content in (line + " ", line + " \n"):
-        with pytest.raises(ValueError, match="line 2 is longer than 31 bytes"):
-            PromptFile(write(tmp_path, "\n" + content))
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
-        PromptFile(tmp_path / "none.jsonl")
-
-
-def test_what_is_no_file_is_refused_without_opening_it(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "link").symlink_to("pipe")
-    for path in (tmp_path, tmp_path / "pipe", tmp_path / "link"):
-        with pytest.raises(ValueError, match="is not a file") as refusal:
-            PromptFile(path)
-        assert str(path) in str(refusal.value)
-
-
 def test_a_file_that_changed_is_refused_where_it_changed(tmp_path):
     path = write(tmp_path, GOOD + '{"id": "b", "prompt": "x"}\n')
     records = iter(PromptFile(path))
@@ -225,16 +182,6 @@ def test_a_file_that_changed_is_refused_where_it_changed(tmp_path):
     assert next(records).id == "a"
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         next(records)
-
-
-def peak(work):
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        work()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
@@ -251,42 +198,3 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert peaks[20_000] < 2_000_000
     # a growing array is copied once: 16 bytes an id, and some more for the comparison of neighbours
     assert peaks[20_000] - peaks[2_000] < 18_000 * 30
-
-
-def test_a_line_of_100_mb_is_not_read(tmp_path):
-    path = write(tmp_path, GOOD)
-    with path.open("r+b") as file:
-        file.truncate(100_000_000)  # NULs that take no room on the disk; the first line is whole
-
-    def refused():
-        with pytest.raises(ValueError, match="line 2 is longer than 16777216 bytes"):
-            PromptFile(path)
-
-    assert peak(refused) < 64 * 2**20
-
-
-def test_finds_each_id_among_many():
-    ids = [*range(3000), *(f"name {i}" for i in range(3000))]
-    found = IdSet(array("Q", map(id_digest, ids)))
-    assert len(found) == 6000
-    assert all(name in found for name in ids)
-    assert not any(f"other {i}" in found for i in range(3000))
-    assert "17" in found  # 17 and "17" are one id
-    assert found.repeated() == []
-    assert IdSet(array("Q", [9, 2**64 - 1, 5, 9, 2**64 - 1, 9])).repeated() == [9, 2**64 - 1]
-    assert len(IdSet(array("Q"))) == 0
-    assert "x" not in IdSet(array("Q"))
-
-
-@pytest.mark.parametrize("base", [2**62, 2**63])
-def test_neighbouring_digests_are_told_apart(monkeypatch, base):
-    digests = {"low": base + 1, "high": base + 3, "top": 2**64 - 1}  # low and high are one number as float64
-    monkeypatch.setattr(prompt_file, "id_digest", lambda name: digests.get(name, base + 2))
-    found = IdSet(array("Q", digests.values()))
-    assert [name in found for name in ("low", "high", "top", "between")] == [True, True, True, False]
-
-
-def test_a_digest_does_not_change():
-    # b2sum -l 64 of the character "a", from the last byte to the first
-    assert id_digest(1) == id_digest("1")
-    assert f"{id_digest('a'):016x}" == "2f42665b399ef840"  # 40f89e395b66422f

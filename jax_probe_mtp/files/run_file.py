@@ -1,0 +1,76 @@
+"""A file beside the answers that says which model and settings made them, so that no other run goes on with them."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jax_probe_mtp.files.whole_files import write_json
+
+
+def run_path(path: Path) -> Path:
+    """Gives the file beside the answers that says what made them."""
+    path = path.resolve()  # it belongs to the answers, whatever link they are reached by
+    return path.with_name(path.name + ".run.json")
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Reads what made the answers of a file.
+
+    Raises:
+      ValueError: if that is not known.
+    """
+    beside = run_path(path)
+    try:
+        run = json.loads(beside.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} has no {beside.name} beside it that says what made it; name another.") from None
+    except (ValueError, RecursionError):
+        run = None
+    if not isinstance(run, dict):
+        raise ValueError(f"{beside} does not say what made {path}: it is no JSON object; name another.")
+    return run
+
+
+def write_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Writes beside the answers what makes them; it is on the disk when this returns."""
+    beside = run_path(path)
+    try:
+        write_json(beside, run)
+        with beside.open("r+b") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise no_room(beside, error, "the answers need it") from None
+    with contextlib.suppress(OSError):  # not every system lets a folder be opened
+        folder = os.open(beside.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Names the first values that differ, with those of `then`, and gives those of `now` in the same order."""
+    old, new = _flat(then), _flat(json.loads(json.dumps(now)))
+    names = [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]][:3]
+    was, are = ([cut(values[name]) if name in values else "nothing" for name in names] for values in (old, new))
+    return (", ".join(map(" ".join, zip(names, was, strict=True))), ", ".join(are)) if names else None
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in run.items():
+        flat |= {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def cut(value: object) -> str:
+    """Shortens a value for messages."""
+    return repr(value)[:60]
+
+
+def no_room(path: Path, error: OSError, kept: str) -> OSError:
+    """Makes the error of a write that failed; it says what is there all the same."""
+    return OSError(f"{path}: {error.strerror}; {kept}: free some space and give the same command again.")

@@ -1,0 +1,151 @@
+"""Files of answers that become one file."""
+
+import errno
+import json
+import os
+
+import pytest
+from support.answer_files import ONE, RUN, THREE, TWO, failing, filled, ids_of, says
+
+from jax_probe_mtp.files import run_file
+from jax_probe_mtp.files.answer_file import AnswerFile
+from jax_probe_mtp.files.merge import merge
+from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.run_file import run_path
+
+
+def prompts_of(folder, *ids):
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": name, "prompt": "x"}) + "\n" for name in ids))
+    return PromptFile(path)
+
+
+@pytest.mark.parametrize("taken", ["a.jsonl.run.json", "prompts.jsonl"])
+def test_a_merge_does_not_replace_what_is_no_merge(tmp_path, taken):
+    parts = [filled(tmp_path / "a.jsonl", ONE), filled(tmp_path / "b.jsonl", TWO)]
+    prompts_of(tmp_path, "one")
+    before = (tmp_path / taken).read_bytes()
+    with pytest.raises(ValueError, match=rf"{taken} .*name another --output"):
+        merge(parts, tmp_path / taken, None)
+    assert (tmp_path / taken).read_bytes() == before
+
+
+def test_merges_in_the_order_of_the_prompts(tmp_path):
+    parts = [filled(tmp_path / "a.jsonl", ONE, TWO), filled(tmp_path / "b.jsonl"), filled(tmp_path / "c.jsonl", THREE)]
+    prompts = prompts_of(tmp_path, 9, "2", "three", "one", "x")  # 2 and "2" are one id
+    output = tmp_path / "out.jsonl"
+    assert merge(parts, output, prompts) == (3, 2)
+    lines = {name: part.read_bytes().splitlines(keepends=True) for name, part in zip("abc", parts, strict=True)}
+    assert output.read_bytes() == lines["a"][1] + lines["c"][0] + lines["a"][0]
+    assert merge(parts[::-1], output, None) == (3, 0)  # in place of the old one
+    assert output.read_bytes() == lines["c"][0] + lines["a"][0] + lines["a"][1]
+    assert merge(parts[1:2], output, prompts) == (0, 5)
+    assert merge(parts[:1], output, None) == (2, 0)
+    with AnswerFile(output, RUN) as file:  # and a run goes on with it
+        assert (file.num_kept, file.num_errors) == (2, 1)
+        file.write([THREE])
+    assert ids_of(output) == ["one", 2, "three"]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_merges_many(tmp_path):
+    names = [f"record {i}" for i in range(3000)]
+    parts = [
+        filled(
+            tmp_path / f"part {k}.jsonl",
+            *({"id": name, "text": "x" * (i % 7)} for i, name in enumerate(names) if i % 3 == k),
+        )
+        for k in range(3)
+    ]
+    order = names[::-1]
+    assert merge(parts, tmp_path / "out.jsonl", prompts_of(tmp_path, *order)) == (3000, 0)
+    assert ids_of(tmp_path / "out.jsonl") == order
+
+
+@pytest.fixture
+def two(tmp_path):
+    return [filled(tmp_path / "a.jsonl", ONE, TWO), filled(tmp_path / "b.jsonl", THREE)]
+
+
+def refused(message, parts, output, prompts=None):
+    """Merging fails with the message, and changes nothing."""
+    before = {each: each.read_bytes() for each in output.parent.iterdir() if each.is_file()}
+    with pytest.raises((ValueError, OSError), match=message):
+        merge(parts, output, prompts)
+    assert {each: each.read_bytes() for each in output.parent.iterdir() if each.is_file()} == before
+
+
+def test_merges_files_of_one_run_only(tmp_path, two):
+    other = filled(tmp_path / "c.jsonl", {"id": 5}, run=RUN | {"settings": {"temperature": 0.0, "seed": 8}})
+    refused(says(two[0], "settings.seed 7", other, "8;"), [*two, other], tmp_path / "out.jsonl")
+    run_path(two[1]).unlink()
+    refused(says(two[1], "b.jsonl.run.json"), two, tmp_path / "out.jsonl")
+
+
+def test_merges_an_id_only_once(tmp_path, two):
+    other = filled(tmp_path / "c.jsonl", {"id": 5}, {"id": "2"})
+    refused(says("the id 2 is in", two[0], other), [*two, other], tmp_path / "out.jsonl")
+    refused(says("the id '2' is in", other, two[0]), [other, *two], tmp_path / "out.jsonl")
+
+
+def test_merges_no_torn_file(tmp_path, two):
+    with two[1].open("ab") as file:
+        file.write(b'{"id": 3')
+    refused(says(two[1], "has not ended", "go on"), two, tmp_path / "out.jsonl")
+
+
+def test_merges_no_file_in_use(tmp_path, two):
+    (tmp_path / "out.jsonl").touch()
+    for path in (two[1], tmp_path / "out.jsonl"):
+        with AnswerFile(path, RUN):
+            refused(says("another run is writing", path), two, tmp_path / "out.jsonl")
+    assert merge(two, tmp_path / "out.jsonl", None) == (3, 0)
+
+
+def test_merges_no_answer_that_the_prompts_do_not_ask_for(tmp_path, two):
+    prompts = prompts_of(tmp_path, "one", "three", "four")
+    refused(says(two[0], "line 2", prompts.path, "has no id 2"), two, tmp_path / "out.jsonl", prompts)
+
+
+def test_merges_into_a_file_of_its_own(tmp_path, two):
+    prompts = prompts_of(tmp_path, "one", 2, "three")
+    for path in (two[0], two[1], prompts.path):
+        refused(says(path, "is read"), two, path, prompts)
+    (tmp_path / "link.jsonl").symlink_to("b.jsonl")
+    refused(says("b.jsonl", "is read"), two, tmp_path / "link.jsonl")
+    refused(says("b.jsonl", "is read"), [two[0], tmp_path / "link.jsonl"], two[1])
+    partial = two[1].rename(tmp_path / "c.jsonl.partial")
+    refused(says(partial, "is read"), [two[0], partial], tmp_path / "c.jsonl")
+
+
+def test_merges_files_that_are_there_and_differ(tmp_path, two):
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    for parts, message in [
+        ([], says("no files")),
+        ([*two, tmp_path / "link.jsonl"], says("link.jsonl", "twice")),
+        ([*two, tmp_path / "none.jsonl"], "none.jsonl"),
+        ([*two, tmp_path / "pipe"], says("pipe", "not a file")),
+    ]:
+        refused(message, parts, tmp_path / "out.jsonl")
+
+
+def test_a_full_disk_leaves_the_old_merge(tmp_path, two, monkeypatch):
+    merge(two[:1], tmp_path / "out.jsonl", None)
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC, "No space left on device"))
+    refused(says("out.jsonl", "No space left", "nothing was changed", "free some space"), two, tmp_path / "out.jsonl")
+
+
+@pytest.mark.parametrize("step", ["replace", "run"])
+def test_a_merge_that_is_cut_off_never_pairs_answers_with_another_run(tmp_path, two, monkeypatch, step):
+    output = filled(tmp_path / "out.jsonl", {"id": "old"}, run={"settings": {}})
+    failed = failing(errno.EIO, "cut off")
+    monkeypatch.setattr(*((os, "replace", failed) if step == "replace" else (run_file, "write_json", failed)))
+    with pytest.raises(OSError, match="cut off"):
+        merge(two, output, None)
+    monkeypatch.undo()
+    assert ids_of(output) == (["old"] if step == "replace" else ["one", 2, "three"])
+    for run in (RUN, {"settings": {}}):
+        with pytest.raises(ValueError, match=r"out\.jsonl\.run\.json"):
+            AnswerFile(output, run)
+    assert merge(two, output, None) == (3, 0)
