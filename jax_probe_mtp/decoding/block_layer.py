@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_probe_mtp.decoding.block import absolute_tail, block_can_attend
-from jax_probe_mtp.kernels import attention
+from jax_probe_mtp.kernels import attention, tiles
 from jax_probe_mtp.model import fused_layer, layers, transformer
 from jax_probe_mtp.model.config import ANCHORED, ModelConfig
 
@@ -49,7 +49,7 @@ def block_layer(
             attention.block_attention, length_B=length_B, is_visible_BTT=is_visible_BRR, start_B=start_B
         )
     plain = functools.partial(transformer.decoder_layer, cfg=cfg, start=start, attend=attend)
-    if how == "plain" or not attention.is_supported(cfg.head_dim, dtype):
+    if how == "plain" or not tiles.is_supported(cfg.head_dim, dtype):
         return plain
 
     def fused(interpret: bool) -> transformer.RunLayer:

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
+
 MAX_ROWS = 64  # as many as were measured beside XLA's products
 STEP = 64  # rows of the weight that a program reads at a time
 MAX_PARTS = 8
-NUM_PROCESSORS = 132  # of an H100 or H200
 
 
 class Tiles(NamedTuple):

@@ -10,8 +10,9 @@ import pytest
 
 from jax_probe_mtp.decoding.block import absolute_tail, block_can_attend, block_positions, block_visible
 from jax_probe_mtp.drafting.tree import NO_PARENT, ancestors_or_self
-from jax_probe_mtp.kernels import attention as fused_attention
-from jax_probe_mtp.kernels.attention import Tiles, anchored_attention, block_attention, choose_tiles, is_supported
+from jax_probe_mtp.kernels import attention_program
+from jax_probe_mtp.kernels.attention import anchored_attention, block_attention
+from jax_probe_mtp.kernels.tiles import Tiles, choose_tiles, is_supported
 from jax_probe_mtp.model import layers
 
 SMALL = Tiles(row=16, slot=16, splits=3, num_warps=4, num_stages=2)
@@ -152,13 +153,13 @@ def test_large_scores_do_not_overflow():
 
 def watch_products(monkeypatch, note):
     """Calls `note` with the arguments of every product that the kernel makes, when it is traced."""
-    real = fused_attention.plgpu
+    real = attention_program.plgpu
 
     def dot(*args, **kwargs):
         note(*args, **kwargs)
         return real.dot(*args, **kwargs)
 
-    monkeypatch.setattr(fused_attention, "plgpu", types.SimpleNamespace(**{**vars(real), "dot": dot}))
+    monkeypatch.setattr(attention_program, "plgpu", types.SimpleNamespace(**{**vars(real), "dot": dot}))
 
 
 def test_reads_the_tiles_in_use_alone(monkeypatch):

@@ -10,6 +10,7 @@ from jax_probe_mtp.kernels import product
 from jax_probe_mtp.kernels.add_norm import add_norm
 from jax_probe_mtp.kernels.product import Tiles, choose_tiles, gated_product, product_parts
 from jax_probe_mtp.kernels.split_qkv import split_qkv
+from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
 from jax_probe_mtp.model.cache import KVCache, keep_path
 
 H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
@@ -167,7 +168,7 @@ def test_which_products_there_are_kernels_for():
 def test_the_tiles_of_an_8b_layer_fill_the_gpu_once(shape, num_weights, programs):
     tiles = choose_tiles(*shape, num_weights=num_weights)
     assert tiles.columns == 128
-    assert shape[1] // tiles.columns * tiles.parts == programs <= product.NUM_PROCESSORS
+    assert shape[1] // tiles.columns * tiles.parts == programs <= NUM_PROCESSORS
     assert shape[0] % (tiles.parts * product.STEP) == 0
     assert num_weights == 1 or tiles.parts == 1
 
