@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 from shapes import SHAPES
 
-from jax_probe_mtp.decoding import step as decode_loop
 from jax_probe_mtp.decoding.batch import Request, check_settings
 from jax_probe_mtp.decoding.block_layer import block_layer
-from jax_probe_mtp.decoding.step import DecodeState
+from jax_probe_mtp.decoding.step import DecodeState, run_steps
 from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig
 from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.questions import check_files, write_json
@@ -166,7 +165,7 @@ def _run(
             temperature=args.temperature, top_p=args.top_p,
         )  # fmt: skip
 
-    step = functools.partial(decode_loop.run_steps, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
+    step = functools.partial(run_steps, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
     request, state = start()
     run: dict[str, Any] = {
         "rows": draft_cfg.num_rows,

@@ -21,7 +21,7 @@ from jax_probe_mtp.errors import Parser, exit_status, positive, positives
 from jax_probe_mtp.files import questions
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.decoder import Decoder, Settings
-from jax_probe_mtp.jobs import job as jobs
+from jax_probe_mtp.jobs.job import encode
 from jax_probe_mtp.measuring import bench
 from jax_probe_mtp.sameness import verdicts
 from jax_probe_mtp.sameness.given_outputs import Output, judge
@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = options.load(args.model, args.dtype, args.revision)
     use_chat_template = not args.no_chat_template
     prompts = [
-        jobs.encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template)
-        for record in PromptFile(args.input)
+        encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template) for record in PromptFile(args.input)
     ]
     settings = Settings(max_new_tokens=args.max_new_tokens, capacity=args.capacity, prompt_slots=args.prompt_slots)
     decoder = Decoder(checkpoint, PLAIN)

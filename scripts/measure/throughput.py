@@ -27,7 +27,7 @@ from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
 from jax_probe_mtp.generation.prompts import Stats
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
-from jax_probe_mtp.jobs import job as jobs
+from jax_probe_mtp.jobs.job import encode
 from jax_probe_mtp.measuring import bench
 
 
@@ -91,7 +91,7 @@ def _prompts(args: argparse.Namespace, checkpoint: Any) -> list[Prompt]:
     if args.input:
         use_chat_template = not args.no_chat_template
         return [
-            jobs.encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template)
+            encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template)
             for record in PromptFile(args.input)
         ]
     draw = random.Random(0)

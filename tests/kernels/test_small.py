@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_probe_mtp.kernels import copy_rows as fused_keep
-from jax_probe_mtp.kernels import product
+from jax_probe_mtp.kernels import copy_rows, product
 from jax_probe_mtp.kernels.add_norm import add_norm
 from jax_probe_mtp.kernels.product import Tiles, choose_tiles, gated_product, product_parts
 from jax_probe_mtp.kernels.split_qkv import split_qkv
@@ -25,12 +24,12 @@ def lowered_for_cuda(function, *args):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_rows_are_copied_and_nothing_else_changes(monkeypatch, dtype, arrays_a_kernel):
     """The last batch row's target lies among the rows that are copied, as when a cache is full."""
-    monkeypatch.setattr(fused_keep, "ARRAYS_A_KERNEL", arrays_a_kernel)
+    monkeypatch.setattr(copy_rows, "ARRAYS_A_KERNEL", arrays_a_kernel)
     rng = np.random.default_rng(0)
     slots = [jnp.asarray(rng.normal(size=(3, 2, 24, 16)), dtype) for _ in range(5)]
     row_BP = np.array([[16, 18, 18], [16, 23, 20], [16, 17, 19]])
     target_B = np.array([0, 7, 15])
-    got = fused_keep.copy_rows(slots, jnp.asarray(row_BP), jnp.asarray(target_B), interpret=True)
+    got = copy_rows.copy_rows(slots, jnp.asarray(row_BP), jnp.asarray(target_B), interpret=True)
     for before, after in zip(slots, got, strict=True):
         expected = np.array(before)
         for b, p in np.ndindex(3, 3):
