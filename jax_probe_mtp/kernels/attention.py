@@ -1,4 +1,4 @@
-"""Attention of a decode block as one GPU kernel: prepares what `attention_program` takes, runs it, merges its splits."""
+"""Computes the attention of a decode block on the GPU: runs a kernel of `attention_program`, then merges its splits."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ def block_attention(
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """What `layers.attention` computes for a decode block: each row reads the whole prefix and a part of the block.
+    """Computes `layers.attention` for a decode block: each row reads the whole prefix and a part of the block.
 
     Products take their inputs unrounded and sum in float32; the softmax is float32, its weights rounded to v's dtype.
 
@@ -63,9 +63,9 @@ def anchored_attention(
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """What `layers.anchored_attention` computes; its last three arguments, and else those of `block_attention`.
+    """Computes `layers.anchored_attention`: takes its last three arguments, and otherwise those of `block_attention`.
 
-    No anchor is above `length`.
+    Each anchor is at most `length`.
     """
     G, T = q_BKGTh.shape[2:4]
     tiles = tiles or choose_tiles(q_BKGTh.shape, k_BKSh.shape[2] - T, q_BKGTh.dtype, MAX_TAIL_ROW)
@@ -86,7 +86,7 @@ def _call(
     tiles: Tiles,
     interpret: bool,
 ) -> jax.Array:
-    """Runs a kernel on int32 [B] scalars and on arrays [B, R, X] of what each of the R = G T rows reads."""
+    """Runs a kernel on int32 [B] scalars and on arrays [B, R, X], which say what each of the R = G T rows reads."""
     B, K, G, T, h = q_BKGTh.shape
     S, R = k_BKSh.shape[2], G * T
     if not is_supported(h, q_BKGTh.dtype):

@@ -1,16 +1,16 @@
-"""Attention of a decode block as one GPU kernel (Pallas, Triton): it reads the tokens in use, not the capacity.
+"""Attends from a decode block in one GPU kernel (Pallas, Triton), which reads the tokens in use, not the capacity.
 
 `layers.attention` reads every slot of the cache and writes the scores of all slots to memory. Here each program walks a
-few tiles of slots with a running softmax, so that no score leaves the chip. The slots of one kv head, cut into tiles,
-and which of 3 splits reads each, in turn:
+few tiles of slots with a running softmax, so that no score leaves the chip. The slots of one kv head are cut into tiles,
+which the splits, here 3, read in turn:
 
     [ committed 0 .. length | free, never read .. start | the block's T rows | others ]
       tile   0  1  2  3  4                                   5  6
       split  0  1  2  0  1                                   2  0
 
-`anchored_attention` reads the block in another way: one split more reads each row's tail, position by position. The order of
-a row's sums is then that of its absolute positions: tiles begin at fixed slots, and one that a row reads nothing of
-leaves its sums as they are, to the bit.
+The anchored kernel reads the block in another way: one split more reads each row's tail, position by position. Each row
+then sums in the order of absolute positions: tiles begin at fixed slots, and a tile in which a row reads nothing leaves
+its sums as they are, to the bit.
 
 Source: the running softmax of FlashAttention (arXiv:2205.14135), Algorithm 1; slots split as in Flash-Decoding.
 """
@@ -35,7 +35,7 @@ def _visible_kernel(
     length_ref: Any, start_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, is_visible_ref: Any, *out_refs: Any,
     num_rows: int, tiles: Tiles,
 ) -> None:  # fmt: skip
-    """One split of one kv head's slots for r of its rows, s slots at a time; of the block what each row may read."""
+    """Reads one split of one kv head's slots for r rows, s slots at a time, and in the block those that each row may read."""
     length, block_start = length_ref[...], start_ref[...]
     split, T = pl.program_id(3), is_visible_ref.shape[1]
     is_row_r, q_rh = _queries(q_ref, num_rows, tiles)
@@ -58,7 +58,7 @@ def _anchored_kernel(
     length_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, anchor_ref: Any, slot_ref: Any, *out_refs: Any,
     num_rows: int, tiles: Tiles,
 ) -> None:  # fmt: skip
-    """The same of slots below each row's anchor; the last split takes each row's tail, a position at a time."""
+    """Reads one split of the slots below each row's anchor; the last split reads each row's tail, a position at a time."""
     is_row_r, q_rh = _queries(q_ref, num_rows, tiles)
     anchor_r1 = plgpu.load(anchor_ref, mask=is_row_r[:, None], other=0)
 
@@ -89,18 +89,18 @@ def _anchored_kernel(
 
 
 def _queries(q_ref: Any, num_rows: int, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
-    """Which rows of the program there are, and their queries."""
+    """Says which rows of the program exist, and loads their queries."""
     is_row_r = pl.program_id(2) * tiles.row + jnp.arange(tiles.row) < num_rows
     return is_row_r, plgpu.load(q_ref, mask=is_row_r[:, None], other=0)
 
 
 def _num_turns(length: jax.Array, split: jax.Array, tiles: Tiles) -> jax.Array:
-    """Tiles of the prefix that a split reads."""
+    """Counts the tiles of the prefix that a split reads."""
     return _cdiv(jnp.maximum(_cdiv(length, tiles.slot) - split, 0), tiles.splits)
 
 
 def _cdiv(a: jax.Array, b: int) -> jax.Array:
-    """`pl.cdiv`, which makes `b` an int64 where JAX has 64-bit types."""
+    """Divides and rounds up, as `pl.cdiv` does, which makes `b` an int64 where JAX has 64-bit types."""
     return jax.lax.div(a + (b - 1), jnp.asarray(b, a.dtype))
 
 
@@ -113,7 +113,7 @@ def _read_prefix(
     can_attend: Callable[[jax.Array, jax.Array], jax.Array],
     tiles: Tiles,
 ) -> Carry:
-    """The split's tiles of the committed slots; `can_attend` is asked with which of a tile's slots those are, and the slots."""
+    """Reads the split's tiles of the prefix; `can_attend` gets, for a tile, which of its slots are committed, and the slots."""
 
     def step(i: jax.Array, carry: Carry) -> Carry:
         start = (split + i * tiles.splits) * tiles.slot
@@ -135,7 +135,7 @@ def _attend(
     can_attend_rs: jax.Array,
     is_read_s: jax.Array,
 ) -> Carry:
-    """One tile of slots more."""
+    """Adds one tile of slots to the sums."""
     acc_rh, total_r, top_r = carry
     precision = jax.lax.Precision.HIGHEST if q_rh.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     slots = pl.ds(start, is_read_s.size), slice(None)
@@ -153,6 +153,7 @@ def _attend(
 
 
 def _write(carry: Carry, is_row_r: jax.Array, acc_ref: Any, total_ref: Any, top_ref: Any) -> None:
+    """Stores the sums of the rows that exist, for `merge_splits`."""
     acc_rh, total_r, top_r = carry
     plgpu.store(acc_ref, acc_rh, mask=is_row_r[:, None])
     plgpu.store(total_ref, total_r, mask=is_row_r)

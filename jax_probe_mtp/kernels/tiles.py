@@ -9,14 +9,13 @@ NUM_PROCESSORS = 132  # of an H100 or H200
 HEAD_DIMS = (16, 32, 64, 128, 256)  # Triton's tiles are powers of two, the sides of its products at least 16
 MAX_SPLITS = 8  # each costs a float32 copy of the output, and in short texts has nothing to read
 MAX_ROW = 64  # rows of a program
-MAX_TAIL_ROW = (
-    32  # each has a tail of its own to gather: 10.7 microseconds at 30 rows of an 8B model's block, 16.7 with 64
-)
+# Each row gathers a tail of its own: 10.7 microseconds at 30 rows of an 8B model's block, 16.7 where this is 64.
+MAX_TAIL_ROW = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """How the work is cut: it decides the speed, and the result by rounding alone.
+    """A way to cut the work: it decides the speed, and changes the result by rounding alone.
 
     Attributes:
       row: rows of a program, of the G T that share a kv head; a power of two, at least 16.
@@ -34,12 +33,12 @@ class Tiles:
 
 
 def is_supported(head_dim: int, dtype: jnp.dtype) -> bool:
-    """Whether `block_attention` takes heads of this size and dtype."""
+    """Says whether the attention kernels take heads of this size and dtype."""
     return head_dim in HEAD_DIMS and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float32)
 
 
 def choose_tiles(q_shape: tuple[int, ...], capacity: int, dtype: jnp.dtype, max_row: int = MAX_ROW) -> Tiles:
-    """Tiles for queries [B, K, G, T, h]: about one program for each processor of the GPU."""
+    """Chooses tiles for queries [B, K, G, T, h]: about one program for each processor of the GPU."""
     B, K, G, T, h = q_shape
     fits = jnp.dtype(dtype) == jnp.bfloat16 and h <= 128  # float32 products need registers, not the tensor cores
     row = min(max(pl.next_power_of_2(G * T), 16), max_row if fits else 16)
