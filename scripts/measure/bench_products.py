@@ -1,15 +1,15 @@
-"""What the four products of a layer cost in a decode call: XLA's and our kernels', on random weights.
+"""Measures what the four products of a layer cost in a decode call, by XLA's kernels and by ours, on random weights.
 
     python scripts/measure/bench_products.py --shape llama-3-8b --rows 1 30 60 --output R.json
     python scripts/measure/bench_products.py --shape llama-3-8b --rows 60 --products out gate_up --how kernel --search 40
 
-how: xla (its own kernels, the activation included) or kernel (kernels/product.py), which leaves parts of the sums but for gate
-and up: whoever reads them adds them up, and that is not timed. GB/s counts the weight alone.
+--how is xla (its own kernels, the activation included) or kernel (jax_probe_mtp/kernels/product.py). The latter leaves parts
+of the sums, but for gate and up: the next kernel adds them up, and that is not timed. GB/s counts the weight alone.
 
-Each is timed over several weights in turn, --gigabytes of them, so that no cache holds them, in one compiled program whose
-results take the places of the last call's; all results of the last call are compared with products in float32. --search N
-tries up to N other tilings of each as well, drawn at random. Elsewhere than on CUDA, kernels run as JAX operations, to see
-that the script works. The record is written after every run.
+Each product is timed over several weights in turn, --gigabytes of them, so that no cache holds them, in one compiled program
+whose results take the places of the last call's; all results of the last call are compared with products in float32.
+--search N tries up to N other tilings of each product as well, drawn at random. Elsewhere than on CUDA, kernels run as JAX
+operations, to see that the script works. The record is written after every run.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def _measure(
 
 
 def _in_float32(x_MD: jax.Array, weight: jax.Array, name: str) -> jax.Array:
-    """The product in float32, [M, I]."""
+    """Makes the product in float32, [M, I]."""
     product = functools.partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
     if name != "gate_up":
         return product(x_MD, weight)
@@ -119,13 +119,13 @@ def _in_float32(x_MD: jax.Array, weight: jax.Array, name: str) -> jax.Array:
 
 
 def _error(got: jax.Array, expected_MI: jax.Array) -> float:
-    """Of a product or parts of it: the difference's norm over the norm."""
+    """Compares a product, or parts of it, with the expected one: the difference's norm over the norm."""
     got_MI = jnp.sum(got.astype(jnp.float32), axis=tuple(range(got.ndim - 2)))
     return float(jnp.linalg.norm(got_MI - expected_MI) / jnp.linalg.norm(expected_MI))
 
 
 def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[Tiles | None]:
-    """The tiles that are in use, then others; one None for XLA, none where no tiles fit."""
+    """Lists the tiles that are in use, then others; gives one None for XLA, and nothing where no tiles fit."""
     if how == "xla":
         return [None]
     num_weights = 2 if name == "gate_up" else 1
@@ -154,7 +154,7 @@ def _product(how: str, name: str, tiles: Tiles | None) -> Product:
 def _time(
     product: Product, xs: list[jax.Array], weights: list[jax.Array], args: argparse.Namespace
 ) -> tuple[list[jax.Array], list[float]]:
-    """The products of the last call, and microseconds of one product, a number a repeat."""
+    """Gives the products of the last call, and microseconds of one product, a number per repeat."""
 
     def run_all(xs: list[jax.Array], weights: list[jax.Array], last: list[jax.Array] | None) -> list[jax.Array]:
         return [product(x, weight) for x, weight in zip(xs, weights, strict=True)]

@@ -1,19 +1,19 @@
-"""What decoding costs with transformers on torch, for the table of ours: the same shapes, prompts and limits.
+"""Measures what decoding costs with transformers on torch, at the shapes, prompts and limits that ours is measured at.
 
     python scripts/measure/bench_torch.py step --shape llama-3-8b --batch 1 --capacity 1024 --output R.json
     python scripts/measure/bench_torch.py generate --model MODEL --questions F.jsonl --per-category 2 --output R.json
 
-`step`, on random weights: milliseconds of a call that decodes one token a row, over rounds of `--calls` calls that begin
-with `--in-use` tokens in the cache. eager is a DynamicCache and a plain forward; static is a StaticCache of `--capacity`
-slots and torch.compile(model.forward, mode="reduce-overhead", fullgraph=True), as transformers' guide to static caches has
-it. The host reads no token between calls and draws up no masks, which flatters torch. model.generate does both, with a
+`step` times, on random weights, the milliseconds of a call that decodes one token a row, over rounds of `--calls` calls that
+begin with `--in-use` tokens in the cache. eager is a DynamicCache and a plain forward; static is a StaticCache of `--capacity`
+slots and torch.compile(model.forward, mode="reduce-overhead", fullgraph=True), as in transformers' guide to static caches.
+The host neither reads a token between calls nor makes masks, which flatters torch. model.generate does both, with a
 StaticCache: on CUDA it compiles the forward itself.
 
-`generate`, on a checkpoint: seconds and tokens of greedy `model.generate`, question by question with the modes in turns.
+`generate` counts, on a checkpoint, seconds and tokens of greedy `model.generate`, question by question with the modes in turns.
 static gets one StaticCache, which fits every question and is reset between them: `cache_implementation="static"` allocates
 another one for each, perhaps elsewhere than the CUDA graph was recorded for. generate compiles it on CUDA alone.
 
-What compiles or runs first is not timed: a round of `step`, and each mode's first question, run once before.
+A round of `step`, and each mode's first question, run once before they are timed, so that nothing is compiled within.
 """
 
 import argparse
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _header(args: argparse.Namespace) -> Record:
+    """Makes the part of the record that says where and with which settings it was measured."""
     import torch
     import transformers
 

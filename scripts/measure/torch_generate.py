@@ -76,6 +76,7 @@ def measure_generate(args: argparse.Namespace, header: Record) -> Iterator[Recor
 
 
 def _summary(mode: str, warm_up_seconds: float, by_question: dict[str, Record]) -> Record:
+    """Sums up a mode's questions, and counts the texts that are those of the first mode."""
     mine, first = by_question[mode], next(iter(by_question.values()))
     tokens = sum(len(result["token_ids"]) for result in mine.values())
     seconds = sum(result["seconds"] for result in mine.values())
