@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jax_probe_mtp.decoding.block import Block, absolute_tail, block_can_attend
 from jax_probe_mtp.decoding.config import DecodeConfig
-from jax_probe_mtp.kernels import attention
+from jax_probe_mtp.kernels import attention, tiles
 from jax_probe_mtp.model import fused_layer, layers, transformer
 from jax_probe_mtp.model.config import ModelConfig
 
@@ -41,7 +41,7 @@ def block_layer(
         )
     plain = functools.partial(transformer.decoder_layer, cfg=cfg, start=block.start, attend=attend)
     how = decode_cfg.attention
-    if how == "plain" or not attention.is_supported(cfg.head_dim, dtype):
+    if how == "plain" or not tiles.is_supported(cfg.head_dim, dtype):
         return plain
 
     def fused(interpret: bool) -> transformer.RunLayer:

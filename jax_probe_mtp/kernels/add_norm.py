@@ -1,4 +1,4 @@
-"""The residual stream and its norm as one GPU kernel (Pallas, Triton): a layer's half ends and the next one begins."""
+"""Adds to the residual stream and norms it in one GPU kernel (Pallas, Triton), between one half of a layer and the next."""
 
 import functools
 from typing import Any
@@ -12,17 +12,17 @@ from jax.experimental.pallas import triton as plgpu
 def add_norm(
     x_MD: jax.Array, parts_PMD: jax.Array, weight_D: jax.Array, *, eps: float, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """x plus the sum of the parts, and `layers.rms_norm` of that.
+    """Adds the parts to x, and norms the sum as `layers.rms_norm` does.
 
     Args:
       x_MD: the residual stream of M rows.
-      parts_PMD: what is added to it, as P parts of a sum; of any dtype.
+      parts_PMD: P parts of what is added to it; any dtype.
       weight_D: the norm's weight, in x's dtype.
       eps: added to the mean square; static.
       interpret: runs the kernel as JAX operations on any device: slow, for tests.
 
     Returns:
-      [M, D] each, in x's dtype; the norm is of the rounded sum.
+      The sum and its norm, [M, D] each, in x's dtype; the sum is rounded before it is normed.
     """
     P, M, D = parts_PMD.shape
     size = pl.next_power_of_2(D)

@@ -1,4 +1,4 @@
-"""The copy of the accepted rows as one GPU kernel for all layers (Pallas, Triton), where XLA makes four kernels a layer."""
+"""Copies the accepted rows of all layers in one GPU kernel (Pallas, Triton), where XLA makes four kernels a layer."""
 
 import functools
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ ARRAYS_A_KERNEL = 128  # two pointers each, of the 4 KB of parameters that a ker
 
 
 def is_supported(head_dim: int) -> bool:
-    """Whether `copy_rows` takes heads of this size: Triton's tiles are powers of two."""
+    """Says whether `copy_rows` takes heads of this size: Triton's tiles are powers of two."""
     return head_dim == pl.next_power_of_2(head_dim)
 
 
@@ -57,7 +57,7 @@ def _copy(slots: Sequence[jax.Array], row_BP: jax.Array, target_B: jax.Array, in
 
 
 def _copy_kernel(row_ref: Any, target_ref: Any, *refs: Any, num_arrays: int, num_rows: int) -> None:
-    """One head of one array; which array is known when the kernel runs, so each has its branch."""
+    """Copies one head of one array; which array it is becomes known as the kernel runs, so each has its branch."""
     for i in range(num_arrays):
 
         @pl.when(pl.program_id(0) == i)

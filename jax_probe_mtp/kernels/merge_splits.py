@@ -1,4 +1,4 @@
-"""Splits of attention joined by one GPU kernel (Pallas, Triton), laid out as the output projection reads it; XLA makes two."""
+"""Merges the splits of attention in one GPU kernel (Pallas, Triton), where XLA makes two."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from jax.experimental.pallas import triton as plgpu
 def merge_splits(
     acc_PBKGTh: jax.Array, total_PBKGT: jax.Array, top_PBKGT: jax.Array, dtype: jnp.dtype, interpret: bool
 ) -> jax.Array:
-    """The softmax over all slots from those over their P splits; one that had nothing to read weighs nothing.
+    """Merges the softmax of P splits into that of all slots; a split that had nothing to read weighs nothing.
 
     Args:
       acc_PBKGTh: float32, sums of weights times values.
@@ -22,7 +22,7 @@ def merge_splits(
       interpret: runs the kernel as JAX operations on any device: slow, for tests; static.
 
     Returns:
-      [B, T, K, G, h].
+      [B, T, K, G, h], laid out as the output projection reads it.
     """
     P, B, K, G, T, h = acc_PBKGTh.shape
     g = pl.next_power_of_2(G)
@@ -39,7 +39,7 @@ def merge_splits(
 
 
 def _merge_kernel(acc_ref: Any, total_ref: Any, top_ref: Any, out_ref: Any, *, num_queries: int) -> None:
-    """The G queries of one row and kv head."""
+    """Merges the G queries of one row and kv head."""
     splits = [jnp.int32(p) for p in range(acc_ref.shape[0])]  # interpreted loads know no Python ints
     is_query_g = jnp.arange(out_ref.shape[0]) < num_queries
     tops = [plgpu.load(top_ref.at[p, :], mask=is_query_g, other=0) for p in splits]

@@ -1,4 +1,4 @@
-"""Products of few rows with a weight as GPU kernels (Pallas, Triton): what takes the time is to read the weight once.
+"""Multiplies few rows with a weight in GPU kernels (Pallas, Triton): the time goes into reading the weight once.
 
 Each program walks down its columns of the weight, with the loads of the next tiles in flight, and multiplies each tile with
 all rows. Where the columns make too few programs for the GPU, the sum is split as well:
@@ -7,8 +7,8 @@ all rows. Where the columns make too few programs for the GPU, the sum is split 
     weight rows 0 .. D/2   program 0, 0       program 1, 0         -> part 0 of the sums
     weight rows D/2 .. D   program 0, 1       program 1, 1         -> part 1
 
-Whoever reads the result adds the parts up on the way (`fused_norm.add_norm`, `fused_qkv.split_qkv`); XLA makes a kernel of its
-own for that, and another one for an activation.
+The kernel that reads the result adds the parts up on the way (`add_norm`, `split_qkv`); XLA makes a kernel of its own for
+that, and another one for an activation.
 """
 
 import functools
@@ -20,14 +20,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
+
 MAX_ROWS = 64  # as many as were measured beside XLA's products
 STEP = 64  # rows of the weight that a program reads at a time
 MAX_PARTS = 8
-NUM_PROCESSORS = 132  # of an H100 or H200
 
 
 class Tiles(NamedTuple):
-    """How the work is cut: it decides the speed, and the result by rounding alone.
+    """A way to cut the work: it decides the speed, and changes the result by rounding alone.
 
     Attributes:
       columns: of the weight, for a program; a power of two, at least 16.
@@ -43,7 +44,7 @@ class Tiles(NamedTuple):
 
 
 def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> Tiles | None:
-    """Tiles for weights [num_summed, num_columns]: wide ones, where they still make a program for most processors.
+    """Chooses tiles for weights [num_summed, num_columns]: wide ones, where they still make a program for most processors.
 
     Args:
       num_summed: rows of a weight.
@@ -73,7 +74,7 @@ def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> 
 
 
 def is_supported(num_rows: int, x_dtype: jnp.dtype, *weights: jax.Array) -> bool:
-    """Whether the kernels take so many rows and these weights, [D, I] or [D, 2, F]."""
+    """Says whether the kernels take so many rows and these weights, [D, I] or [D, 2, F]."""
     return (
         num_rows <= MAX_ROWS
         and x_dtype == jnp.bfloat16
@@ -84,7 +85,7 @@ def is_supported(num_rows: int, x_dtype: jnp.dtype, *weights: jax.Array) -> bool
 def product_parts(
     x_MD: jax.Array, weight_DI: jax.Array, *, tiles: Tiles | None = None, interpret: bool = False
 ) -> jax.Array:
-    """x times the weight, as P parts of the sums.
+    """Multiplies x with the weight, and gives P parts of the sums.
 
     Args:
       x_MD: M rows, bfloat16.
@@ -93,7 +94,7 @@ def product_parts(
       interpret: runs the kernel as JAX operations on any device: slow, for tests.
 
     Returns:
-      float32 [P, M, I]; their sum is the product, of which nothing has been rounded.
+      float32 [P, M, I]; their sum is the product, not rounded yet.
     """
     tiles = tiles or choose_tiles(*weight_DI.shape)
     assert tiles is not None, f"no tiles for {weight_DI.shape}: ask is_supported first"
@@ -104,7 +105,7 @@ def product_parts(
 def gated_product(
     x_MD: jax.Array, gate_up_D2F: jax.Array, *, tiles: Tiles | None = None, interpret: bool = False
 ) -> jax.Array:
-    """silu(x gate) (x up), [M, F] in x's dtype, rounded once. Takes what `product_parts` does."""
+    """Computes silu(x gate) (x up), [M, F] in x's dtype, rounded once. Takes the arguments of `product_parts`."""
     D, _, F = gate_up_D2F.shape
     tiles = tiles or choose_tiles(D, F, num_weights=2)
     assert tiles is not None, f"no tiles for {gate_up_D2F.shape}: ask is_supported first"
@@ -135,7 +136,7 @@ def _call(
 
 
 def _product_kernel(x_ref: Any, *refs: Any, num_rows: int) -> None:
-    """All m rows times the program's c columns, s of the summed axis at a time."""
+    """Multiplies all m rows with the program's c columns, s of the summed axis at a time."""
     *weight_refs, out_ref = refs
     m, num_summed = x_ref.shape
     is_row_m1 = (jnp.arange(m) < num_rows)[:, None]

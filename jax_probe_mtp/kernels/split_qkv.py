@@ -1,6 +1,6 @@
-"""Queries, keys and values out of their product as one GPU kernel (Pallas, Triton): sums, biases, norms, rope, cache.
+"""Splits the product into queries, keys and values in one GPU kernel (Pallas, Triton): sums, biases, norms, rope, cache.
 
-XLA makes three kernels of it, and each adds the product's parts up anew.
+XLA makes three kernels for this, and each adds the product's parts up anew.
 """
 
 import functools
@@ -96,7 +96,7 @@ def _qkv_kernel(
     has_norm: bool,
     eps: float,
 ) -> None:
-    """r rows of one head: a query, the key or the value of a kv head."""
+    """Makes r rows of one head: a query, the key or the value of a kv head."""
     *weight_refs, _, _, q_ref, k_ref, v_ref = refs
     weights = iter(weight_refs)
     head, first_row = pl.program_id(3), pl.program_id(1) * q_ref.shape[0]

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jax_probe_mtp.kernels import copy_rows as fused_keep
+from jax_probe_mtp.kernels import copy_rows
 from jax_probe_mtp.model.config import ModelConfig
 
 
@@ -74,8 +74,8 @@ def keep_path(cache: KVCache, path_BP: jax.Array, length_B: jax.Array) -> KVCach
         return tuple(jax.vmap(keep)(array, path_BP, length_B) for array in slots)
 
     def by_kernel(path_BP: jax.Array, length_B: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
-        return fused_keep.copy_rows(slots, cache.capacity + path_BP, length_B)
+        return copy_rows.copy_rows(slots, cache.capacity + path_BP, length_B)
 
-    on_cuda = by_kernel if fused_keep.is_supported(cache.k[0].shape[-1]) else keep_all
+    on_cuda = by_kernel if copy_rows.is_supported(cache.k[0].shape[-1]) else keep_all
     slots = jax.lax.platform_dependent(path_BP, length_B, *cache.k, *cache.v, cuda=on_cuda, default=keep_all)
     return cache.replace(k=slots[: len(cache.k)], v=slots[len(cache.k) :])

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_probe_mtp.kernels import product as fused_product
 from jax_probe_mtp.kernels.add_norm import add_norm
+from jax_probe_mtp.kernels.product import gated_product, is_supported, product_parts
 from jax_probe_mtp.kernels.split_qkv import split_qkv
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.config import ModelConfig
@@ -38,7 +38,7 @@ def decoder_layer(
       stream: the residual stream before the layer, its norm, and the layer's keys and values.
       cfg: the model; static.
       start_B: int32 [B], slot of the block's first row.
-      attend: one of fused_attention.py's, of queries [B, K, G, T, h], keys and values [B, K, S, h].
+      attend: one of kernels/attention.py's, of queries [B, K, G, T, h], keys and values [B, K, S, h].
       interpret: runs the kernels as JAX operations on any device: slow, for tests.
 
     Returns:
@@ -51,8 +51,8 @@ def decoder_layer(
 
     def product(x_MI: jax.Array, weight_IO: jax.Array) -> jax.Array:
         """Parts [P, M, O] of the product."""
-        if fused_product.is_supported(B * T, x_MI.dtype, weight_IO):
-            return fused_product.product_parts(x_MI, weight_IO, **kernel)
+        if is_supported(B * T, x_MI.dtype, weight_IO):
+            return product_parts(x_MI, weight_IO, **kernel)
         return layers.product("mi,io->mo", x_MI, weight_IO)[None]
 
     def add(x_MD: jax.Array, parts_PMD: jax.Array, norm_D: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -75,8 +75,8 @@ def decoder_layer(
     )
     mixed_BTKGh = attend(q_BKGTh, k_BKSh, v_BKSh)
     x_MD, normed_MD = add(x_MD, product(mixed_BTKGh.reshape(B * T, -1), layer["out"].reshape(-1, D)), layer["mlp_norm"])
-    if fused_product.is_supported(B * T, x_MD.dtype, layer["gate_up"]):
-        inner_MF = fused_product.gated_product(normed_MD, layer["gate_up"], **kernel)
+    if is_supported(B * T, x_MD.dtype, layer["gate_up"]):
+        inner_MF = gated_product(normed_MD, layer["gate_up"], **kernel)
     else:
         inner_MF = layers.gated_inner(normed_MD, layer["gate_up"])
     x_MD, normed_MD = add(x_MD, product(inner_MF, layer["down"]), next_norm_D)

@@ -1,15 +1,15 @@
-"""What the four products of a layer cost in a decode call: XLA's and our kernels', on random weights.
+"""Measures what the four products of a layer cost in a decode call, by XLA's kernels and by ours, on random weights.
 
     python scripts/measure/bench_products.py --shape llama-3-8b --rows 1 30 60 --output R.json
     python scripts/measure/bench_products.py --shape llama-3-8b --rows 60 --products out gate_up --how kernel --search 40
 
-how: xla (its own kernels, the activation included) or kernel (fused_product.py), which leaves parts of the sums but for gate
-and up: whoever reads them adds them up, and that is not timed. GB/s counts the weight alone.
+--how is xla (its own kernels, the activation included) or kernel (jax_probe_mtp/kernels/product.py). The latter leaves parts
+of the sums, but for gate and up: the next kernel adds them up, and that is not timed. GB/s counts the weight alone.
 
-Each is timed over several weights in turn, --gigabytes of them, so that no cache holds them, in one compiled program whose
-results take the places of the last call's; all results of the last call are compared with products in float32. --search N
-tries up to N other tilings of each as well, drawn at random. Elsewhere than on CUDA, kernels run as JAX operations, to see
-that the script works. The record is written after every run.
+Each product is timed over several weights in turn, --gigabytes of them, so that no cache holds them, in one compiled program
+whose results take the places of the last call's; all results of the last call are compared with products in float32.
+--search N tries up to N other tilings of each product as well, drawn at random. Elsewhere than on CUDA, kernels run as JAX
+operations, to see that the script works. The record is written after every run.
 """
 
 import argparse
@@ -29,8 +29,7 @@ from shapes import SHAPES
 
 from jax_probe_mtp.errors import Parser, exit_status, one_line, positive
 from jax_probe_mtp.files.whole_files import check_files, write_json
-from jax_probe_mtp.kernels import product as fused_product
-from jax_probe_mtp.kernels.product import Tiles
+from jax_probe_mtp.kernels.product import MAX_ROWS, STEP, Tiles, choose_tiles, gated_product, product_parts
 from jax_probe_mtp.measuring.bench import environment
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.config import ModelConfig
@@ -56,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     check_files({"--output": args.output}, [])
     cfg = SHAPES[args.shape]
-    if not all(1 <= rows <= fused_product.MAX_ROWS for rows in args.rows):
-        raise ValueError(f"--rows are 1 to {fused_product.MAX_ROWS}, got {args.rows}.")
+    if not all(1 <= rows <= MAX_ROWS for rows in args.rows):
+        raise ValueError(f"--rows are 1 to {MAX_ROWS}, got {args.rows}.")
     if args.search < 0 or not 0 < args.gigabytes < float("inf"):
         raise ValueError(f"--search is at least 0, --gigabytes above 0, got {args.search} and {args.gigabytes}.")
     print(f"{args.shape}, bfloat16, {jax.devices()[0].device_kind}")
@@ -112,7 +111,7 @@ def _measure(
 
 
 def _in_float32(x_MD: jax.Array, weight: jax.Array, name: str) -> jax.Array:
-    """The product in float32, [M, I]."""
+    """Makes the product in float32, [M, I]."""
     product = functools.partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
     if name != "gate_up":
         return product(x_MD, weight)
@@ -120,24 +119,24 @@ def _in_float32(x_MD: jax.Array, weight: jax.Array, name: str) -> jax.Array:
 
 
 def _error(got: jax.Array, expected_MI: jax.Array) -> float:
-    """Of a product or parts of it: the difference's norm over the norm."""
+    """Compares a product, or parts of it, with the expected one: the difference's norm over the norm."""
     got_MI = jnp.sum(got.astype(jnp.float32), axis=tuple(range(got.ndim - 2)))
     return float(jnp.linalg.norm(got_MI - expected_MI) / jnp.linalg.norm(expected_MI))
 
 
 def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[Tiles | None]:
-    """The tiles that are in use, then others; one None for XLA, none where no tiles fit."""
+    """Lists the tiles that are in use, then others; gives one None for XLA, and nothing where no tiles fit."""
     if how == "xla":
         return [None]
     num_weights = 2 if name == "gate_up" else 1
-    chosen = fused_product.choose_tiles(shape[0], shape[-1], num_weights=num_weights)
+    chosen = choose_tiles(shape[0], shape[-1], num_weights=num_weights)
     if chosen is None:
         return []
     others = [
         tiles
         for columns in (32, 64, 128, 256)
         for parts in ((1, 2, 3, 4, 6, 8) if num_weights == 1 else (1,))
-        if shape[-1] % columns == 0 and shape[0] % (fused_product.STEP * parts) == 0
+        if shape[-1] % columns == 0 and shape[0] % (STEP * parts) == 0
         for warps, stages in itertools.product((4, 8), (3, 4, 5, 6))
         if (tiles := Tiles(columns, parts, warps, stages)) != chosen and 60 <= shape[-1] // columns * parts <= 400
     ]
@@ -148,14 +147,14 @@ def _product(how: str, name: str, tiles: Tiles | None) -> Product:
     is_gated = name == "gate_up"
     if how == "xla":
         return layers.gated_inner if is_gated else functools.partial(layers.product, "md,di->mi")
-    by_kernel = fused_product.gated_product if is_gated else fused_product.product_parts
+    by_kernel = gated_product if is_gated else product_parts
     return functools.partial(by_kernel, tiles=tiles, interpret=jax.default_backend() != "gpu")
 
 
 def _time(
     product: Product, xs: list[jax.Array], weights: list[jax.Array], args: argparse.Namespace
 ) -> tuple[list[jax.Array], list[float]]:
-    """The products of the last call, and microseconds of one product, a number a repeat."""
+    """Gives the products of the last call, and microseconds of one product, a number per repeat."""
 
     def run_all(xs: list[jax.Array], weights: list[jax.Array], last: list[jax.Array] | None) -> list[jax.Array]:
         return [product(x, weight) for x, weight in zip(xs, weights, strict=True)]

@@ -1,10 +1,10 @@
-"""What one decode call costs on this device: milliseconds a call of the forward alone and of the whole step, on random weights.
+"""Measures a decode call on this device: milliseconds of the forward alone and of the whole step, on random weights.
 
     python scripts/measure/bench_step.py --shape llama-3-8b --rows 1 30 60 --batch 1 --capacity 1024 --output R.json
 
-Rows are those of a call: 1 is plain decoding, an even N a probe of one mask with N/2 - 1 drafts. Each number is the median
-over repeats of a loop of calls inside one compiled program, after an untimed run. "Forward alone" is a block of as many rows
-through the model, with the head and the argmax, in a loop that has no draft, tree, verification, commit or update.
+--rows counts the rows of a call: 1 is plain decoding, an even N a probe of one mask with N/2 - 1 drafts. Each number is the
+median over repeats of a loop of calls inside one compiled program, after an untimed run. The forward alone takes a block of
+as many rows through the model, the head and the argmax, in a loop without draft, tree, verification, commit and update.
 """
 
 import argparse
@@ -19,13 +19,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig
 from shapes import SHAPES
 
-from jax_probe_mtp.decoding import step as decode_loop
 from jax_probe_mtp.decoding.batch import Request, check_settings
 from jax_probe_mtp.decoding.block_layer import block_layer
-from jax_probe_mtp.decoding.step import DecodeState
-from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig
+from jax_probe_mtp.decoding.step import DecodeState, run_steps
 from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.measuring import call_cost
@@ -75,7 +74,7 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """The record: environment, settings, bandwidth, and one entry a combination."""
+    """Makes the record: environment, settings, bandwidth, and one entry per combination."""
     drafts = [_draft(rows) for rows in args.rows]
     cfg = dataclasses.replace(SHAPES[args.shape], **({"num_layers": args.layers} if args.layers else {}))
     device = jax.devices()[0]
@@ -104,7 +103,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_bandwidth(gigabytes: float) -> float:
-    """Bytes a second of a reduction that only reads, the best of ten."""
+    """Times a reduction that only reads, and gives the bytes a second of the best of ten."""
     if not 4e-9 <= gigabytes < float("inf"):
         raise ValueError(f"--bandwidth-gb {gigabytes}: give a number above 0, such as 8.")
     values = jax.block_until_ready(jnp.ones(int(gigabytes * 1e9 / 4), jnp.float32))
@@ -120,7 +119,7 @@ def read_bandwidth(gigabytes: float) -> float:
 def forward_loop(
     params: Params, request: Request, state: DecodeState, cfg: ModelConfig, num_rows: int, attention: str = "auto"
 ) -> DecodeState:
-    """Block after block of a root and its children through model, head and argmax, whose tokens are the next block."""
+    """Runs block after block, each a root and its children, through model, head and argmax, whose tokens are the next block."""
     number_R = jnp.arange(num_rows)
     is_visible_RR = (number_R == 0) | (number_R == number_R[:, None])
     is_visible_BRR = jnp.broadcast_to(is_visible_RR, (state.length_B.shape[0], num_rows, num_rows))
@@ -166,7 +165,7 @@ def _run(
             temperature=args.temperature, top_p=args.top_p,
         )  # fmt: skip
 
-    step = functools.partial(decode_loop.run_steps, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
+    step = functools.partial(run_steps, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
     request, state = start()
     run: dict[str, Any] = {
         "rows": draft_cfg.num_rows,
@@ -203,7 +202,7 @@ def _draft(rows: int) -> ProbeConfig:
 
 
 def _bytes_read(params: Params, cfg: ModelConfig, state: DecodeState, in_use: int) -> int:
-    """What a call cannot do without: every weight once, of the embedding table a few rows, and the keys and values in use."""
+    """Counts what a call must read: each weight once, but of the embedding table a few rows, and the keys and values in use."""
     weights = _bytes(params) - (0 if cfg.is_tied else params["embed"].nbytes)
     slots = state.cache.k[0].shape[2]
     return weights + _bytes(state.cache) * in_use // slots

@@ -1,9 +1,9 @@
-"""How much faster outputs are checked than made: `verify --outputs` beside plain decoding, one text after the other.
+"""Measures how much faster outputs are checked than made: `verify --outputs` beside plain decoding, text after text.
 
     python scripts/measure/check_speed.py --model MODEL --input F.jsonl --max-new-tokens 100 --batch-sizes 1,8 --output R.json
 
-Both run once before they are timed, so that nothing is compiled within; loading and tokenizing are in neither. Where an
-output is found neither the same nor tied, which rounding to bfloat16 can do, the record says so and the exit status is 1.
+Both run once before they are timed, so that nothing is compiled within; neither time includes loading and tokenizing. Where
+an output is neither the same nor tied, which rounding to bfloat16 can bring about, the record says so and the exit status is 1.
 """
 
 import argparse
@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jax_probe_mtp.commands import options
 from jax_probe_mtp.drafting.draft_config import PLAIN
+
+from jax_probe_mtp.commands import options
 from jax_probe_mtp.errors import Parser, exit_status, positive, positives
 from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
@@ -28,6 +29,7 @@ from jax_probe_mtp.sameness.given_outputs import Output, judge
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Decodes, checks, prints and writes the record; gives 1 where an output diverged."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_model(parser)
     parser.add_argument("--input", type=Path, required=True, help="as for generate")

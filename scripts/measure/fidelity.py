@@ -3,8 +3,8 @@
     jax-probe-mtp bench --model MODEL --questions F.jsonl --per-category 2 --runs "probe:4;probe:14" --output R.json
     python scripts/measure/fidelity.py R.json reference_runs.json:NAME
 
-The reference's record has, under models and NAME, runs with `per_prompt` lists of `qid` and `decode_calls`. Exits with 1
-where a prompt's calls differ, or nothing could be compared.
+The reference's record has, under models and NAME, runs with `per_prompt` lists of `qid` and `decode_calls`. The exit status
+is 1 where a prompt's calls differ, or nothing could be compared.
 """
 
 import argparse
@@ -30,7 +30,7 @@ REFERENCE_NAMES = {
 
 
 def main() -> int:
-    """Prints one line a run that both have."""
+    """Prints one line for each run that both have."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path, metavar="R.json")
     parser.add_argument("reference", metavar="FILE:NAME")

@@ -3,8 +3,8 @@
     python scripts/measure/long_questions.py --model MODEL --questions F.jsonl \
         --lengths 1000 2000 4000 --count 4 --output G.jsonl
 
-A question is a request for a summary after as many of the file's summarization texts as its length in tokens takes; the
-last text is cut there. The length is the question's category.
+A question is as many of the file's summarization texts as its length in tokens takes, the last one cut there, and then the
+request for a summary. The length is the question's category.
 """
 
 import argparse

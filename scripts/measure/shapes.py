@@ -1,4 +1,4 @@
-"""Shapes of well-known models, for timing on random weights: what their config.json says, without a download."""
+"""Lists shapes of well-known models, as in their config.json, for timing on random weights without a download."""
 
 from jax_probe_mtp.model.config import ModelConfig
 

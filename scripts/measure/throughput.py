@@ -1,11 +1,11 @@
-"""Throughput of `generate` on a file: rows busy, time of the host between chunks, tokens a second at several batch sizes.
+"""Measures `generate` on a file at several batch sizes: busy rows, the host's time between chunks, tokens a second.
 
     python scripts/measure/throughput.py --model MODEL --input F.jsonl --batch-sizes 1,8 --drafts "ar;probe:14" --output R.json
     python scripts/measure/throughput.py --model MODEL --random 1000 --longest 400 \
         --batch-sizes 16 --drafts probe:14 --output R.json
 
-Each setting decodes the same prompts with the same settings; the first pass of a setting, which compiles, is not counted.
-Settings take turns, so that a machine that slows down slows all of them.
+Each draft and batch size decodes the same prompts with the same settings; its first pass, which compiles, is not counted.
+They take turns, so that a machine that slows down slows all of them.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax_probe_mtp.generation.prompts import Stats
 
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.drafting.spec import parse_run
@@ -25,13 +26,13 @@ from jax_probe_mtp.errors import Parser, exit_status, positive, positives
 from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
-from jax_probe_mtp.generation.prompts import Stats
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.measuring import bench
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Decodes the prompts with every draft at every batch size; prints the figures and writes the record."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_model(parser)
     source = parser.add_mutually_exclusive_group(required=True)

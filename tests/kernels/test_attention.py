@@ -10,8 +10,9 @@ import pytest
 
 from jax_probe_mtp.decoding.block import absolute_tail, block_can_attend, block_positions, block_visible
 from jax_probe_mtp.drafting.tree import NO_PARENT, ancestors_or_self
-from jax_probe_mtp.kernels import attention as fused_attention
-from jax_probe_mtp.kernels.attention import Tiles, anchored_attention, block_attention, choose_tiles, is_supported
+from jax_probe_mtp.kernels import attention_program
+from jax_probe_mtp.kernels.attention import anchored_attention, block_attention
+from jax_probe_mtp.kernels.tiles import Tiles, is_supported
 from jax_probe_mtp.model import layers
 
 SMALL = Tiles(row=16, slot=16, splits=3, num_warps=4, num_stages=2)
@@ -152,13 +153,13 @@ def test_large_scores_do_not_overflow():
 
 def watch_products(monkeypatch, note):
     """Calls `note` with the arguments of every product that the kernel makes, when it is traced."""
-    real = fused_attention.plgpu
+    real = attention_program.plgpu
 
     def dot(*args, **kwargs):
         note(*args, **kwargs)
         return real.dot(*args, **kwargs)
 
-    monkeypatch.setattr(fused_attention, "plgpu", types.SimpleNamespace(**{**vars(real), "dot": dot}))
+    monkeypatch.setattr(attention_program, "plgpu", types.SimpleNamespace(**{**vars(real), "dot": dot}))
 
 
 def test_reads_the_tiles_in_use_alone(monkeypatch):
@@ -188,22 +189,6 @@ def test_lowers_for_cuda(T, dtype):
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
         traced = jax.jit(block_attention).trace(*args)
         assert "__gpu$xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
-
-
-@pytest.mark.parametrize("T", [1, 10, 30, 60, 256])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("B", [1, 3, 64])
-def test_chosen_tiles_fill_the_gpu_and_not_more(T, dtype, B):
-    tiles = choose_tiles((B, 8, 4, T, 128), 1024, dtype)
-    num_programs = B * 8 * -(-4 * T // tiles.row)
-    assert tiles.row >= 16
-    assert tiles.row & (tiles.row - 1) == 0
-    assert tiles.splits == 1 or num_programs * tiles.splits <= 132
-    assert tiles.splits == 8 or num_programs * (tiles.splits + 1) > 132
-
-
-def test_a_short_cache_is_not_split_beyond_its_tiles():
-    assert choose_tiles((1, 8, 4, 1, 128), 200, jnp.bfloat16).splits == 2 + 1
 
 
 def test_refuses_what_it_cannot_do():

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_probe_mtp.kernels import copy_rows as fused_keep
-from jax_probe_mtp.kernels import product
+from jax_probe_mtp.kernels import copy_rows, product
 from jax_probe_mtp.kernels.add_norm import add_norm
 from jax_probe_mtp.kernels.product import Tiles, choose_tiles, gated_product, product_parts
 from jax_probe_mtp.kernels.split_qkv import split_qkv
+from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
 from jax_probe_mtp.model.cache import KVCache, keep_path
 
 H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
@@ -24,12 +24,12 @@ def lowered_for_cuda(function, *args):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_rows_are_copied_and_nothing_else_changes(monkeypatch, dtype, arrays_a_kernel):
     """The last batch row's target lies among the rows that are copied, as when a cache is full."""
-    monkeypatch.setattr(fused_keep, "ARRAYS_A_KERNEL", arrays_a_kernel)
+    monkeypatch.setattr(copy_rows, "ARRAYS_A_KERNEL", arrays_a_kernel)
     rng = np.random.default_rng(0)
     slots = [jnp.asarray(rng.normal(size=(3, 2, 24, 16)), dtype) for _ in range(5)]
     row_BP = np.array([[16, 18, 18], [16, 23, 20], [16, 17, 19]])
     target_B = np.array([0, 7, 15])
-    got = fused_keep.copy_rows(slots, jnp.asarray(row_BP), jnp.asarray(target_B), interpret=True)
+    got = copy_rows.copy_rows(slots, jnp.asarray(row_BP), jnp.asarray(target_B), interpret=True)
     for before, after in zip(slots, got, strict=True):
         expected = np.array(before)
         for b, p in np.ndindex(3, 3):
@@ -167,7 +167,7 @@ def test_which_products_there_are_kernels_for():
 def test_the_tiles_of_an_8b_layer_fill_the_gpu_once(shape, num_weights, programs):
     tiles = choose_tiles(*shape, num_weights=num_weights)
     assert tiles.columns == 128
-    assert shape[1] // tiles.columns * tiles.parts == programs <= product.NUM_PROCESSORS
+    assert shape[1] // tiles.columns * tiles.parts == programs <= NUM_PROCESSORS
     assert shape[0] % (tiles.parts * product.STEP) == 0
     assert num_weights == 1 or tiles.parts == 1
 

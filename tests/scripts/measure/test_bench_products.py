@@ -37,8 +37,8 @@ def test_each_product_is_made_each_way(tmp_path, capsys):
 
 
 def test_a_wrong_product_is_seen(tmp_path, monkeypatch):
-    honest = bench_products.fused_product.product_parts
-    monkeypatch.setattr(bench_products.fused_product, "product_parts", lambda *args, **how: 1.02 * honest(*args, **how))
+    honest = bench_products.product_parts
+    monkeypatch.setattr(bench_products, "product_parts", lambda *args, **how: 1.02 * honest(*args, **how))
     code, record = run(tmp_path, "--rows", "3", "--products", "qkv", "--how", "xla", "kernel")
     assert code == 1
     assert [each["error"] > bench_products.MAX_ERROR for each in record["runs"]] == [False, True]
@@ -48,7 +48,7 @@ def test_tiles_that_fail_are_named_and_the_rest_goes_on(tmp_path, monkeypatch):
     def fail(*args, **how):
         raise ValueError("too much\nmemory")
 
-    monkeypatch.setattr(bench_products.fused_product, "product_parts", fail)
+    monkeypatch.setattr(bench_products, "product_parts", fail)
     code, record = run(tmp_path, "--rows", "3", "--products", "out", "--how", "kernel", "xla")
     assert code == 1
     assert [(each["refused"], each["us"] is None) for each in record["runs"]] == [

@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 
 import bench_torch  # noqa: E402
 from shapes import SHAPES  # noqa: E402
+from torch_step import random_model  # noqa: E402
 
 STEP = ["step", "--shape", "tiny", "--device", "cpu", "--dtype", "float32", "--no-compile"]
 SIZES = ["--batch", "2", "--in-use", "9", "--capacity", "24", "--calls", "7", "--repeats", "3"]
@@ -58,7 +59,7 @@ def test_steps_of_all_modes_are_those_of_decoding_without_a_cache(tmp_path, monk
     monkeypatch.setitem(SHAPES, shape, dataclasses.replace(SHAPES[shape], **small))
     record = run(tmp_path, *STEP, *SIZES, "--shape", shape, "--layers", "3")
 
-    model = bench_torch.random_model(dataclasses.replace(SHAPES[shape], num_layers=3), "float32", "cpu")
+    model = random_model(dataclasses.replace(SHAPES[shape], num_layers=3), "float32", "cpu")
     token_BT = torch.randint(97, (2, 9))  # the same seed draws the weights, then these
     with torch.no_grad():
         for _ in range(8):
@@ -79,7 +80,7 @@ def test_steps_of_all_modes_are_those_of_decoding_without_a_cache(tmp_path, monk
 
 def test_the_model_is_the_shape_in_the_dtype_with_rope_in_float32():
     cfg = dataclasses.replace(SHAPES["tiny"], is_tied=True)
-    model = bench_torch.random_model(cfg, "bfloat16", "cpu")
+    model = random_model(cfg, "bfloat16", "cpu")
     attention = 2 * cfg.width * cfg.head_dim * (cfg.num_heads + cfg.num_kv_heads)
     layer = attention + 3 * cfg.width * cfg.mlp_width + 2 * cfg.width
     assert model.num_parameters() == cfg.vocab_size * cfg.width + cfg.num_layers * layer + cfg.width

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-import check_speed  # found in scripts/
+import check_speed
 import pytest
 from checkpoints import make_checkpoint, write_folder
 
