@@ -7,7 +7,6 @@ import jax
 import pytest
 from reference import Model
 
-from jax_probe_mtp.commands.main import main
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import random_params
 
@@ -87,6 +86,8 @@ def own_caches(monkeypatch, tmp_path):
 @pytest.fixture
 def run(capsys, own_caches):
     """Runs a command in this process: its exit code, stdout and stderr."""
+
+    from jax_probe_mtp.commands.main import main
 
     def run(*args):
         try:

@@ -1,5 +1,7 @@
 """A batch: what is refused, in one line with the values, and how the rest is laid out."""
 
+from jax_probe_mtp.drafting import Probe, DynamicProbe, Plain, Recycle
+from support.batches import batch_of
 import dataclasses
 
 import jax.numpy as jnp
@@ -7,10 +9,9 @@ import numpy as np
 import pytest
 from conftest import BASE
 
-from jax_probe_mtp import ProbeConfig, RecycleConfig, make_request
 from jax_probe_mtp.decoding.batch import bucket
 
-PLAIN = ProbeConfig()
+Plain() = Plain()
 GOOD = {"max_new_tokens": 4, "eos_token_ids": [2]}
 
 
@@ -56,16 +57,16 @@ def _name(value):
     ids=_name,
 )
 def test_refuses(prompts, changes, says):
-    _assert_refused(PLAIN, prompts, changes, says)
+    _assert_refused(Plain(), prompts, changes, says)
 
 
 @pytest.mark.parametrize(
     ("probe", "prompts", "says"),
     [
-        (ProbeConfig(tree=(2, 2, 2), mask_init="last_k"), [[1, 2, 3], [1, 2]], ["prompt 1 has 2", "3 masks"]),
-        (ProbeConfig(tree=(61,)), [[1]], ["62 candidates", "61 tokens"]),  # one is looked at for pruning
-        (ProbeConfig(tree=(2, 62), prune=False), [[1]], ["62 candidates", "61 tokens"]),
-        (ProbeConfig(tree="dynamic", num_masks=1, block_complexity=124), [[1]], ["62 candidates", "61 tokens"]),
+        (Probe(widths=(2, 2, 2), mask_init="last_k"), [[1, 2, 3], [1, 2]], ["prompt 1 has 2", "3 masks"]),
+        (Probe(widths=(61,)), [[1]], ["62 candidates", "61 tokens"]),  # one is looked at for pruning
+        (Probe(widths=(2, 62), prune=False), [[1]], ["62 candidates", "61 tokens"]),
+        (DynamicProbe(rows=124, num_masks=1), [[1]], ["62 candidates", "61 tokens"]),
     ],
     ids=_name,
 )
@@ -76,13 +77,13 @@ def test_refuses_what_the_probe_cannot_do(probe, prompts, says):
 def test_refuses_a_table_of_more_successors_than_tokens():
     small = dataclasses.replace(BASE, vocab_size=7)
     with pytest.raises(ValueError, match="keeps 8 successors of a token, but the vocabulary has 7 tokens"):
-        make_request(small, RecycleConfig(), [[1]], **GOOD)
-    make_request(dataclasses.replace(BASE, vocab_size=8), RecycleConfig(), [[1]], **GOOD)
+        batch_of(small, Recycle(), [[1]], **GOOD)
+    batch_of(dataclasses.replace(BASE, vocab_size=8), Recycle(), [[1]], **GOOD)
 
 
 def _assert_refused(probe, prompts, changes, says):
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as refusal:
-        make_request(BASE, probe, prompts, **(GOOD | changes))
+        batch_of(BASE, probe, prompts, **(GOOD | changes))
     for part in says:
         assert part in str(refusal.value)
 
@@ -90,30 +91,30 @@ def _assert_refused(probe, prompts, changes, says):
 @pytest.mark.parametrize(
     ("probe", "prompts", "changes"),
     [
-        (PLAIN, [[0, 60]], {}),
-        (PLAIN, [[1] * 508], {}),  # 508 + 4 is the whole context
-        (PLAIN, [[1] * 29, [1]], {"capacity": 32}),  # 29 + 4 - 1: the last token needs no slot
-        (PLAIN, [[1]], {"seeds": [2**32 - 1], "top_p": 1e-6, "top_k": 10**12, "mask_ema": 1, "temperature": 1e-3}),
-        (ProbeConfig(tree=(2, 2, 2), mask_init="last_k"), [[1, 2, 3]], {}),
-        (ProbeConfig(tree=(60,)), [[1]], {}),
-        (ProbeConfig(tree=(61,), prune=False), [[1]], {}),
+        (Plain(), [[0, 60]], {}),
+        (Plain(), [[1] * 508], {}),  # 508 + 4 is the whole context
+        (Plain(), [[1] * 29, [1]], {"capacity": 32}),  # 29 + 4 - 1: the last token needs no slot
+        (Plain(), [[1]], {"seeds": [2**32 - 1], "top_p": 1e-6, "top_k": 10**12, "mask_ema": 1, "temperature": 1e-3}),
+        (Probe(widths=(2, 2, 2), mask_init="last_k"), [[1, 2, 3]], {}),
+        (Probe(widths=(60,)), [[1]], {}),
+        (Probe(widths=(61,), prune=False), [[1]], {}),
     ],
     ids=_name,
 )
 def test_takes_the_last_good_value(probe, prompts, changes):
-    _, request, _ = make_request(BASE, probe, prompts, **(GOOD | changes))
+    _, request, _ = batch_of(BASE, probe, prompts, **(GOOD | changes))
     assert request.prompt_length_B.tolist() == [len(prompt) for prompt in prompts]
 
 
 def test_a_top_k_beyond_int32_keeps_all_tokens():
-    _, request, _ = make_request(BASE, PLAIN, [[1]], top_k=10**12, temperature=1.0, **GOOD)
+    _, request, _ = batch_of(BASE, Plain(), [[1]], top_k=10**12, temperature=1.0, **GOOD)
     assert request.sampling.top_k_B.tolist() == [61]
 
 
 def test_layout():
-    prompt_BT, request, decode_cfg = make_request(
+    prompt_BT, request, decode_cfg = batch_of(
         BASE,
-        PLAIN,
+        Plain(),
         [[5, 6, 7], [8]],
         rows=4,
         max_new_tokens=9,
@@ -152,22 +153,22 @@ def test_layout():
     ],
 )
 def test_capacity_and_columns_are_powers_of_two(length, new, capacity, columns):
-    prompt_BT, _, decode_cfg = make_request(BASE, PLAIN, [[1] * length], max_new_tokens=new, eos_token_ids=[])
+    prompt_BT, _, decode_cfg = batch_of(BASE, Plain(), [[1] * length], max_new_tokens=new, eos_token_ids=[])
     assert (decode_cfg.capacity, prompt_BT.shape[1]) == (capacity, columns)
     assert not decode_cfg.is_sampled
 
 
 def test_a_context_that_is_no_power_of_two_is_used_to_its_end():
     cfg = dataclasses.replace(BASE, context_length=100)
-    _, _, decode_cfg = make_request(cfg, PLAIN, [[1] * 60], max_new_tokens=40, eos_token_ids=[])
+    _, _, decode_cfg = batch_of(cfg, Plain(), [[1] * 60], max_new_tokens=40, eos_token_ids=[])
     assert decode_cfg.capacity == 100
-    again, _, same = make_request(cfg, PLAIN, [[1] * 60], max_new_tokens=40, eos_token_ids=[], capacity=100)
+    again, _, same = batch_of(cfg, Plain(), [[1] * 60], max_new_tokens=40, eos_token_ids=[], capacity=100)
     assert (same, again.shape) == (decode_cfg, (1, 64))
 
 
 def test_numbers_and_prompts_may_be_numpys():
     prompts = np.array([[1, 2], [3, 4]], np.uint8)
-    prompt_BT, request, _ = make_request(BASE, PLAIN, prompts, **GOOD | {"max_new_tokens": np.int64(4)})
+    prompt_BT, request, _ = batch_of(BASE, Plain(), prompts, **GOOD | {"max_new_tokens": np.int64(4)})
     assert prompt_BT[:, :2].tolist() == prompts.tolist()
     assert request.max_new_tokens_B.tolist() == [4, 4]
 
@@ -175,13 +176,13 @@ def test_numbers_and_prompts_may_be_numpys():
 @pytest.mark.parametrize("draft", [None, (14,), "probe:14"])
 def test_a_draft_is_one_of_three_configurations(draft):
     with pytest.raises(
-        ValueError, match=r"draft_cfg must be a ProbeConfig, NgramConfig or RecycleConfig, got [^\n]+\Z"
+        ValueError, match=r"source must be a ProbeConfig, NgramConfig or RecycleConfig, got [^\n]+\Z"
     ):
-        make_request(BASE, draft, [[1]], **GOOD)
+        batch_of(BASE, draft, [[1]], **GOOD)
 
 
 def test_columns_never_pass_the_capacity_that_was_given():
-    prompt_BT, _, decode_cfg = make_request(BASE, PLAIN, [[1] * 6], max_new_tokens=5, eos_token_ids=[], capacity=10)
+    prompt_BT, _, decode_cfg = batch_of(BASE, Plain(), [[1] * 6], max_new_tokens=5, eos_token_ids=[], capacity=10)
     assert (decode_cfg.capacity, prompt_BT.shape[1]) == (10, 11)  # the prompt and its root's slot
 
 

@@ -10,24 +10,27 @@ import pytest
 import reference
 from checkpoints import make_checkpoint
 from conftest import BASE, FAMILIES, make_tiny
+from support.batches import batch_of
 
-from jax_probe_mtp import DecodeConfig, ProbeConfig, decode, make_request
+from jax_probe_mtp import decode
+from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.step import prefill, run_steps, step
+from jax_probe_mtp.drafting import DynamicProbe, Plain, Probe
 from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
 from jax_probe_mtp.model.params import abstract_params
 from jax_probe_mtp.sameness.first_difference import first_difference
 
 PROMPTS = [[7, 8], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
-PROBE = ProbeConfig(tree=(9, 3))
-DYNAMIC = ProbeConfig(tree="dynamic", num_masks=2, block_complexity=30)
-STATIC = ("cfg", "draft_cfg", "decode_cfg")
+PROBE = Probe(widths=(9, 3))
+DYNAMIC = DynamicProbe(rows=30, num_masks=2)
+STATIC = ("cfg", "source", "decode_cfg")
 jit_decode = jax.jit(decode, static_argnames=STATIC)
 jit_prefill = jax.jit(prefill, static_argnames=STATIC)
 jit_step = jax.jit(step, static_argnames=STATIC)
 
 
 def run(tiny, prompts, *, probe=PROBE, eos=(), max_new_tokens=15, capacity=64, **settings):
-    prompt_BT, request, decode_cfg = make_request(
+    prompt_BT, request, decode_cfg = batch_of(
         tiny.cfg, probe, prompts, max_new_tokens=max_new_tokens, eos_token_ids=eos, capacity=capacity, **settings
     )
     result = jit_decode(tiny.params, prompt_BT, request, tiny.cfg, probe, decode_cfg)
@@ -77,7 +80,7 @@ def test_capacity_exactly_full(tiny):
 
 
 def test_a_row_that_was_not_checked_stops_where_its_cache_is_full(tiny):
-    prompt_BT, request, _ = make_request(tiny.cfg, PROBE, [PROMPTS[1]], max_new_tokens=40, eos_token_ids=[])
+    prompt_BT, request, _ = batch_of(tiny.cfg, PROBE, [PROMPTS[1]], max_new_tokens=40, eos_token_ids=[])
     result = jit_decode(tiny.params, prompt_BT[:, :7], request, tiny.cfg, PROBE, DecodeConfig(capacity=20))
     assert result.num_emitted_B.tolist() == [14]
     tokens = np.asarray(result.token_BT)[0, 7 : 7 + 14].tolist()
@@ -85,7 +88,7 @@ def test_a_row_that_was_not_checked_stops_where_its_cache_is_full(tiny):
 
 
 def test_prompts_longer_than_the_capacity_are_refused(tiny):
-    prompt_BT, request, _ = make_request(tiny.cfg, PROBE, [PROMPTS[3]], max_new_tokens=4, eos_token_ids=[], capacity=60)
+    prompt_BT, request, _ = batch_of(tiny.cfg, PROBE, [PROMPTS[3]], max_new_tokens=4, eos_token_ids=[], capacity=60)
     with pytest.raises(ValueError, match="padded to 61 tokens need a capacity of 60, got 10"):
         decode(tiny.params, prompt_BT, request, tiny.cfg, PROBE, DecodeConfig(capacity=10))
 
@@ -93,7 +96,7 @@ def test_prompts_longer_than_the_capacity_are_refused(tiny):
 @pytest.mark.parametrize("chunk", [1, 3, 5, 64])
 def test_chunked_prefill_leaves_the_same_cache(tiny, chunk):
     prompts = [[*range(1, 20)], [40, 41]]
-    prompt_BT, request, _ = make_request(tiny.cfg, PROBE, prompts, max_new_tokens=4, eos_token_ids=[], capacity=40)
+    prompt_BT, request, _ = batch_of(tiny.cfg, PROBE, prompts, max_new_tokens=4, eos_token_ids=[], capacity=40)
     prompt_BT = prompt_BT[:, :19]  # no padding behind the longest: the last chunk has to overlap the one before
     cfg = DecodeConfig(capacity=40, prefill_chunk=chunk)
     state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, PROBE, cfg)
@@ -110,11 +113,11 @@ def test_chunked_prefill_leaves_the_same_cache(tiny, chunk):
 
 
 def test_cache_after_steps_equals_a_fresh_prefill(tiny):
-    prompt_BT, request, cfg = make_request(tiny.cfg, PROBE, PROMPTS, max_new_tokens=12, eos_token_ids=[], capacity=64)
+    prompt_BT, request, cfg = batch_of(tiny.cfg, PROBE, PROMPTS, max_new_tokens=12, eos_token_ids=[], capacity=64)
     state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, PROBE, cfg)
     state = run_steps(tiny.params, request, state, tiny.cfg, PROBE, cfg)
     texts = [np.asarray(state.token_BT)[row, : int(state.length_B[row]) + 1].tolist() for row in range(4)]
-    prompt_BT, request, _ = make_request(tiny.cfg, PROBE, texts, max_new_tokens=1, eos_token_ids=[], capacity=64)
+    prompt_BT, request, _ = batch_of(tiny.cfg, PROBE, texts, max_new_tokens=1, eos_token_ids=[], capacity=64)
     fresh = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, PROBE, cfg)
     np.testing.assert_array_equal(state.length_B, fresh.length_B)
     for got, expected in zip(state.cache.k + state.cache.v, fresh.cache.k + fresh.cache.v, strict=True):
@@ -125,8 +128,8 @@ def test_cache_after_steps_equals_a_fresh_prefill(tiny):
 
 def _with_true_drafts(tiny, prompts, texts, *, depth=3, wrong_from=None, eos=(), max_new_tokens=13):
     """Decodes with the true continuation put in as the draft of each call, spoilt from depth `wrong_from[row]` on."""
-    probe = ProbeConfig(tree=(1,) * depth, prune=False)
-    prompt_BT, request, cfg = make_request(
+    probe = Probe(widths=(1,) * depth, prune=False)
+    prompt_BT, request, cfg = batch_of(
         tiny.cfg, probe, prompts, max_new_tokens=max_new_tokens, eos_token_ids=eos, capacity=64
     )
     state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, probe, cfg)
@@ -217,12 +220,12 @@ def test_in_bfloat16_a_first_difference_is_within_rounding(tiny, temperature):
     """Two steps of bfloat16 at the best score, as the plain program of the same dtype scores the two tokens."""
     short = dataclasses.replace(tiny, params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny.params))
     settings = {"max_new_tokens": 40, "temperature": temperature, "seeds": [1, 2, 3, 4]}
-    expected, _ = run(short, PROMPTS, probe=ProbeConfig(), **settings)
+    expected, _ = run(short, PROMPTS, probe=Plain(), **settings)
     got, result = run(short, PROMPTS, **settings)
     assert int(result.accepted_by_depth_BD.sum()) > 0
     checkpoint = make_checkpoint(short)
     for prompt, plain_ids, ids, seed in zip(PROMPTS, expected, got, settings["seeds"], strict=True):
-        draw = make_request(
+        draw = batch_of(
             tiny.cfg, PROBE, [prompt], max_new_tokens=1, eos_token_ids=[], temperature=temperature, seeds=[seed]
         )[1].sampling
         found = first_difference(checkpoint, prompt, plain_ids, ids, draw)
@@ -233,7 +236,7 @@ def test_in_bfloat16_a_first_difference_is_within_rounding(tiny, temperature):
 def test_ids_of_any_whole_dtype_are_widened(tiny, dtype):
     big = dataclasses.replace(tiny.cfg, vocab_size=300)  # ids that a byte does not hold
     params = make_tiny(big, seed=3).params
-    prompt_BT, request, decode_cfg = make_request(big, PROBE, PROMPTS, max_new_tokens=15, eos_token_ids=[], capacity=64)
+    prompt_BT, request, decode_cfg = batch_of(big, PROBE, PROMPTS, max_new_tokens=15, eos_token_ids=[], capacity=64)
     expected = jit_decode(params, prompt_BT, request, big, PROBE, decode_cfg).token_BT
     assert int(expected.max()) > 255
     got = jit_decode(params, prompt_BT.astype(dtype), request, big, PROBE, decode_cfg).token_BT
@@ -245,13 +248,13 @@ def test_other_values_do_not_recompile(tiny):
     counted = []
 
     @functools.partial(jax.jit, static_argnames=STATIC)
-    def counting(params, prompt_BT, request, cfg, draft_cfg, decode_cfg):
+    def counting(params, prompt_BT, request, cfg, source, decode_cfg):
         counted.append(1)  # runs when traced
-        return decode(params, prompt_BT, request, cfg, draft_cfg, decode_cfg)
+        return decode(params, prompt_BT, request, cfg, source, decode_cfg)
 
     def call(prompts, **settings):
         args = {"max_new_tokens": 9, "eos_token_ids": [3], "temperature": 0.5, "capacity": 64} | settings
-        prompt_BT, request, cfg = make_request(tiny.cfg, PROBE, prompts, **args)
+        prompt_BT, request, cfg = batch_of(tiny.cfg, PROBE, prompts, **args)
         return counting(tiny.params, prompt_BT, request, tiny.cfg, PROBE, cfg)
 
     call(PROMPTS)
@@ -263,7 +266,7 @@ def test_other_values_do_not_recompile(tiny):
 
 
 def test_inside_the_callers_own_jit(tiny):
-    prompt_BT, request, cfg = make_request(tiny.cfg, PROBE, PROMPTS, max_new_tokens=10, eos_token_ids=[], capacity=64)
+    prompt_BT, request, cfg = batch_of(tiny.cfg, PROBE, PROMPTS, max_new_tokens=10, eos_token_ids=[], capacity=64)
 
     @jax.jit
     def most_common(params, prompt_BT, scale):
@@ -284,10 +287,10 @@ def test_inside_the_callers_own_jit(tiny):
 def test_prefill_and_steps_lower_for_a_tpu(probe, is_sampled):
     cfg = dataclasses.replace(BASE, num_layers=1)
     params = abstract_params(cfg, jnp.bfloat16)
-    prompt_BT, request, decode_cfg = make_request(
+    prompt_BT, request, decode_cfg = batch_of(
         cfg, probe, PROMPTS, max_new_tokens=9, eos_token_ids=[1], temperature=float(is_sampled), capacity=64
     )
-    static = {"cfg": cfg, "draft_cfg": probe, "decode_cfg": decode_cfg}
+    static = {"cfg": cfg, "source": probe, "decode_cfg": decode_cfg}
     state = jax.eval_shape(functools.partial(prefill, **static), params, prompt_BT, request)
     for function, args in [(prefill, (params, prompt_BT, request)), (run_steps, (params, request, state))]:
         exported = jax.export.export(jax.jit(functools.partial(function, **static)), platforms=["tpu"])(*args)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import reference
 from conftest import BASE, Tiny
+from support.batches import batch_of
 
-from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig, decode, make_request
+from jax_probe_mtp import decode
 from jax_probe_mtp.decoding.step import draft_tree, prefill, step
+from jax_probe_mtp.drafting import Ngram, Plain, Recycle
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
-from jax_probe_mtp.drafting.draft_config import MASK_INITS
 from jax_probe_mtp.model.params import random_params
 
 PROMPTS = [[7], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
@@ -37,9 +38,9 @@ TREES = [
 ]
 # Every other source: how the package is asked for it, and the same in the reference's words.
 SOURCES = {
-    "ngram": (NgramConfig(num_drafts=4, max_ngram=3), {"num_drafts": 4, "max_ngram": 3, "match": "recent"}),
-    "recycle-7": (RecycleConfig(tree=7), {"num_nodes": 7, "max_depth": 6}),
-    "recycle-static80": (RecycleConfig(tree="static80"), {"num_nodes": "static80"}),
+    "ngram": (Ngram(num_drafts=4, max_ngram=3), {"num_drafts": 4, "max_ngram": 3, "match": "recent"}),
+    "recycle-7": (Recycle(tree=7), {"num_nodes": 7, "max_depth": 6}),
+    "recycle-static80": (Recycle(tree="static80"), {"num_nodes": "static80"}),
 }
 
 
@@ -49,13 +50,13 @@ def _name(value):
     return str(value)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "draft_cfg", "decode_cfg"))
-def step_with_tree(params, request, state, cfg, draft_cfg, decode_cfg):
-    return draft_tree(request, state, draft_cfg), step(params, request, state, cfg, draft_cfg, decode_cfg)
+@functools.partial(jax.jit, static_argnames=("cfg", "source", "decode_cfg"))
+def step_with_tree(params, request, state, cfg, source, decode_cfg):
+    return draft_tree(request, state, source), step(params, request, state, cfg, source, decode_cfg)
 
 
-jit_prefill = jax.jit(prefill, static_argnames=("cfg", "draft_cfg", "decode_cfg"))
-jit_decode = jax.jit(decode, static_argnames=("cfg", "draft_cfg", "decode_cfg"))
+jit_prefill = jax.jit(prefill, static_argnames=("cfg", "source", "decode_cfg"))
+jit_decode = jax.jit(decode, static_argnames=("cfg", "source", "decode_cfg"))
 
 
 @pytest.fixture(scope="session")
@@ -66,11 +67,11 @@ def repetitive() -> Tiny:
     return Tiny(BASE, params, reference.Model(params, BASE))
 
 
-def run_by_steps(tiny, prompts, draft_cfg, seeds, mask_ema, draw):
+def run_by_steps(tiny, prompts, source, seeds, mask_ema, draw):
     """Tokens, trees and accepted counts of each row, call by call; the first call belongs to the prefill."""
-    prompt_BT, request, decode_cfg = make_request(
+    prompt_BT, request, decode_cfg = batch_of(
         tiny.cfg,
-        draft_cfg,
+        source,
         prompts,
         max_new_tokens=NEW_TOKENS,
         eos_token_ids=[],
@@ -79,11 +80,11 @@ def run_by_steps(tiny, prompts, draft_cfg, seeds, mask_ema, draw):
         capacity=64,
         **draw,
     )
-    state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, draft_cfg, decode_cfg)
-    if isinstance(draft_cfg, ProbeConfig):
-        same_step = dataclasses.replace(draft_cfg, mask_init="mean")  # a step does not read it: one program serves all
+    state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, source, decode_cfg)
+    if isinstance(source, ProbeConfig):
+        same_step = dataclasses.replace(source, mask_init="mean")  # a step does not read it: one program serves all
     else:
-        same_step = draft_cfg
+        same_step = source
     trees, accepted = [[] for _ in prompts], [[] for _ in prompts]
     before = jax.device_get(state)  # looked at in NumPy: a slice of a JAX array is a program of its own
     for call in itertools.count():
@@ -154,16 +155,16 @@ def compare_with_reference(tiny, settings, mask_ema, batch, draw, rank_with_nois
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("source", SOURCES)
 def test_tokens_and_trees_of_other_sources_are_the_references(repetitive, source, batch, draw):
-    draft_cfg, settings = SOURCES[source]
+    source, settings = SOURCES[source]
     prompts, seeds = PROMPTS[-batch:], SEEDS[-batch:] if draw is DRAWN else [0] * batch
-    tokens, trees, accepted = run_by_steps(repetitive, prompts, draft_cfg, seeds, 0.1, draw)
+    tokens, trees, accepted = run_by_steps(repetitive, prompts, source, seeds, 0.1, draw)
     for row, prompt in enumerate(prompts):
         row_draw = draw | {"seed": seeds[row]}
         plain, gap = plain_reference(repetitive, tuple(prompt), tuple(row_draw.items()))
         assert gap > 1e-3, "choose another model or prompt: rounding could decide this one"
-        decode_slowly = reference.ngram_decode if isinstance(draft_cfg, NgramConfig) else reference.recycle_decode
+        decode_slowly = reference.ngram_decode if isinstance(source, NgramConfig) else reference.recycle_decode
         expected = decode_slowly(repetitive.reference, prompt, max_new_tokens=NEW_TOKENS, **settings, **row_draw)
-        if isinstance(draft_cfg, RecycleConfig):
+        if isinstance(source, RecycleConfig):
             assert expected[-1] > 1e-5, "choose another model or prompt: rounding could decide a tree"
         assert tokens[row] == expected[0] == plain
         assert list(map(reference.without_padding, trees[row])) == list(map(reference.without_padding, expected[1]))
@@ -178,7 +179,7 @@ def plain_reference(tiny, prompt, draw):
 
 @pytest.mark.parametrize("draw", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 def test_plain_decoding_is_the_references(tiny, draw):
-    probe = ProbeConfig()
+    probe = Plain()
     tokens, trees, _ = run_by_steps(tiny, PROMPTS, probe, SEEDS, 0.1, draw)
     for row, prompt in enumerate(PROMPTS):
         plain, _ = reference.plain_decode(

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import reference
 from conftest import BASE, make_tiny
+from support.batches import batch_of
 
-from jax_probe_mtp import DecodeConfig, ProbeConfig, RecycleConfig, decode, make_request
+from jax_probe_mtp import decode
+from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.step import prefill, run_steps
+from jax_probe_mtp.drafting import Plain, Probe, Recycle
 from jax_probe_mtp.measuring.call_cost import filled_state
 from jax_probe_mtp.model.params import abstract_params
 
@@ -21,14 +24,14 @@ SEEDS = [11, 2**32 - 1, 5]
 NEW_TOKENS, CAPACITY = 12, 48
 DRAWN = {"temperature": 1.0, "top_k": 40, "top_p": 0.95}
 CASES = {
-    "plain": (ProbeConfig(), {}),
-    "probe-4": (ProbeConfig(tree=(4,)), {}),
-    "probe-3-2": (ProbeConfig(tree=(3, 2)), {}),
-    "recycle-7": (RecycleConfig(tree=7), {}),
-    "probe-3-2-drawn": (ProbeConfig(tree=(3, 2)), DRAWN),
+    "plain": (Plain(), {}),
+    "probe-4": (Probe(widths=(4,)), {}),
+    "probe-3-2": (Probe(widths=(3, 2)), {}),
+    "recycle-7": (Recycle(tree=7), {}),
+    "probe-3-2-drawn": (Probe(widths=(3, 2)), DRAWN),
 }
 H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-STATIC = ("cfg", "draft_cfg", "decode_cfg")
+STATIC = ("cfg", "source", "decode_cfg")
 jit_decode = jax.jit(decode, static_argnames=STATIC)
 
 
@@ -42,12 +45,12 @@ def wide():
 
 def run(tiny, case, attention):
     """Tokens, calls and accepted drafts of every row."""
-    draft_cfg, draw = CASES[case]
-    prompt_BT, request, decode_cfg = make_request(
-        tiny.cfg, draft_cfg, PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_ids=[], seeds=SEEDS, capacity=CAPACITY, **draw
+    source, draw = CASES[case]
+    prompt_BT, request, decode_cfg = batch_of(
+        tiny.cfg, source, PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_ids=[], seeds=SEEDS, capacity=CAPACITY, **draw
     )  # fmt: skip
     decode_cfg = dataclasses.replace(decode_cfg, attention=attention)
-    result = jax.device_get(jit_decode(tiny.params, prompt_BT, request, tiny.cfg, draft_cfg, decode_cfg))
+    result = jax.device_get(jit_decode(tiny.params, prompt_BT, request, tiny.cfg, source, decode_cfg))
     assert result.num_emitted_B.tolist() == [NEW_TOKENS] * len(PROMPTS)
     tokens = [result.token_BT[row, len(p) : len(p) + NEW_TOKENS].tolist() for row, p in enumerate(PROMPTS)]
     return tokens, result.calls_B.tolist(), result.accepted_by_depth_BD.tolist()
@@ -55,7 +58,7 @@ def run(tiny, case, attention):
 
 @pytest.mark.parametrize("case", CASES)
 def test_tokens_calls_and_accepted_drafts_are_those_of_plain_attention(wide, case):
-    draft_cfg, draw = CASES[case]
+    source, draw = CASES[case]
     fused = run(wide, case, "fused")
     assert fused == run(wide, case, "plain")
     tokens, calls, accepted = fused
@@ -64,19 +67,19 @@ def test_tokens_calls_and_accepted_drafts_are_those_of_plain_attention(wide, cas
         expected, gap = reference.plain_decode(wide.reference, prompt, max_new_tokens=NEW_TOKENS, **row_draw)
         assert gap > 1e-3, "choose another model or prompt: rounding could decide this one"
         assert tokens[row] == expected
-    if draft_cfg.max_depth == 0:
+    if source.max_depth == 0:
         assert calls == [NEW_TOKENS - 1] * len(PROMPTS)
     else:
         assert np.sum(accepted) > 0, "no draft was ever right: this proves nothing about accepting"
         assert min(calls) < NEW_TOKENS - 1
 
 
-def abstract_step(cfg, draft_cfg, attention, batch_size=1):
+def abstract_step(cfg, source, attention, batch_size=1):
     """`run_steps`, ready to be lowered, and its arguments without values."""
-    prompt_BT, request, decode_cfg = make_request(
-        cfg, draft_cfg, [[7, 8]] * batch_size, max_new_tokens=9, eos_token_ids=[], capacity=CAPACITY
+    prompt_BT, request, decode_cfg = batch_of(
+        cfg, source, [[7, 8]] * batch_size, max_new_tokens=9, eos_token_ids=[], capacity=CAPACITY
     )
-    static = {"cfg": cfg, "draft_cfg": draft_cfg, "decode_cfg": dataclasses.replace(decode_cfg, attention=attention)}
+    static = {"cfg": cfg, "source": source, "decode_cfg": dataclasses.replace(decode_cfg, attention=attention)}
     params = abstract_params(cfg, jnp.bfloat16)
     state = jax.eval_shape(functools.partial(prefill, **static), params, prompt_BT, request)
     return jax.jit(functools.partial(run_steps, **static)), (params, request, state)
@@ -95,22 +98,22 @@ def test_auto_on_a_cpu_has_no_kernel(case):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU gets the kernel")
 def test_auto_on_a_cpu_gives_the_bits_of_plain_attention(wide):
-    draft_cfg, _ = CASES["probe-4"]
+    source, _ = CASES["probe-4"]
     states = {}
     for how in ("plain", "auto", "fused"):
         decode_cfg = DecodeConfig(capacity=CAPACITY, attention=how)
         request, state = filled_state(
-            wide.params, CFG, draft_cfg, decode_cfg, batch_size=2, in_use=9, new_tokens=3
+            wide.params, CFG, source, decode_cfg, batch_size=2, in_use=9, new_tokens=3
         )  # fmt: skip
-        state = jax.jit(run_steps, static_argnames=STATIC)(wide.params, request, state, CFG, draft_cfg, decode_cfg)
+        state = jax.jit(run_steps, static_argnames=STATIC)(wide.params, request, state, CFG, source, decode_cfg)
         states[how] = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
     assert states["auto"] == states["plain"]
     assert states["fused"] != states["plain"], "the kernel rounds alike here: this does not tell them apart"
 
 
-def gpu_program(cfg, draft_cfg, attention, batch_size=1):
+def gpu_program(cfg, source, attention, batch_size=1):
     """The program for a CUDA GPU, before it is compiled."""
-    step, args = abstract_step(cfg, draft_cfg, attention, batch_size)
+    step, args = abstract_step(cfg, source, attention, batch_size)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
         return step.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
@@ -131,9 +134,9 @@ PRODUCTS = 4
 )
 @pytest.mark.parametrize("how", ["auto", "anchored"])
 def test_a_gpu_gets_the_kernels_unless_it_is_to_be_plain(case, batch_size, others, how):
-    draft_cfg, _ = CASES[case]
-    assert num_kernels(CFG, draft_cfg, "plain", batch_size) == others
-    assert num_kernels(CFG, draft_cfg, how, batch_size) == others + OF_A_LAYER
+    source, _ = CASES[case]
+    assert num_kernels(CFG, source, "plain", batch_size) == others
+    assert num_kernels(CFG, source, how, batch_size) == others + OF_A_LAYER
 
 
 @pytest.mark.parametrize(("how", "kernel"), [("auto", "_visible_kernel"), ("anchored", "_anchored_kernel")])
@@ -146,14 +149,14 @@ def test_a_gpu_gets_the_attention_of_the_mode(how, kernel):
 def test_few_rows_get_kernels_for_their_products(rows, products):
     """Widths that tiles divide; of more rows, or of widths they do not divide as above, XLA makes the products."""
     wide = dataclasses.replace(CFG, width=64, head_dim=32, mlp_width=128)
-    draft_cfg = ProbeConfig(tree=(rows // 2 - 1,))
-    assert num_kernels(wide, draft_cfg, "auto") == OF_A_LAYER + products + 1
+    source = Probe(widths=(rows // 2 - 1,))
+    assert num_kernels(wide, source, "auto") == OF_A_LAYER + products + 1
 
 
 def test_heads_without_a_kernel_get_plain_attention_everywhere():
-    draft_cfg, _ = CASES["probe-3-2"]
+    source, _ = CASES["probe-3-2"]
     odd = dataclasses.replace(CFG, head_dim=12)
-    assert [num_kernels(odd, draft_cfg, how) for how in ("plain", "auto", "fused")] == [0, 0, 0]
+    assert [num_kernels(odd, source, how) for how in ("plain", "auto", "fused")] == [0, 0, 0]
 
 
 def test_another_word_for_the_attention_is_refused():

@@ -10,12 +10,12 @@ import pytest
 from conftest import BASE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.batches import batch_of
 
-from jax_probe_mtp import ProbeConfig, make_request
 from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.decoding.block import block_can_attend, block_layout, block_positions, block_visible
 from jax_probe_mtp.decoding.verify import walk
-from jax_probe_mtp.drafting import top_k
+from jax_probe_mtp.drafting import Plain, top_k
 from jax_probe_mtp.drafting.candidates import NO_TOKEN, Candidates, build_tree
 from jax_probe_mtp.drafting.top_k import BLOCK
 from jax_probe_mtp.drafting.tree import NO_PARENT, Tree, ancestors_or_self
@@ -285,7 +285,7 @@ def test_a_batch_is_laid_out_with_the_room_it_needs_or_refused(batch):
     )
     prompts = [[1 + i % 60 for i in range(length)] for length in lengths]
     ask = functools.partial(
-        make_request, dataclasses.replace(BASE, context_length=CONTEXT), ProbeConfig(), prompts, eos_token_ids=[2]
+        make_request, dataclasses.replace(BASE, context_length=CONTEXT), Plain(), prompts, eos_token_ids=[2]
     )
     room = {"max_new_tokens": new, "capacity": capacity, "prompt_slots": prompt_slots, "rows": rows}
     if is_refused:

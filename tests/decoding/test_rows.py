@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from support.batches import batch_of
 
-from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig, make_request
 from jax_probe_mtp.decoding import rows as row_batch
 from jax_probe_mtp.decoding.batch import Request, idle_request
-from jax_probe_mtp.drafting import recycle
+from jax_probe_mtp.drafting import Ngram, Probe, Recycle, recycle
 
 EOS, B, S, T, R = 26, 3, 40, 12, 3  # rows, capacity, padded prompts, calls between two looks
 SOURCES = {  # shallow trees: each depth is compiled for itself
-    "probe": ProbeConfig(tree=(7, 3)),
-    "ngram": NgramConfig(num_drafts=2, max_ngram=3),
-    "recycle": RecycleConfig(tree=4),
-    "warm": RecycleConfig(tree=4, is_warm=True),
+    "probe": Probe(widths=(7, 3)),
+    "ngram": Ngram(num_drafts=2, max_ngram=3),
+    "recycle": Recycle(tree=4),
+    "warm": Recycle(tree=4, warm=True),
 }
 PROBE_OF_REFERENCE = {
     "tree": (7, 3),
@@ -30,7 +30,7 @@ PROBE_OF_REFERENCE = {
     "mask_offset": 5.0,
 }
 CUTS = {"temperature": 1.0, "top_k": 40, "top_p": 0.95}
-STATIC = ("cfg", "draft_cfg", "decode_cfg")
+STATIC = ("cfg", "source", "decode_cfg")
 jit_empty = jax.jit(row_batch.empty, static_argnames=STATIC)
 jit_admit = jax.jit(row_batch.admit, static_argnames=STATIC)
 jit_run_calls = jax.jit(row_batch.run_calls, static_argnames=(*STATIC, "num_calls"))
@@ -57,20 +57,20 @@ class Batch:
     """The functions under test with their arguments; nothing is donated, so that every state can be looked at."""
 
     def __init__(self, tiny, source, *, is_sampled=True, capacity=S):
-        self.tiny, self.draft_cfg, self.capacity = tiny, SOURCES[source], capacity
+        self.tiny, self.source, self.capacity = tiny, SOURCES[source], capacity
         *_, decode_cfg = self.newcomer(A)
         decode_cfg = dataclasses.replace(decode_cfg, is_sampled=is_sampled, has_logprobs=True)
-        self.static = {"cfg": tiny.cfg, "draft_cfg": self.draft_cfg, "decode_cfg": decode_cfg}
-        table = recycle.empty_table(1, tiny.cfg.vocab_size, self.draft_cfg) if source == "warm" else None
+        self.static = {"cfg": tiny.cfg, "source": self.source, "decode_cfg": decode_cfg}
+        table = recycle.empty_table(1, tiny.cfg.vocab_size, self.source) if source == "warm" else None
         self.request = idle_request(B, [EOS], 0.1)
         self.state = jit_empty(tiny.params, self.request, table, **self.static)
         self.texts = [None] * B
         self.reports = []
 
     def newcomer(self, text, slots=T):
-        return make_request(
+        return batch_of(
             self.tiny.cfg,
-            self.draft_cfg,
+            self.source,
             [text.prompt],
             max_new_tokens=text.new,
             eos_token_ids=[EOS],

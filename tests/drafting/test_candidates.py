@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.decoding.verify import walk
+from jax_probe_mtp.drafting import DynamicProbe, Probe
 from jax_probe_mtp.drafting import probe as source
 from jax_probe_mtp.drafting.candidates import NO_TOKEN, build_tree
-from jax_probe_mtp.drafting.draft_config import ProbeConfig
 
 ROOT = 7
 
@@ -31,42 +31,42 @@ def tree_of(probe, *masks):
 
 
 def test_static_tree_hangs_each_depth_under_the_best_of_the_one_above():
-    probe = ProbeConfig(tree=(2, 3, 1), prune=False)
+    probe = Probe(widths=(2, 3, 1), prune=False)
     drawn = tree_of(probe, {1: 0.5, 2: 0.2, 3: 0.1}, {4: 0.4, 5: 0.3, 6: 0.2}, {8: 0.9, 9: 0.05, 1: 0.01})
     assert drawn == [(7, -1, 0), (1, 0, 1), (2, 0, 1), (4, 1, 2), (5, 1, 2), (6, 1, 2), (8, 3, 3)]
 
 
 def test_pruning_replaces_a_child_equal_to_its_parent_by_the_next_best():
-    probe = ProbeConfig(tree=(2, 2))
+    probe = Probe(widths=(2, 2))
     # depth 1: the root's token 7 goes. depth 2: its parent is now 3, so 3 goes, and 7 may stay.
     drawn = tree_of(probe, {7: 0.5, 3: 0.2, 4: 0.1}, {7: 0.4, 3: 0.3, 5: 0.2})
     assert drawn == [(7, -1, 0), (3, 0, 1), (4, 0, 1), (7, 1, 2), (5, 1, 2)]
-    kept = tree_of(ProbeConfig(tree=(2, 2), prune=False), {7: 0.5, 3: 0.2, 4: 0.1}, {7: 0.4, 3: 0.3, 5: 0.2})
+    kept = tree_of(Probe(widths=(2, 2), prune=False), {7: 0.5, 3: 0.2, 4: 0.1}, {7: 0.4, 3: 0.3, 5: 0.2})
     assert kept == [(7, -1, 0), (7, 0, 1), (3, 0, 1), (7, 1, 2), (3, 1, 2)]
 
 
 def test_dynamic_tree_keeps_the_best_products():
     # BC 15, k = 2: 4 drafts from pools of 4 and 3. Depth-2 products: 0.5 * (0.6, 0.3, 0.02) = 0.30, 0.15, 0.01.
-    probe = ProbeConfig(tree="dynamic", num_masks=2, block_complexity=15, prune=False)
+    probe = DynamicProbe(rows=15, num_masks=2, prune=False)
     drawn = tree_of(probe, {1: 0.5, 2: 0.2, 3: 0.1, 4: 0.05}, {5: 0.6, 6: 0.3, 8: 0.02, 9: 0.01})
     assert drawn == [(7, -1, 0), (1, 0, 1), (5, 1, 2), (2, 0, 1), (6, 1, 2)]
 
 
 def test_dynamic_ties_go_to_the_smaller_depth_then_the_better_rank():
     # 1 -> 5 has the product 0.25 of 2 and 3; probabilities are powers of two, so the scores are equal to the bit.
-    probe = ProbeConfig(tree="dynamic", num_masks=2, block_complexity=12, prune=False)
+    probe = DynamicProbe(rows=12, num_masks=2, prune=False)
     drawn = tree_of(probe, {1: 0.5, 2: 0.25, 3: 0.25}, {5: 0.5, 6: 0.25, 8: 0.125})
     assert drawn == [(7, -1, 0), (1, 0, 1), (2, 0, 1), (3, 0, 1)]
 
 
 def test_dynamic_chain_to_full_depth():
-    probe = ProbeConfig(tree="dynamic", num_masks=3, block_complexity=16, prune=False)
+    probe = DynamicProbe(rows=16, num_masks=3, prune=False)
     drawn = tree_of(probe, {1: 0.9, 2: 0.05, 3: 0.01}, {4: 0.9, 5: 0.05, 6: 0.01}, {8: 0.9, 9: 0.05, 2: 0.01})
     assert drawn == [(7, -1, 0), (1, 0, 1), (4, 1, 2), (8, 2, 3)]
 
 
 def test_masks_that_were_not_asked_yet_draft_nothing():
-    for probe in (ProbeConfig(tree=(3, 2)), ProbeConfig(tree="dynamic", num_masks=2, block_complexity=24)):
+    for probe in (Probe(widths=(3, 2)), DynamicProbe(rows=24, num_masks=2)):
         root = jnp.asarray([ROOT])
         state = source.start(jnp.zeros((1, probe.masks_per_node, 4)), probe)
         tree = build_tree(root, source.propose(root, state, probe), probe.num_nodes)
@@ -77,7 +77,7 @@ def test_masks_that_were_not_asked_yet_draft_nothing():
 
 def test_masks_propose_the_best_logits_with_their_probabilities():
     logits = jnp.asarray([[[0.0, 2.0, 1.0, 2.0], [3.0, 0.0, 1.0, 2.0]]])
-    probe = ProbeConfig(tree="dynamic", num_masks=2, block_complexity=9, prune=True)
+    probe = DynamicProbe(rows=9, num_masks=2, prune=True)
     got = source.read_masks(logits, asked({}, {}), jnp.asarray([5]), None, probe)
     assert got.id_BMC.tolist() == [[[1, 3, 2], [0, 3, 2]]]  # equal logits: the lower id first
     row = np.exp([0.0, 2.0, 1.0, 2.0])

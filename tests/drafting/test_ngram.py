@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import reference
 
+from jax_probe_mtp.drafting import Ngram
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
-from jax_probe_mtp.drafting.draft_config import NgramConfig
 from jax_probe_mtp.drafting.ngram import propose
 from jax_probe_mtp.drafting.tree import NO_PARENT
 
@@ -19,7 +19,7 @@ def drafts(text, *, behind=JUNK, **settings):
     """What is drafted for one text, in an array of `WIDTH` tokens that all are `behind` after it."""
     token_BT = np.full((1, WIDTH), behind, np.int32)
     token_BT[0, : len(text)] = text
-    got = jit_propose(token_BT, np.asarray([len(text) - 1]), NgramConfig(num_drafts=4, **settings))
+    got = jit_propose(token_BT, np.asarray([len(text) - 1]), Ngram(num_drafts=4, **settings))
     return got.token_BP[0].tolist()
 
 
@@ -74,7 +74,7 @@ def test_nothing_is_compared_across_the_ends_of_the_array():
 
 
 def test_a_chain_hangs_token_under_token():
-    got = jit_propose(np.asarray([[3, 4, 3, 5, 3], [3, 4, 5, 5, 5]]), np.asarray([4, 2]), NgramConfig(num_drafts=3))
+    got = jit_propose(np.asarray([[3, 4, 3, 5, 3], [3, 4, 5, 5, 5]]), np.asarray([4, 2]), Ngram(num_drafts=3))
     assert got.token_BP.tolist() == [[5, 3, NO_TOKEN], [NO_TOKEN] * 3]
     assert got.parent_BP.tolist() == [[NO_PARENT, 0, 1]] * 2
     assert got.depth_BP.tolist() == [[1, 2, 3]] * 2
@@ -94,7 +94,7 @@ def test_random_texts_get_the_plain_rules_chains(num_drafts, max_ngram, match):
     settings = {"num_drafts": num_drafts, "max_ngram": max_ngram, "match": match}
     for alphabet in (2, 3, 8):
         token_BT, length_B = random_texts(alphabet)
-        got = np.asarray(jit_propose(token_BT, length_B - 1, NgramConfig(**settings)).token_BP)
+        got = np.asarray(jit_propose(token_BT, length_B - 1, Ngram(**settings)).token_BP)
         for row, length in enumerate(length_B):
             chain = reference.ngram_chain(token_BT[row, :length].tolist(), **settings)
             assert got[row].tolist() == padded(chain, num_drafts)
@@ -108,7 +108,7 @@ def test_two_tokens_and_the_first_match_is_transformers_rule():
     num_found = 0
     for alphabet in (2, 5, 12):
         token_BT, length_B = random_texts(alphabet, count=100, seed=1)
-        got = jit_propose(token_BT, length_B - 1, NgramConfig(num_drafts=10, max_ngram=2, match="first")).token_BP
+        got = jit_propose(token_BT, length_B - 1, Ngram(num_drafts=10, max_ngram=2, match="first")).token_BP
         for text, length, ours in zip(token_BT, length_B, np.asarray(got), strict=True):
             ids, _ = theirs.get_candidates(torch.tensor(text[None, :length], dtype=torch.long))
             chain = ids[0, length:].tolist()

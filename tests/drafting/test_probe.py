@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 
-from jax_probe_mtp.drafting.draft_config import ProbeConfig
+from jax_probe_mtp.drafting import Probe
 from jax_probe_mtp.drafting.probe import init_masks, update_masks
 
 D = 6
@@ -24,7 +24,7 @@ class TableOnly:
 
 @pytest.mark.parametrize("init", ["mean", "last_k", "sample", "offset"])
 def test_first_masks_are_the_references_and_padding_never_enters(init):
-    probe = ProbeConfig(tree=(2, 2), mask_init=init, mask_offset=5.0)
+    probe = Probe(widths=(2, 2), mask_init=init, mask_offset=5.0)
     padded = jnp.asarray(TABLE)[jnp.asarray([[*PROMPT, 1, 2], [*PROMPT[:3], 1, 2, 7, 8, 9]])]
     got = init_masks(jnp.asarray(TABLE), padded, jnp.asarray([6, 3]), jnp.asarray([17, 18], jnp.uint32), probe)
     for row, (prompt, seed) in enumerate([(PROMPT, 17), (PROMPT[:3], 18)]):
@@ -34,7 +34,7 @@ def test_first_masks_are_the_references_and_padding_never_enters(init):
 
 
 def test_sampled_masks_do_not_move_with_global_flags():
-    probe = ProbeConfig(tree=(2, 2), mask_init="sample")
+    probe = Probe(widths=(2, 2), mask_init="sample")
     args = (jnp.asarray(TABLE), jnp.asarray(TABLE)[None, :3], jnp.asarray([3]), jnp.asarray([17], jnp.uint32), probe)
     before = np.asarray(init_masks(*args))
     with jax.threefry_partitionable(False), jax.default_prng_impl("rbg"):
@@ -55,7 +55,7 @@ def test_frozen_masks_stay():
 
 
 def test_masks_stay_in_float32_for_a_bfloat16_model():
-    probe = ProbeConfig(tree=(2,))
+    probe = Probe(widths=(2,))
     embed = jnp.asarray(TABLE, jnp.bfloat16)
     masks = init_masks(embed, embed[jnp.asarray([PROMPT])], jnp.asarray([6]), jnp.asarray([0], jnp.uint32), probe)
     assert masks.dtype == jnp.float32

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import reference
 from conftest import BASE
+from support.batches import batch_of
 
-from jax_probe_mtp import DecodeConfig, NgramConfig, ProbeConfig, RecycleConfig, decode, make_request
+from jax_probe_mtp import decode
+from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.step import draft_tree, prefill, step
-from jax_probe_mtp.drafting import recycle
+from jax_probe_mtp.drafting import Ngram, Plain, Probe, Recycle, recycle
 from jax_probe_mtp.drafting import source as sources
 from jax_probe_mtp.drafting.candidates import NO_TOKEN, build_tree
 from jax_probe_mtp.drafting.tree import Tree
@@ -20,14 +22,14 @@ from jax_probe_mtp.model.sampling import Sampling
 
 V, C = 48, recycle.NUM_SUCCESSORS
 DECOY = 40  # V - C tokens before it: the successors that a table by hand leaves out
-STATIC = ("cfg", "draft_cfg", "decode_cfg")
+STATIC = ("cfg", "source", "decode_cfg")
 jit_harvest = jax.jit(recycle.harvest)
 jit_prefill = jax.jit(prefill, static_argnames=STATIC)
 jit_decode = jax.jit(decode, static_argnames=STATIC)
 jit_step = jax.jit(
-    lambda params, request, state, cfg, draft_cfg, decode_cfg: (
-        draft_tree(request, state, draft_cfg),
-        step(params, request, state, cfg, draft_cfg, decode_cfg),
+    lambda params, request, state, cfg, source, decode_cfg: (
+        draft_tree(request, state, source),
+        step(params, request, state, cfg, source, decode_cfg),
     ),
     static_argnames=STATIC,
 )
@@ -62,7 +64,7 @@ def assert_same_dict(got, expected):
 
 def table_of(*by_hand):
     """Tables from {token: {successor: log-probability, best first}}; decoys that are never good follow to make eight."""
-    table = recycle.empty_table(len(by_hand), V, RecycleConfig())
+    table = recycle.empty_table(len(by_hand), V, Recycle())
     id_EVC, score_EVC = np.array(table.id_EVC), np.array(table.score_EVC)
     for e, rows in enumerate(by_hand):
         for token, known in rows.items():
@@ -79,7 +81,7 @@ def trees_of(tree):
 
 def tree_by_hand(known, root, size):
     """The tree of one root and its nodes that hold a token, which come first."""
-    [nodes] = trees_of(jit_tree(table_of(known), np.asarray([root]), RecycleConfig(tree=size)))
+    [nodes] = trees_of(jit_tree(table_of(known), np.asarray([root]), Recycle(tree=size)))
     assert len(nodes) == size
     held = [node for node in nodes if node[0] != NO_TOKEN]
     assert nodes[: len(held)] == held
@@ -90,7 +92,7 @@ def test_a_token_keeps_the_eight_best_with_their_log_probabilities():
     logits = np.asarray(
         [[0.5, 2.0, 0.0, 2.0, 7.0, -1.0, 0.5, 3.0, 0.25, 0.5, 0.5]], np.float32
     )  # equal: lower id first
-    table = recycle.empty_table(1, 11, RecycleConfig())
+    table = recycle.empty_table(1, 11, Recycle())
     [got] = dicts(jit_harvest(table, np.asarray([[5]]), np.asarray([[True]]), logits[None]))
     best = [4, 7, 1, 3, 0, 6, 9, 10]
     assert [child for child, _ in got.pop(5)] == best
@@ -107,7 +109,7 @@ def logits_with_best(best_BR, size):
 
 @pytest.mark.parametrize("is_warm", [False, True])
 def test_of_a_token_that_is_there_twice_the_last_one_stays(is_warm):
-    table = recycle.empty_table(2, 16, RecycleConfig(is_warm=is_warm))
+    table = recycle.empty_table(2, 16, Recycle(warm=is_warm))
     token_BR = np.asarray([[4, 5, 4, 6], [5, 7, 8, 7]])
     is_used_BR = np.asarray([[True, True, True, False], [True, True, True, False]])
     table = jit_harvest(table, token_BR, is_used_BR, logits_with_best([[0, 1, 2, 3], [10, 11, 12, 13]], 16))
@@ -125,7 +127,7 @@ def test_of_a_token_that_is_there_twice_the_last_one_stays(is_warm):
 def test_random_calls_leave_what_dicts_hold(is_warm):
     rng = np.random.default_rng(0)
     B, R, size = 3, 9, 12
-    table = recycle.empty_table(B, size, RecycleConfig(is_warm=is_warm))
+    table = recycle.empty_table(B, size, Recycle(warm=is_warm))
     expected = [{} for _ in range(1 if is_warm else B)]
     for _ in range(6):
         token_BR, is_used_BR = rng.integers(0, size, (B, R)), rng.random((B, R)) < 0.5
@@ -149,12 +151,12 @@ def test_a_call_writes_what_active_rows_nodes_saw_over_the_temperature():
         top_p_B=jnp.full(3, 0.1),
         seed_B=jnp.zeros(3, jnp.uint32),
     )
-    cfg = RecycleConfig(tree=3, is_warm=True)
-    got = jax.jit(sources.learn, static_argnames=("cfg", "draft_cfg"))(
+    cfg = Recycle(tree=3, warm=True)
+    got = jax.jit(sources.learn, static_argnames=("cfg", "source"))(
         recycle.empty_table(3, 16, cfg),
         params={},
         cfg=BASE,
-        draft_cfg=cfg,
+        source=cfg,
         draw=draw,
         mask_ema=jnp.float32(0.1),
         tree=tree,
@@ -232,7 +234,7 @@ def test_random_tables_give_the_trees_of_a_search_with_a_heap(size, unknown, is_
     B = 40
     table = random_table(1 if is_warm else B, unknown, seed=size)
     root_B = np.arange(B) % V
-    cfg = RecycleConfig(tree=size, is_warm=is_warm)
+    cfg = Recycle(tree=size, warm=is_warm)
     tree = jit_tree(table, root_B, cfg)
     known, padded = dicts(table), 0
     for b, nodes in enumerate(trees_of(tree)):
@@ -260,14 +262,14 @@ def test_the_static_tree_follows_its_80_paths():
     for path, rank in itertools.product(number, range(C)):
         id_EVC[0, number[path], rank] = number.get((*path, rank), 99)
     table = recycle.Table(id_EVC=jnp.asarray(id_EVC), score_EVC=jnp.zeros((1, 100, C)))
-    [nodes] = trees_of(jit_tree(table, np.asarray([0]), RecycleConfig(tree="static80")))
+    [nodes] = trees_of(jit_tree(table, np.asarray([0]), Recycle(tree="static80")))
     assert nodes == [(0, -1, 0), *((number[path], number[path[:-1]], len(path)) for path in paths)]
 
 
 def test_static_trees_stop_where_the_table_knows_nothing():
     table = random_table(40, 0.3, seed=7)
     root_B = np.arange(40) % V
-    trees = trees_of(jit_tree(table, root_B, RecycleConfig(tree="static80")))
+    trees = trees_of(jit_tree(table, root_B, Recycle(tree="static80")))
     assert trees == [reference.static80_tree(root, known) for root, known in zip(root_B, dicts(table), strict=True)]
 
 
@@ -276,8 +278,8 @@ def test_a_prompt_is_read_whole_whatever_its_chunks(tiny, temperatures):
     """150 tokens in chunks of 100 are read 64 rows at a time: both the chunks and the rows overlap."""
     rng = np.random.default_rng(3)
     prompts = [rng.integers(0, BASE.vocab_size, length).tolist() for length in (150, 97, 40, 1)]
-    cfg = RecycleConfig(tree=5)
-    prompt_BT, request, _ = make_request(
+    cfg = Recycle(tree=5)
+    prompt_BT, request, _ = batch_of(
         BASE, cfg, prompts, max_new_tokens=1, eos_token_ids=[], temperature=max(temperatures), capacity=150
     )
     prompt_BT = prompt_BT[:, :150]  # no padding behind the longest
@@ -292,7 +294,7 @@ def test_a_prompt_is_read_whole_whatever_its_chunks(tiny, temperatures):
         assert_same_dict(got, expected)
 
 
-WARM = RecycleConfig(tree=5, is_warm=True)
+WARM = Recycle(tree=5, warm=True)
 SAID_ONCE = [[5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8]]
 SAID_NEXT = [[12, 13, 14, 12, 9], [33, 2, 44]]
 LIMITS = [4, 14]  # the first row ends earlier, a third one is idle from the start
@@ -317,7 +319,7 @@ def run(tiny, cfg, prompts, table=None, limits=LIMITS):
 
 
 def _batch(cfg, prompts, limits):
-    prompt_BT, request, decode_cfg = make_request(
+    prompt_BT, request, decode_cfg = batch_of(
         BASE, cfg, prompts, rows=3, max_new_tokens=max(limits), eos_token_ids=[], capacity=64
     )
     return prompt_BT, request.replace(max_new_tokens_B=jnp.asarray([*limits, 0, 0][:3])), decode_cfg
@@ -360,7 +362,7 @@ def test_a_warm_table_goes_on_from_batch_to_batch(tiny):
 
 
 def test_a_row_with_a_table_of_its_own_is_the_same_alone(tiny):
-    cfg, prompts = RecycleConfig(tree=5), [*SAID_ONCE, [7, 7, 3, 44]]
+    cfg, prompts = Recycle(tree=5), [*SAID_ONCE, [7, 7, 3, 44]]
     together, table = run(tiny, cfg, prompts, limits=[14] * 3)
     assert table is None
     for row, prompt in enumerate(prompts):
@@ -369,11 +371,11 @@ def test_a_row_with_a_table_of_its_own_is_the_same_alone(tiny):
     assert sum(accepted for _, _, accepted in together) > 0
 
 
-@pytest.mark.parametrize("cfg", [ProbeConfig(), ProbeConfig(tree=(3,)), NgramConfig(), RecycleConfig(tree=5)], ids=str)
+@pytest.mark.parametrize("cfg", [Plain(), Probe(widths=(3,)), Ngram(), Recycle(tree=5)], ids=str)
 def test_only_a_warm_configuration_takes_and_gives_a_table(tiny, cfg):
-    prompt_BT, request, decode_cfg = make_request(BASE, cfg, SAID_ONCE, max_new_tokens=4, eos_token_ids=[], capacity=64)
+    prompt_BT, request, decode_cfg = batch_of(BASE, cfg, SAID_ONCE, max_new_tokens=4, eos_token_ids=[], capacity=64)
     run_abstractly = functools.partial(
-        jax.eval_shape, functools.partial(decode, cfg=BASE, draft_cfg=cfg, decode_cfg=decode_cfg)
+        jax.eval_shape, functools.partial(decode, cfg=BASE, source=cfg, decode_cfg=decode_cfg)
     )
     assert run_abstractly(tiny.params, prompt_BT, request).table is None
     table = recycle.empty_table(2, BASE.vocab_size, WARM)

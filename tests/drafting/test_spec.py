@@ -1,31 +1,30 @@
 import pytest
 
-from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig
-from jax_probe_mtp.drafting.draft_config import draft_name
-from jax_probe_mtp.drafting.spec import parse_run, parse_runs
+from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle
+from jax_probe_mtp.drafting.spec import draft_name, parse_run, parse_runs
 
 
 @pytest.mark.parametrize(
     ("name", "draft", "mask_ema", "rows"),
     [
-        ("ar", ProbeConfig(), 0.1, 1),
-        ("probe:4", ProbeConfig(tree=(4,)), 0.1, 10),
-        ("probe:15+4", ProbeConfig(tree=(15, 4)), 0.1, 60),
-        ("probe:dynamic60k2", ProbeConfig(tree="dynamic", block_complexity=60, num_masks=2), 0.1, 60),
+        ("ar", Plain(), 0.1, 1),
+        ("probe:4", Probe(widths=(4,)), 0.1, 10),
+        ("probe:15+4", Probe(widths=(15, 4)), 0.1, 60),
+        ("probe:dynamic60k2", DynamicProbe(rows=60, num_masks=2), 0.1, 60),
         (
             "probe:14@init=last_k,ema=0.5,prune=0",
-            ProbeConfig(tree=(14,), mask_init="last_k", prune=False),
+            Probe(widths=(14,), mask_init="last_k", prune=False),
             0.5,
             30,
         ),
-        ("probe:14@init=offset,offset=-2.5", ProbeConfig(tree=(14,), mask_init="offset", mask_offset=-2.5), 0.1, 30),
-        ("probe:14@noise=0,prune=1", ProbeConfig(tree=(14,), rank_with_noise=False), 0.1, 30),
-        ("probe:14@ema=0", ProbeConfig(tree=(14,)), 0.0, 30),
-        ("ngram:10", NgramConfig(num_drafts=10), 0.1, 11),
-        ("ngram:4@n=2,match=first", NgramConfig(num_drafts=4, max_ngram=2, match="first"), 0.1, 5),
-        ("recycle:60", RecycleConfig(tree=60), 0.1, 60),
-        ("recycle:static80", RecycleConfig(tree="static80"), 0.1, 81),
-        ("recycle:30@warm=1", RecycleConfig(tree=30, is_warm=True), 0.1, 30),
+        ("probe:14@init=offset,offset=-2.5", Probe(widths=(14,), mask_init="offset", mask_offset=-2.5), 0.1, 30),
+        ("probe:14@noise=0,prune=1", Probe(widths=(14,), rank_with_noise=False), 0.1, 30),
+        ("probe:14@ema=0", Probe(widths=(14,)), 0.0, 30),
+        ("ngram:10", Ngram(num_drafts=10), 0.1, 11),
+        ("ngram:4@n=2,match=first", Ngram(num_drafts=4, max_ngram=2, match="first"), 0.1, 5),
+        ("recycle:60", Recycle(tree=60), 0.1, 60),
+        ("recycle:static80", Recycle(tree="static80"), 0.1, 81),
+        ("recycle:30@warm=1", Recycle(tree=30, warm=True), 0.1, 30),
     ],
 )
 def test_a_name_says_how_to_draft(name, draft, mask_ema, rows):
@@ -38,18 +37,18 @@ def test_a_name_says_how_to_draft(name, draft, mask_ema, rows):
 @pytest.mark.parametrize(
     ("draft", "mask_ema", "name"),
     [
-        (ProbeConfig(), 0.1, "ar"),
+        (Plain(), 0.1, "ar"),
         (ProbeConfig(prune=False), 0.5, "ar"),  # without masks nothing else has an effect
-        (ProbeConfig(tree=(14,)), 0.1, "probe:14"),
-        (ProbeConfig(tree=(15, 4), block_complexity=60), 0.1, "probe:15+4"),
-        (ProbeConfig(tree="dynamic", block_complexity=60, num_masks=2), 0.1, "probe:dynamic60k2"),
-        (ProbeConfig(tree=(4,), mask_init="last_k", prune=False), 0.5, "probe:4@init=last_k,prune=0,ema=0.5"),
-        (ProbeConfig(tree=(4,), mask_init="offset", mask_offset=-2.5), 0.1, "probe:4@init=offset,offset=-2.5"),
-        (ProbeConfig(tree=(4,), mask_offset=-2.5, rank_with_noise=False), 0.0, "probe:4@noise=0,ema=0.0"),
-        (NgramConfig(), 0.5, "ngram:10"),
-        (NgramConfig(num_drafts=4, max_ngram=2, match="first"), 0.1, "ngram:4@n=2,match=first"),
-        (RecycleConfig(), 0.1, "recycle:60"),
-        (RecycleConfig(tree="static80", is_warm=True), 0.1, "recycle:static80@warm=1"),
+        (Probe(widths=(14,)), 0.1, "probe:14"),
+        (Probe(widths=(15, 4)), 0.1, "probe:15+4"),
+        (DynamicProbe(rows=60, num_masks=2), 0.1, "probe:dynamic60k2"),
+        (Probe(widths=(4,), mask_init="last_k", prune=False), 0.5, "probe:4@init=last_k,prune=0,ema=0.5"),
+        (Probe(widths=(4,), mask_init="offset", mask_offset=-2.5), 0.1, "probe:4@init=offset,offset=-2.5"),
+        (Probe(widths=(4,), mask_offset=-2.5, rank_with_noise=False), 0.0, "probe:4@noise=0,ema=0.0"),
+        (Ngram(), 0.5, "ngram:10"),
+        (Ngram(num_drafts=4, max_ngram=2, match="first"), 0.1, "ngram:4@n=2,match=first"),
+        (Recycle(), 0.1, "recycle:60"),
+        (Recycle(tree="static80", warm=True), 0.1, "recycle:static80@warm=1"),
     ],
 )
 def test_a_way_of_drafting_has_the_name_that_is_read_as_it(draft, mask_ema, name):

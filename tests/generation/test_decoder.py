@@ -8,11 +8,13 @@ import pytest
 import reference
 from checkpoints import ASSISTANT, BOS, EOS, SPECIAL, USER, make_checkpoint, words
 
-from jax_probe_mtp import DecodeConfig, ProbeConfig, RecycleConfig, Settings, decode, generate
+from jax_probe_mtp import Settings, decode, generate
+from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp.decoding.settings import record_seed
+from jax_probe_mtp.drafting import Plain, Probe, Recycle
 from jax_probe_mtp.generation import decoder as module
 from jax_probe_mtp.generation import tokenizer
 from jax_probe_mtp.generation.decoder import Decoder, Prompt, Stats
-from jax_probe_mtp.generation.prompts import record_seed
 
 TREE = {
     "tree": (7, 3),
@@ -22,7 +24,7 @@ TREE = {
     "mask_init": "mean",
     "mask_offset": 5.0,
 }
-PROBE = ProbeConfig(tree=(7, 3))
+PROBE = Probe(widths=(7, 3))
 PROMPTS = [
     Prompt(id="a", token_ids=[7]),
     Prompt(id="b", token_ids=[5, 9, 2, 44, 17, 3, 3]),
@@ -121,7 +123,7 @@ def test_one_new_token_needs_no_call(decoder, expected):
 
 
 def test_plain_decoding_makes_one_call_a_token(checkpoint, expected):
-    got = list(Decoder(checkpoint, ProbeConfig()).run(PROMPTS, dataclasses.replace(GREEDY, batch_size=3)))
+    got = list(Decoder(checkpoint, Plain()).run(PROMPTS, dataclasses.replace(GREEDY, batch_size=3)))
     assert [generation.token_ids for generation in got] == [expected[False][name][0] for name in "abcd"]
     assert [generation.calls for generation in got] == [generation.committed for generation in got] == [2, 23, 23, 23]
     assert all(generation.accepted_by_depth == [] for generation in got)
@@ -250,14 +252,14 @@ def test_generate_uses_one_mask_and_14_candidates_by_default(checkpoint, monkeyp
     monkeypatch.setattr("jax_probe_mtp.generation.decoder.Decoder", Spy)
     settings = Settings(max_new_tokens=1)
     generate(checkpoint, [], settings=settings)
-    generate(checkpoint, [], settings=settings, draft=ProbeConfig())  # no drafts: a value, not "left out"
-    assert probes == [ProbeConfig(tree=(14,)), ProbeConfig()]
+    generate(checkpoint, [], settings=settings, draft=Plain())  # no drafts: a value, not "left out"
+    assert probes == [Probe(widths=(14,)), Plain()]
 
 
 def test_a_first_batch_is_run_for_two_tokens_first_and_that_leaves_no_trace(tiny, checkpoint, monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
-    draft, settings = RecycleConfig(tree=12, is_warm=True), Settings(max_new_tokens=8, batch_size=2)
+    draft, settings = Recycle(tree=12, warm=True), Settings(max_new_tokens=8, batch_size=2)
     decoder = Decoder(checkpoint, draft)
     batch = PROMPTS[1:3]
     answers = decoder.run_batch(batch, settings)
@@ -275,7 +277,7 @@ def test_a_first_batch_is_run_for_two_tokens_first_and_that_leaves_no_trace(tiny
 def test_a_batch_of_known_shapes_traces_nothing(checkpoint, monkeypatch):
     honest, traces = module.decode_loop.prefill, []
     monkeypatch.setattr(module.decode_loop, "prefill", lambda *args, **how: traces.append(1) or honest(*args, **how))
-    decoder, settings = Decoder(checkpoint, ProbeConfig(tree=(4,))), Settings(max_new_tokens=3, batch_size=2)
+    decoder, settings = Decoder(checkpoint, Probe(widths=(4,))), Settings(max_new_tokens=3, batch_size=2)
     decoder.run_batch(PROMPTS[:2], settings)
     assert traces, "the spy saw no trace at all"
     traces.clear()
@@ -310,7 +312,5 @@ def test_a_decoder_says_what_it_takes(args, says):
 
 
 def test_a_decoder_takes_drafts_alone(checkpoint):
-    with pytest.raises(
-        ValueError, match="draft_cfg must be a ProbeConfig, NgramConfig or RecycleConfig, got 'probe:14'"
-    ):
+    with pytest.raises(ValueError, match="source must be a ProbeConfig, NgramConfig or RecycleConfig, got 'probe:14'"):
         Decoder(checkpoint, "probe:14")

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import reference
 from checkpoints import EOS, make_checkpoint
+from support.batches import batch_of
 
-from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig, make_request
 from jax_probe_mtp.decoding import step as decode_loop
 from jax_probe_mtp.decoding.batch import NO_LIMIT
 from jax_probe_mtp.decoding.block import absolute_tail
+from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.drafting import DynamicProbe, Ngram, Probe, Recycle
 from jax_probe_mtp.generation import exact_check
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.programs import Programs
-from jax_probe_mtp.generation.prompts import Prompt, Settings
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.model.config import DecodeConfig
 
@@ -26,10 +28,10 @@ SEEDS = [7, 2**32 - 1, 5]
 NEW_TOKENS, CAPACITY = 24, 48
 DRAWN = {"temperature": 1.0, "top_k": 40, "top_p": 0.95}
 CASES = {
-    "probe-7": (ProbeConfig(tree=(7,)), {}),
-    "probe-dynamic-drawn": (ProbeConfig(tree="dynamic", num_masks=2, block_complexity=30), DRAWN),
-    "recycle-12": (RecycleConfig(tree=12), {}),
-    "ngram-drawn": (NgramConfig(num_drafts=5, max_ngram=2), DRAWN),
+    "probe-7": (Probe(widths=(7,)), {}),
+    "probe-dynamic-drawn": (DynamicProbe(rows=30, num_masks=2), DRAWN),
+    "recycle-12": (Recycle(tree=12), {}),
+    "ngram-drawn": (Ngram(num_drafts=5, max_ngram=2), DRAWN),
 }
 DTYPES = ("float32", "bfloat16")
 
@@ -39,23 +41,23 @@ def of_dtype(tiny, dtype):
 
 
 @functools.cache
-def program(cfg, draft_cfg, decode_cfg):
+def program(cfg, source, decode_cfg):
     """Prefill and loop as one program; both ways of decoding go through the same compiled one."""
 
     def run(params, prompt_BT, request):
-        state = decode_loop.prefill(params, prompt_BT, request, cfg, draft_cfg, decode_cfg)
-        return decode_loop.run_steps(params, request, state, cfg, draft_cfg, decode_cfg)
+        state = decode_loop.prefill(params, prompt_BT, request, cfg, source, decode_cfg)
+        return decode_loop.run_steps(params, request, state, cfg, source, decode_cfg)
 
     return jax.jit(run)
 
 
 def decode_twice(tiny, dtype, case, attention):
     """The states at the end, without and with accepted drafts, of the same executable."""
-    draft_cfg, draw = CASES[case]
+    source, draw = CASES[case]
     sizes = {"max_new_tokens": NEW_TOKENS, "eos_token_ids": [], "seeds": SEEDS, "capacity": CAPACITY}
-    prompt_BT, request, decode_cfg = make_request(tiny.cfg, draft_cfg, PROMPTS, **sizes, **draw)
+    prompt_BT, request, decode_cfg = batch_of(tiny.cfg, source, PROMPTS, **sizes, **draw)
     decode_cfg = dataclasses.replace(decode_cfg, attention=attention, has_logprobs=True)
-    run = program(tiny.cfg, draft_cfg, decode_cfg)
+    run = program(tiny.cfg, source, decode_cfg)
     states = [run(of_dtype(tiny, dtype), prompt_BT, request.replace(max_accept=np.int32(n))) for n in (0, NO_LIMIT)]
     assert run._cache_size() == len(dtypes_of(run, dtype)), "another limit compiled another program"
     return jax.device_get(states)
@@ -114,12 +116,12 @@ def test_float32_tokens_are_the_references(tiny):
 
 def test_a_limit_between_none_and_all(tiny):
     """Of a tree of depth 2 a call may accept one draft: fewer calls than plainly, more than freely."""
-    draft_cfg, _ = CASES["recycle-12"]
+    source, _ = CASES["recycle-12"]
     sizes = {"max_new_tokens": NEW_TOKENS, "eos_token_ids": [], "capacity": CAPACITY}
     results = {}
     for limit in (0, 1, None):
-        prompt_BT, request, decode_cfg = make_request(tiny.cfg, draft_cfg, PROMPTS, max_accept=limit, **sizes)
-        results[limit] = program(tiny.cfg, draft_cfg, decode_cfg)(tiny.params, prompt_BT, request)
+        prompt_BT, request, decode_cfg = batch_of(tiny.cfg, source, PROMPTS, max_accept=limit, **sizes)
+        results[limit] = program(tiny.cfg, source, decode_cfg)(tiny.params, prompt_BT, request)
     accepted = {limit: np.asarray(state.accepted_by_depth_BD).sum(0) for limit, state in results.items()}
     assert accepted[0].tolist() == [0] * 6
     assert accepted[1][0] > 0
@@ -128,7 +130,7 @@ def test_a_limit_between_none_and_all(tiny):
     for row, prompt in enumerate(PROMPTS):
         assert len({tuple(each[row][: len(prompt) + NEW_TOKENS]) for each in tokens}) == 1
     with pytest.raises(ValueError, match="max_accept must be at least 0, which is plain decoding, got -1"):
-        make_request(tiny.cfg, draft_cfg, PROMPTS, max_accept=-1, **sizes)
+        batch_of(tiny.cfg, source, PROMPTS, max_accept=-1, **sizes)
 
 
 def test_the_tail_of_a_drawn_block():
@@ -163,19 +165,19 @@ def checkpoints(tiny):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "draft_cfg", "rows"),
-    [("float32", ProbeConfig(tree=(5, 2)), 1), ("bfloat16", ProbeConfig(tree=(7,)), 3)],
+    ("dtype", "source", "rows"),
+    [("float32", Probe(widths=(5, 2)), 1), ("bfloat16", Probe(widths=(7,)), 3)],
     ids=["float32", "bfloat16"],
 )
-def test_the_self_test_tells_the_two_apart(checkpoints, dtype, draft_cfg, rows):
+def test_the_self_test_tells_the_two_apart(checkpoints, dtype, source, rows):
     checkpoint = checkpoints[dtype]
-    programs = Programs(checkpoint, draft_cfg)
+    programs = Programs(checkpoint, source)
 
     def check(attention):
         decode_cfg = DecodeConfig(capacity=CAPACITY, attention=attention)
-        return exact_check.check(programs, checkpoint, draft_cfg, decode_cfg, rows)
+        return exact_check.check(programs, checkpoint, source, decode_cfg, rows)
 
-    N, D = draft_cfg.num_nodes, draft_cfg.max_depth
+    N, D = source.num_nodes, source.max_depth
     # Three lengths; of a row D + 1 roots, and in the call with drafts of depth d all nodes from d on.
     assert check("anchored") == 3 * rows * (D + 1 + sum(N - d for d in range(1, D + 1)))
     assert check("anchored") == 0  # known already
@@ -185,30 +187,30 @@ def test_the_self_test_tells_the_two_apart(checkpoints, dtype, draft_cfg, rows):
         ):
             check("plain")
     small = DecodeConfig(capacity=1, attention="anchored")  # no room for a draft: the test makes some
-    assert exact_check.check(programs, checkpoint, draft_cfg, small, rows) > 0
+    assert exact_check.check(programs, checkpoint, source, small, rows) > 0
 
 
 def test_one_row_of_logits_that_differs_is_enough(checkpoints, monkeypatch):
-    checkpoint, (draft_cfg, _) = checkpoints["float32"], CASES["probe-7"]
+    checkpoint, (source, _) = checkpoints["float32"], CASES["probe-7"]
     honest = decode_loop.run_block
 
     def run_block(params, cfg, tree, state, *static):
         logits_BRV, cache = honest(params, cfg, tree, state, *static)
-        last_place = logits_BRV[1, draft_cfg.num_nodes - 1, 17]
-        return logits_BRV.at[1, draft_cfg.num_nodes - 1, 17].set(last_place * (1 + 2**-20)), cache
+        last_place = logits_BRV[1, source.num_nodes - 1, 17]
+        return logits_BRV.at[1, source.num_nodes - 1, 17].set(last_place * (1 + 2**-20)), cache
 
     monkeypatch.setattr(decode_loop, "run_block", run_block)
     decode_cfg = DecodeConfig(capacity=CAPACITY, attention="anchored")
     with pytest.raises(ValueError, match=r"^not exact on this device: 3 of 54 rows of logits"):  # one at each length
-        exact_check.check(Programs(checkpoint, draft_cfg), checkpoint, draft_cfg, decode_cfg, 2)
+        exact_check.check(Programs(checkpoint, source), checkpoint, source, decode_cfg, 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_stream_is_exact_beside_any_neighbours(checkpoints, dtype):
     """Nine records through three rows: plainly, with drafts, and with drafts in another order."""
-    draft_cfg, _ = CASES["probe-7"]
+    source, _ = CASES["probe-7"]
     prompts = [Prompt(id=i, token_ids=[(7 * i) % 57, i, 3], temperature=i % 2 * 0.8) for i in range(9)]
-    decoder = Decoder(checkpoints[dtype], draft_cfg)
+    decoder = Decoder(checkpoints[dtype], source)
     settings = Settings(max_new_tokens=20, batch_size=3, capacity=CAPACITY, is_exact=True, logprobs=True)
 
     def answers(prompts, **more):
@@ -229,12 +231,12 @@ def test_a_run_that_would_not_be_exact_does_not_begin(checkpoints, monkeypatch):
         raise ValueError("not exact")
 
     monkeypatch.setattr(exact_check, "check", refuse)
-    draft_cfg, _ = CASES["probe-7"]
+    source, _ = CASES["probe-7"]
     settings = Settings(max_new_tokens=4, capacity=CAPACITY)
     made = {
         is_exact: ContinuousDecoder(
             checkpoints["float32"],
-            draft_cfg,
+            source,
             dataclasses.replace(settings, is_exact=is_exact),
             capacity=CAPACITY,
             is_sampled=False,

@@ -22,11 +22,12 @@ import reference
 from checkpoints import EOS, SPECIAL, make_checkpoint, words, write_folder
 from conftest import BASE, FAMILIES
 
-from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig, Settings
+from jax_probe_mtp import Settings
 from jax_probe_mtp.commands.main import main
 from jax_probe_mtp.decoding import rows as row_batch
+from jax_probe_mtp.decoding.settings import Prompt
+from jax_probe_mtp.drafting import Ngram, Plain, Probe, Recycle
 from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.generation.prompts import Prompt
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, mesh_of, parse_mesh, sharded_params
 from jax_probe_mtp.model.params import abstract_params
 
@@ -34,17 +35,17 @@ PROBE = {"num_masks": 2, "block_complexity": None, "prune": True, "mask_init": "
 DYNAMIC = {"tree": "dynamic", "num_masks": 2, "block_complexity": 30}
 DRAWN = {"tree": (5,), "mask_init": "sample"}
 CASES = {  # model, draft source, the same for `reference`, sizes of the mesh, and whether every other prompt is drawn
-    "probe": (BASE, ProbeConfig(tree=(7, 3)), PROBE | {"tree": (7, 3)}, (4, 2), True),
+    "probe": (BASE, Probe(widths=(7, 3)), PROBE | {"tree": (7, 3)}, (4, 2), True),
     "masks drawn": (FAMILIES["qwen2"], ProbeConfig(**DRAWN), PROBE | DRAWN | {"num_masks": 1}, (1, 2), True),
     "dynamic": (FAMILIES["qwen3"], ProbeConfig(**DYNAMIC), PROBE | DYNAMIC, (2, 1), True),
     "ngram": (
         FAMILIES["llama"],
-        NgramConfig(num_drafts=4, max_ngram=3),
+        Ngram(num_drafts=4, max_ngram=3),
         {"num_drafts": 4, "max_ngram": 3, "match": "recent"},
         (1, 2),
         False,
     ),
-    "recycle": (BASE, RecycleConfig(tree=12), {"num_nodes": 12, "max_depth": 6}, (2, 2), False),
+    "recycle": (BASE, Recycle(tree=12), {"num_nodes": 12, "max_depth": 6}, (2, 2), False),
 }
 PROMPTS = [
     Prompt(id=i, token_ids=[(7 * i + j * j) % 57 for j in range(1 + (i * 5) % 23)], seed=i, max_new_tokens=12 + i)
@@ -67,20 +68,20 @@ def measure(model, results):
     results.write_text(json.dumps(measured))
 
 
-def measure_case(cfg, draft_cfg, of_reference, sizes, is_sampled):
+def measure_case(cfg, source, of_reference, sizes, is_sampled):
     """What a mesh gives, what `reference` gives and, for one case, what one device gives."""
     checkpoint = random_checkpoint(cfg)
     prompts = [dataclasses.replace(prompt, temperature=is_sampled * (prompt.id % 2) * 1.0) for prompt in PROMPTS]
-    several = Decoder(split(checkpoint, *sizes), draft_cfg)
+    several = Decoder(split(checkpoint, *sizes), source)
     answers = list(several.run(prompts, SETTINGS))
     model = reference.Model(checkpoint.params, cfg)
     case = {
         "got": [[answer.token_ids, answer.calls, answer.accepted_by_depth] for answer in answers],
-        "expected": [decode_slowly(model, draft_cfg, of_reference, prompt) for prompt in prompts],
+        "expected": [decode_slowly(model, source, of_reference, prompt) for prompt in prompts],
         "programs": len(several.programs),
     }
     if sizes == (4, 2):
-        alone = Decoder(checkpoint, draft_cfg).run(prompts, SETTINGS)
+        alone = Decoder(checkpoint, source).run(prompts, SETTINGS)
         case["logprobs"] = [[answer.logprobs for answer in answers], [answer.logprobs for answer in alone]]
         case["decoder"] = several
     return case
@@ -90,7 +91,7 @@ def measure_exact(dtype):
     """Tokens and log-probabilities of the exact mode, and its calls, without and with accepted drafts."""
     checkpoint = random_checkpoint(BASE)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), checkpoint.params)
-    decoder = Decoder(split(dataclasses.replace(checkpoint, params=params), 2, 2), ProbeConfig(tree=(7, 3)))
+    decoder = Decoder(split(dataclasses.replace(checkpoint, params=params), 2, 2), Probe(widths=(7, 3)))
     measured = []
     for limit in (0, None):
         settings = dataclasses.replace(SETTINGS, is_exact=True, max_accept=limit)
@@ -99,16 +100,16 @@ def measure_exact(dtype):
     return measured
 
 
-def decode_slowly(model, draft_cfg, of_reference, prompt):
+def decode_slowly(model, source, of_reference, prompt):
     how = {"max_new_tokens": prompt.max_new_tokens, "eos": (EOS,), "temperature": prompt.temperature}
     how |= {"seed": prompt.seed, "top_p": SETTINGS.top_p}
-    if isinstance(draft_cfg, ProbeConfig):
+    if isinstance(source, ProbeConfig):
         tokens, _, accepted = reference.probe_decode(model, prompt.token_ids, of_reference, **how)
-    elif isinstance(draft_cfg, NgramConfig):
+    elif isinstance(source, NgramConfig):
         tokens, _, accepted = reference.ngram_decode(model, prompt.token_ids, **of_reference, **how)
     else:
         tokens, _, accepted, _, _ = reference.recycle_decode(model, prompt.token_ids, **of_reference, **how)
-    by_depth = [sum(count >= depth for count in accepted) for depth in range(1, draft_cfg.max_depth + 1)]
+    by_depth = [sum(count >= depth for count in accepted) for depth in range(1, source.max_depth + 1)]
     return tokens, len(accepted), by_depth
 
 
@@ -171,7 +172,7 @@ def measure_weights(model):
 
 def measure_refusals():
     checkpoint = split(random_checkpoint(BASE), 2, 1)
-    plain = Decoder(checkpoint, ProbeConfig())
+    plain = Decoder(checkpoint, Plain())
 
     def message(do):
         try:
@@ -181,7 +182,7 @@ def measure_refusals():
         return None
 
     return {
-        "warm": message(lambda: Decoder(checkpoint, RecycleConfig(tree=12, is_warm=True))),
+        "warm": message(lambda: Decoder(checkpoint, Recycle(tree=12, warm=True))),
         "rows": message(lambda: list(plain.run(PROMPTS, dataclasses.replace(SETTINGS, batch_size=3)))),
         "batch": message(lambda: plain.run_batch(PROMPTS[:2], Settings(batch_size=2))),
         "fewer prompts": message(lambda: plain.stream(PROMPTS[:3], SETTINGS)),

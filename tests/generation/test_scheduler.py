@@ -8,14 +8,14 @@ import pytest
 import reference
 from checkpoints import EOS, SPECIAL, make_checkpoint, words
 
-from jax_probe_mtp import ProbeConfig
+from jax_probe_mtp.decoding.settings import Generation, Prompt, Settings
+from jax_probe_mtp.drafting import Probe
 from jax_probe_mtp.generation import scheduler
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.programs import Programs
-from jax_probe_mtp.generation.prompts import Generation, Prompt, Settings
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder, InOrder
 
-PROBE = ProbeConfig(tree=(7, 3))
+PROBE = Probe(widths=(7, 3))
 OF_REFERENCE = {
     "tree": (7, 3),
     "num_masks": 2,

@@ -11,8 +11,7 @@ import pytest
 from checkpoints import make_checkpoint, write_folder
 from conftest import BASE
 
-from jax_probe_mtp import ProbeConfig, RecycleConfig
-from jax_probe_mtp.drafting import recycle
+from jax_probe_mtp.drafting import Plain, Probe, Recycle, recycle
 from jax_probe_mtp.jobs import memory
 from jax_probe_mtp.jobs.memory import Estimate, check, estimate
 from jax_probe_mtp.model import cache
@@ -30,15 +29,15 @@ ROW = 2 * 2 * 2 * 8  # numbers of a cache slot: keys and values of 2 layers, 2 h
     ("draft", "more", "weights", "per_row", "rows"),
     [
         # A tree of 7 + 3 drafts and a root, each with 2 masks: 33 rows a call.
-        (ProbeConfig(tree=(7, 3)), {}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61, 6),
-        (ProbeConfig(tree=(7, 3)), {"data": 3}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61, 2),
-        (ProbeConfig(tree=(7, 3)), {"tensor": 2}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61, 6),
-        (ProbeConfig(tree=(7, 3)), {"tensor": 2, "data": 6}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61, 1),
-        (ProbeConfig(tree=(7, 3)), {"dtype": "bfloat16"}, 2 * WEIGHTS, 2 * ROW * (64 + 33) + 4 * 33 * 61, 6),
-        (ProbeConfig(tree=(7, 3)), {"capacity": 100}, 4 * WEIGHTS, 4 * ROW * (100 + 33) + 4 * 33 * 61, 6),
-        (ProbeConfig(), {}, 4 * WEIGHTS, 4 * ROW * (64 + 1) + 4 * 61, 6),
+        (Probe(widths=(7, 3)), {}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61, 6),
+        (Probe(widths=(7, 3)), {"data": 3}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61, 2),
+        (Probe(widths=(7, 3)), {"tensor": 2}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61, 6),
+        (Probe(widths=(7, 3)), {"tensor": 2, "data": 6}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61, 1),
+        (Probe(widths=(7, 3)), {"dtype": "bfloat16"}, 2 * WEIGHTS, 2 * ROW * (64 + 33) + 4 * 33 * 61, 6),
+        (Probe(widths=(7, 3)), {"capacity": 100}, 4 * WEIGHTS, 4 * ROW * (100 + 33) + 4 * 33 * 61, 6),
+        (Plain(), {}, 4 * WEIGHTS, 4 * ROW * (64 + 1) + 4 * 61, 6),
         # Of each token 8 successors, an id and a score.
-        (RecycleConfig(tree=12), {}, 4 * WEIGHTS, 4 * ROW * (64 + 12) + 4 * 12 * 61 + 61 * 8 * 8, 6),
+        (Recycle(tree=12), {}, 4 * WEIGHTS, 4 * ROW * (64 + 12) + 4 * 12 * 61 + 61 * 8 * 8, 6),
     ],
 )
 def test_counts_weights_cache_logits_and_table(draft, more, weights, per_row, rows):
@@ -53,7 +52,7 @@ def num_bytes(tree):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_counts_what_the_arrays_take(dtype):
-    draft = RecycleConfig(tree=12)
+    draft = Recycle(tree=12)
     needed = estimate(BASE, draft, dtype=dtype, batch_size=3, capacity=64)
     params = jax.eval_shape(lambda: random_params(BASE, jax.random.key(0), jnp.dtype(dtype)))
     assert needed.weights == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
@@ -71,7 +70,7 @@ def limit_to(monkeypatch, limit):
 @pytest.mark.parametrize(("spare", "rows"), [(0, 3), (1, 3), (-1, 2)], ids=["exactly", "a byte more", "a byte less"])
 def test_names_the_largest_batch_that_fits(monkeypatch, data, spare, rows):
     def needs(batch_size):
-        return estimate(BASE, ProbeConfig(), dtype="float32", batch_size=batch_size, capacity=64, data=data)
+        return estimate(BASE, Plain(), dtype="float32", batch_size=batch_size, capacity=64, data=data)
 
     limit_to(monkeypatch, 4 * WEIGHTS + 3 * (4 * ROW * 65 + 4 * 61) + spare)
     with pytest.raises(ValueError, match="a device") as error:

@@ -6,23 +6,24 @@ import jax
 import pytest
 from conftest import BASE
 
-from jax_probe_mtp import DecodeConfig, NgramConfig, ProbeConfig, RecycleConfig
+from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle
 
 
 @pytest.mark.parametrize(
     ("probe", "pools", "num_nodes", "num_rows"),
     [
-        (ProbeConfig(), (), 1, 1),  # the root alone
-        (ProbeConfig(tree=(14,)), (14,), 15, 30),
-        (ProbeConfig(tree=(29,)), (29,), 30, 60),
-        (ProbeConfig(tree=(15, 4)), (15, 4), 20, 60),
-        (ProbeConfig(tree=(5, 4, 2), block_complexity=48), (5, 4, 2), 12, 48),  # (3+1)(1+11), exactly the budget
-        (ProbeConfig(tree="dynamic", num_masks=1, block_complexity=30), (14,), 15, 30),
-        (ProbeConfig(tree="dynamic", num_masks=2, block_complexity=30), (9, 8), 10, 30),
-        (ProbeConfig(tree="dynamic", num_masks=2, block_complexity=60), (19, 18), 20, 60),
-        (ProbeConfig(tree="dynamic", num_masks=2, block_complexity=32), (9, 8), 10, 30),  # 2 rows are left over
-        (ProbeConfig(tree="dynamic", num_masks=2, block_complexity=9), (2, 1), 3, 9),  # the least: a chain
-        (ProbeConfig(tree="dynamic", num_masks=3, block_complexity=16), (3, 2, 1), 4, 16),
+        (Plain(), (), 1, 1),  # the root alone
+        (Probe(widths=(14,)), (14,), 15, 30),
+        (Probe(widths=(29,)), (29,), 30, 60),
+        (Probe(widths=(15, 4)), (15, 4), 20, 60),
+        (Probe(widths=(5, 4, 2)), (5, 4, 2), 12, 48),  # (3+1)(1+11), exactly the budget
+        (DynamicProbe(rows=30, num_masks=1), (14,), 15, 30),
+        (DynamicProbe(rows=30, num_masks=2), (9, 8), 10, 30),
+        (DynamicProbe(rows=60, num_masks=2), (19, 18), 20, 60),
+        (DynamicProbe(rows=32, num_masks=2), (9, 8), 10, 30),  # 2 rows are left over
+        (DynamicProbe(rows=9, num_masks=2), (2, 1), 3, 9),  # the least: a chain
+        (DynamicProbe(rows=16, num_masks=3), (3, 2, 1), 4, 16),
     ],
     ids=str,
 )
@@ -34,37 +35,37 @@ def test_sizes_of_a_call(probe, pools, num_nodes, num_rows):
 
 
 @pytest.mark.parametrize(
-    ("draft_cfg", "num_nodes", "max_depth"),
+    ("source", "num_nodes", "max_depth"),
     [
-        (NgramConfig(), 11, 10),
-        (NgramConfig(num_drafts=1), 2, 1),
-        (NgramConfig(num_drafts=64, max_ngram=16), 65, 64),
-        (RecycleConfig(), 60, 6),
-        (RecycleConfig(tree=2), 2, 1),
-        (RecycleConfig(tree=6), 6, 5),  # room for a chain of 5
-        (RecycleConfig(tree=7), 7, 6),
-        (RecycleConfig(tree=8), 8, 6),  # no chain is longer
-        (RecycleConfig(tree=256, is_warm=True), 256, 6),
-        (RecycleConfig(tree="static80"), 81, 6),
+        (Ngram(), 11, 10),
+        (Ngram(num_drafts=1), 2, 1),
+        (Ngram(num_drafts=64, max_ngram=16), 65, 64),
+        (Recycle(), 60, 6),
+        (Recycle(tree=2), 2, 1),
+        (Recycle(tree=6), 6, 5),  # room for a chain of 5
+        (Recycle(tree=7), 7, 6),
+        (Recycle(tree=8), 8, 6),  # no chain is longer
+        (Recycle(tree=256, warm=True), 256, 6),
+        (Recycle(tree="static80"), 81, 6),
     ],
     ids=str,
 )
-def test_sizes_of_a_call_without_masks(draft_cfg, num_nodes, max_depth):
-    assert draft_cfg.masks_per_node == 0
-    assert draft_cfg.num_nodes == draft_cfg.num_rows == num_nodes
-    assert draft_cfg.max_depth == max_depth
+def test_sizes_of_a_call_without_masks(source, num_nodes, max_depth):
+    assert source.masks_per_node == 0
+    assert source.num_nodes == source.num_rows == num_nodes
+    assert source.max_depth == max_depth
 
 
 def test_pruning_looks_at_one_candidate_more():
-    assert ProbeConfig(tree=(15, 4)).num_candidates == 16
-    assert ProbeConfig(tree=(15, 4), prune=False).num_candidates == 15
-    assert ProbeConfig(tree="dynamic", num_masks=2, block_complexity=30, prune=False).num_candidates == 9
+    assert Probe(widths=(15, 4)).num_candidates == 16
+    assert Probe(widths=(15, 4), prune=False).num_candidates == 15
+    assert DynamicProbe(rows=30, num_masks=2, prune=False).num_candidates == 9
 
 
 def test_num_masks_comes_from_the_tree():
-    assert ProbeConfig(tree=(15, 4)).num_masks == 2
-    assert ProbeConfig(tree=(15, 4)) == ProbeConfig(tree=(15, 4), num_masks=2)
-    assert ProbeConfig(tree=[14]) == ProbeConfig(tree=(14,))  # a list would not be hashable
+    assert Probe(widths=(15, 4)).num_masks == 2
+    assert Probe(widths=(15, 4)) == Probe(widths=(15, 4))
+    assert Probe(widths=[14]) == Probe(widths=(14,))  # a list would not be hashable
 
 
 DYNAMIC = {"tree": "dynamic"}
@@ -115,7 +116,7 @@ def test_probe_refuses(settings, says):
     ids=str,
 )
 def test_ngram_refuses(settings, says):
-    _assert_refused(lambda: NgramConfig(**settings), says)
+    _assert_refused(lambda: Ngram(**settings), says)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +131,11 @@ def test_ngram_refuses(settings, says):
     ids=str,
 )
 def test_recycle_refuses(tree, says):
-    _assert_refused(lambda: RecycleConfig(tree=tree), ["tree", *says])
+    _assert_refused(lambda: Recycle(tree=tree), ["tree", *says])
 
 
 def test_recycle_is_warm_or_not():
-    _assert_refused(lambda: RecycleConfig(is_warm="yes"), ["is_warm", "got 'yes'"])
+    _assert_refused(lambda: Recycle(warm="yes"), ["is_warm", "got 'yes'"])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_query_heads_that_share_a_kv_head():
 
 @pytest.mark.parametrize(
     "config",
-    [BASE, ProbeConfig(tree=[3, 2]), NgramConfig(), RecycleConfig(), DecodeConfig(capacity=8)],
+    [BASE, Probe(widths=[3, 2]), Ngram(), Recycle(), DecodeConfig(capacity=8)],
     ids=lambda c: type(c).__name__,
 )
 def test_a_config_is_a_static_argument_and_cannot_change(config):

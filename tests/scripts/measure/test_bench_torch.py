@@ -8,7 +8,7 @@ import pytest
 from checkpoints import EOS, make_checkpoint, words, write_folder
 
 from checkpoints_convert import load_checkpoint
-from jax_probe_mtp.drafting.draft_config import PLAIN
+from jax_probe_mtp.drafting import Plain
 from jax_probe_mtp.errors import exit_status
 from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
 
@@ -97,7 +97,7 @@ def test_every_mode_generates_our_plain_text(tmp_path, folder, questions):
 
     checkpoint = load_checkpoint(folder, dtype="float32")
     prompts = [Prompt(id=i, token_ids=checkpoint.tokenizer(_asked(text))["input_ids"]) for i, text in enumerate(TEXTS)]
-    ours = list(Decoder(checkpoint, PLAIN).run(prompts, Settings(max_new_tokens=NEW_TOKENS)))
+    ours = list(Decoder(checkpoint, Plain()).run(prompts, Settings(max_new_tokens=NEW_TOKENS)))
     assert {answer.finish_reason for answer in ours} == {"stop", "length"}, "choose prompts that end both ways"
 
     expected = {str(answer.id): answer.token_ids for answer in ours}
