@@ -52,19 +52,6 @@ def _wrong_with_device() -> str | None:
     return None
 
 
-def positive(text: str) -> int:
-    """The type of an argument that is a whole number, at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def positives(text: str) -> list[int]:
-    """The type of an argument that is several of them, such as 1,8."""
-    return [positive(part) for part in text.split(",")]
-
-
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, without the usage text around it."""
 

@@ -220,3 +220,16 @@ def load(model: str | Path, dtype: str | None, revision: str | None = None) -> C
     """The checkpoint that `--model`, `--dtype` and `--revision` name."""
     checkpoint: Checkpoint = open_model(model, dtype, revision).load()
     return checkpoint
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number, at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def positives(text: str) -> list[int]:
+    """The type of an argument that is several of them, such as 1,8."""
+    return [positive(part) for part in text.split(",")]

@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from shapes import SHAPES
 
-from jax_probe_mtp.errors import Parser, exit_status, one_line, positive
+from jax_probe_mtp.commands.options import positive
+from jax_probe_mtp.errors import Parser, exit_status, one_line
 from jax_probe_mtp.files.questions import check_files, write_json
 from jax_probe_mtp.kernels import product as fused_product
 from jax_probe_mtp.kernels.product import Tiles

@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 from shapes import SHAPES
 
+from jax_probe_mtp.commands.options import positive
 from jax_probe_mtp.decoding import step as decode_loop
 from jax_probe_mtp.decoding.batch import Request, check_settings
 from jax_probe_mtp.decoding.block_layer import block_layer
 from jax_probe_mtp.decoding.step import DecodeState
 from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig
-from jax_probe_mtp.errors import Parser, exit_status, positive
+from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files.questions import check_files, write_json
 from jax_probe_mtp.measuring import call_cost
 from jax_probe_mtp.measuring.bench import environment

@@ -33,7 +33,8 @@ from shapes import SHAPES
 
 from checkpoints_convert import load_checkpoint
 from checkpoints_convert.compare import torch_model
-from jax_probe_mtp.errors import Parser, exit_status, one_line, positive
+from jax_probe_mtp.commands.options import positive
+from jax_probe_mtp.errors import Parser, exit_status, one_line
 from jax_probe_mtp.files.questions import check_files, read_questions, write_json
 from jax_probe_mtp.measuring.bench import model_identity, read_prompts
 from jax_probe_mtp.model.config import ModelConfig

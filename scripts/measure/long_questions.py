@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from checkpoints_convert import load_checkpoint
-from jax_probe_mtp.errors import Parser, exit_status, positive
+from jax_probe_mtp.commands.options import positive
+from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files.questions import check_files, read_questions, write_files
 
 REQUEST = "\n\nSummarize the texts above in one paragraph."

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from jax_probe_mtp.commands import options
+from jax_probe_mtp.commands.options import positive, positives
 from jax_probe_mtp.drafting.spec import parse_run
-from jax_probe_mtp.errors import Parser, exit_status, positive, positives
+from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files import questions
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
