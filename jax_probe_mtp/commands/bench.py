@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jax_probe_mtp.commands import options
+from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.drafting.draft_config import ProbeConfig
 from jax_probe_mtp.drafting.spec import parse_runs
 from jax_probe_mtp.files import questions as records
@@ -51,7 +51,7 @@ def add_commands(commands: Any) -> None:
     )
     _add_questions(figure)
     options.add_sampling(figure, max_new_tokens=NEW_TOKENS)
-    options.add_draft(figure)
+    draft_options.add_draft(figure)
     figure.add_argument("--output", type=Path, required=True, metavar="DIR")
     figure.set_defaults(command=_align, method="probe")
 
@@ -180,7 +180,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _align(args: argparse.Namespace) -> int:
-    probe, settings = options.draft_config(args), options.settings(args)
+    probe, settings = draft_options.draft_config(args), options.settings(args)
     if not isinstance(probe, ProbeConfig) or not probe.masks_per_node:
         raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
     if settings.batch_size != 1:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jax_probe_mtp.commands import demo_model, options
+from jax_probe_mtp.commands import demo_model, draft_options, options
 from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, ProbeConfig, draft_name
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.files import questions
@@ -33,7 +33,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 def add_commands(commands: Any) -> None:
     """Adds the two commands to the parser's."""
     generate = commands.add_parser("generate", allow_abbrev=False, help="answer a prompt, or a file of prompts")
-    generate.add_argument("--method", choices=options.METHODS, default="probe", help="ar is plain decoding")
+    generate.add_argument("--method", choices=draft_options.METHODS, default="probe", help="ar is plain decoding")
     add_prompts(generate)
     generate.add_argument(
         "--output", type=Path, metavar="G.jsonl", help="answers to --input; given again, goes on with it"
@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
     generate.add_argument("--num-processes", type=int, metavar="N", help="of --distributed, likewise")
     generate.add_argument("--process-id", type=int, metavar="I", help="of --distributed, likewise; from 0")
     options.add_model(generate)
-    options.add_draft(generate)
+    draft_options.add_draft(generate)
     options.add_sampling(generate)
     options.add_stream(generate)
     options.add_exact(generate)
@@ -107,7 +107,7 @@ def _generate(args: argparse.Namespace) -> int:
     for option in ("ordered", "distributed", "logprobs") if args.prompt is not None else ("stream",):
         if getattr(args, option):
             raise ValueError(f"--{option} is for {'--input' if args.prompt is not None else '--prompt'}; leave it out.")
-    if args.tree == options.AUTO and (args.mesh or args.distributed):
+    if args.tree == draft_options.AUTO and (args.mesh or args.distributed):
         raise ValueError("--tree auto times calls on one device; name a tree for several, such as --tree 14.")
     if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
         raise ValueError("--coordinator, --num-processes and --process-id are of --distributed; give it too.")
@@ -117,7 +117,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _generate_one(args: argparse.Namespace) -> int:
-    draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
+    draft, settings = draft_options.draft_config(args, takes_auto=True), options.settings(args)
     opened = options.open_model(args.model, args.dtype, args.revision)
     use_chat_template = not args.no_chat_template
     prompts = [
@@ -127,7 +127,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     if mesh is not None:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
     checkpoint = opened.load(mesh)
-    choice = choose_tree(checkpoint, prompts, draft, settings) if args.tree == options.AUTO else None
+    choice = choose_tree(checkpoint, prompts, draft, settings) if args.tree == draft_options.AUTO else None
     draft = choice.draft if choice else draft
     decoder = Decoder(checkpoint, draft)
     if args.stream:
@@ -144,7 +144,7 @@ def _generate_one(args: argparse.Namespace) -> int:
 
 
 def _generate_file(args: argparse.Namespace) -> int:
-    draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
+    draft, settings = draft_options.draft_config(args, takes_auto=True), options.settings(args)
     prompts = PromptFile(args.input)
     if prompts.unused_fields:
         logging.getLogger("jax_probe_mtp").info("%s: not read: %s", args.input, ", ".join(prompts.unused_fields))
@@ -175,12 +175,12 @@ def _generate_file(args: argparse.Namespace) -> int:
     logging.getLogger("jax_probe_mtp").debug("%s; capacity %d", needed, capacity)
     memory.check(needed, data)
     checkpoint = opened.load(mesh)
-    choice = choose_tree(checkpoint, [], draft, settings) if args.tree == options.AUTO else None
+    choice = choose_tree(checkpoint, [], draft, settings) if args.tree == draft_options.AUTO else None
     draft = choice.draft if choice else draft
     run = {
         "model": bench.model_identity(checkpoint) | {"dtype": opened.dtype},
         "settings": {
-            "draft": options.AUTO if choice else draft_name(draft, settings.mask_ema),
+            "draft": draft_options.AUTO if choice else draft_name(draft, settings.mask_ema),
             "chat_template": use_chat_template,
             **{name: getattr(settings, name) for name in DECIDES},
             "stop": list(settings.stop),
