@@ -1,4 +1,4 @@
-"""The commands that measure: `bench`, `bench report` and `align`."""
+"""`bench` and `bench report` as commands: ways of drafting are measured side by side, and what was measured is drawn."""
 
 import argparse
 import hashlib
@@ -9,15 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jax_probe_mtp.commands import draft_options, options
-from jax_probe_mtp.drafting.draft_config import ProbeConfig
+from jax_probe_mtp.commands import options
 from jax_probe_mtp.drafting.spec import parse_runs
 from jax_probe_mtp.files import questions as records
-from jax_probe_mtp.measuring import alignment as align
-from jax_probe_mtp.measuring import alignment_report, bench, bench_record, bench_report
+from jax_probe_mtp.measuring import bench, bench_record, bench_report
 
 DEFAULT_RUNS = "ar;probe:14;ngram:10;recycle:30"
-NEW_TOKENS = 100
 
 
 def join_command(argv: Sequence[str]) -> list[str]:
@@ -26,7 +23,7 @@ def join_command(argv: Sequence[str]) -> list[str]:
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the three commands to the others."""
+    """Adds the two commands to the parser's."""
     measure = commands.add_parser(
         "bench",
         allow_abbrev=False,
@@ -34,9 +31,9 @@ def add_commands(commands: Any) -> None:
         epilog="Runs are written method:shape@option=value,... (docs/benchmark.md); 'jax-probe-mtp bench report R.json... "
         "--output DIR' makes tables and figures.",
     )
-    _add_questions(measure)
+    options.add_questions(measure)
     measure.add_argument("--runs", default=DEFAULT_RUNS, metavar="R;R;...", help=f"what to compare ({DEFAULT_RUNS})")
-    options.add_sampling(measure, max_new_tokens=NEW_TOKENS)
+    options.add_sampling(measure, max_new_tokens=options.NEW_TOKENS)
     measure.add_argument("--output", type=Path, required=True, metavar="R.json")
     measure.add_argument("--resume", action="store_true", help="go on with what --output holds")
     measure.set_defaults(command=_bench)
@@ -45,23 +42,6 @@ def add_commands(commands: Any) -> None:
     draw.add_argument("records", type=Path, nargs="+", metavar="R.json")
     draw.add_argument("--output", type=Path, required=True, metavar="DIR")
     draw.set_defaults(command=_report)
-
-    figure = commands.add_parser(
-        "align", allow_abbrev=False, help="how close the masks' hidden states are to the true tokens', layer by layer"
-    )
-    _add_questions(figure)
-    options.add_sampling(figure, max_new_tokens=NEW_TOKENS)
-    draft_options.add_draft(figure)
-    figure.add_argument("--output", type=Path, required=True, metavar="DIR")
-    figure.set_defaults(command=_align, method="probe")
-
-
-def _add_questions(parser: argparse.ArgumentParser) -> None:
-    options.add_model(parser)
-    parser.add_argument(
-        "--questions", type=Path, required=True, metavar="F.jsonl", help="Spec-Bench's format; first turns are asked"
-    )
-    parser.add_argument("--per-category", type=int, metavar="N", help="the first N of each category; all if left out")
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -94,7 +74,7 @@ def _bench(args: argparse.Namespace) -> int:
     if earlier:
         _check_same(args.output, earlier, header, resume=args.resume)
         measured.results = _results(args.output, earlier, {str(question.id) for question in questions})
-    _say_skipped(measured.skipped)
+    options.say_skipped(measured.skipped)
 
     try:
         if measured.num_done < measured.num_questions:
@@ -110,11 +90,6 @@ def _bench(args: argparse.Namespace) -> int:
     for run in done:
         print(_line(run))
     return int(any(len(run["differences"]) > run["ties"] for run in done))
-
-
-def _say_skipped(skipped: dict[str, str]) -> None:
-    for question, why in skipped.items():
-        print(f"question {question} is skipped: {why}", file=sys.stderr)
 
 
 def _measure(measured: bench.Bench, num_runs: int) -> Iterator[None]:
@@ -175,27 +150,5 @@ def _line(run: dict[str, Any]) -> str:
 
 def _report(args: argparse.Namespace) -> int:
     for path in bench_report.write_report(args.records, args.output):
-        print(path)
-    return 0
-
-
-def _align(args: argparse.Namespace) -> int:
-    probe, settings = draft_options.draft_config(args), options.settings(args)
-    if not isinstance(probe, ProbeConfig) or not probe.masks_per_node:
-        raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
-    if settings.batch_size != 1:
-        raise ValueError(f"align reads one text at a time: leave --batch-size {settings.batch_size} out.")
-    alignment_report.check_output(args.output)
-    questions = records.read_questions(args.questions, args.per_category)
-    checkpoint = options.load(args.model, args.dtype, args.revision)
-    prompts, skipped = bench.read_prompts(
-        checkpoint, questions, settings.max_new_tokens, use_chat_template=not args.no_chat_template
-    )
-    _say_skipped(skipped)
-    alignment = align.measure(
-        checkpoint, prompts, probe, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
-    )
-    environment = bench.environment(str(checkpoint.params["embed"].dtype)) | {"model": bench.model_identity(checkpoint)}
-    for path in alignment_report.write_alignment(alignment, environment, args.output):
         print(path)
     return 0

@@ -1,40 +1,38 @@
-"""`generate` and `merge` as commands: one prompt or a file of them, on one device, several, or several processes."""
+"""`generate` as a command: one prompt or a file of them, on one device, several, or several processes."""
 
 import argparse
 import dataclasses
 import logging
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jax_probe_mtp.commands import demo_model, draft_options, options
-from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, ProbeConfig, draft_name
-from jax_probe_mtp.errors import one_line
+from jax_probe_mtp.commands import draft_options, options
+from jax_probe_mtp.commands.auto_tree import choose_tree
+from jax_probe_mtp.drafting.draft_config import DraftConfig, draft_name
 from jax_probe_mtp.files import questions
 from jax_probe_mtp.files.answer_file import run_path
-from jax_probe_mtp.files.merge import merge
-from jax_probe_mtp.files.prompt_file import PromptFile, Record
-from jax_probe_mtp.generation.decoder import Decoder, Settings
-from jax_probe_mtp.generation.prompts import Prompt, Stats
-from jax_probe_mtp.generation.waiting import check_sizes, make_newcomer
+from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.generation.prompts import Stats
+from jax_probe_mtp.generation.waiting import check_sizes
 from jax_probe_mtp.jobs import job as jobs
 from jax_probe_mtp.jobs import memory, processes
-from jax_probe_mtp.measuring import bench, tree_choice
-from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.measuring import bench
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-def add_commands(commands: Any) -> None:
-    """Adds the two commands to the parser's."""
+def add_command(commands: Any) -> None:
+    """Adds the command to the parser's."""
     generate = commands.add_parser("generate", allow_abbrev=False, help="answer a prompt, or a file of prompts")
     generate.add_argument("--method", choices=draft_options.METHODS, default="probe", help="ar is plain decoding")
-    add_prompts(generate)
+    options.add_prompts(generate)
     generate.add_argument(
         "--output", type=Path, metavar="G.jsonl", help="answers to --input; given again, goes on with it"
     )
@@ -57,46 +55,6 @@ def add_commands(commands: Any) -> None:
     options.add_stream(generate)
     options.add_exact(generate)
     generate.set_defaults(command=_generate)
-    join = commands.add_parser("merge", allow_abbrev=False, help="one file of the answers of several processes")
-    join.add_argument("parts", type=Path, nargs="+", metavar="PART.jsonl", help="what the processes wrote")
-    join.add_argument("--output", type=Path, required=True, metavar="G.jsonl", help="the one file")
-    join.add_argument("--input", type=Path, metavar="F.jsonl", help="the prompts: puts the answers in their order")
-    join.set_defaults(command=_merge)
-
-
-def add_prompts(parser: argparse.ArgumentParser) -> Any:
-    """Where the prompts are; gives the group, one of which has to be given."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", help="one prompt")
-    source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
-    return source
-
-
-def read_records(args: argparse.Namespace) -> list[Record]:
-    """All prompts of a command at once."""
-    return list(PromptFile(args.input)) if args.input else [Record(index=0, id=0, prompt=args.prompt)]
-
-
-def choose_tree(
-    checkpoint: Checkpoint, prompts: Sequence[Prompt], like: DraftConfig, settings: Settings
-) -> tree_choice.Choice:
-    """The tree that pays for these prompts; they are checked first. Where there are none, the settings have a capacity."""
-    assert isinstance(like, ProbeConfig)
-    if prompts:
-        if settings.batch_size >= 1:  # else it is `choose` that says so
-            settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(prompts)))
-        needed = [make_newcomer(checkpoint, PLAIN, prompt, settings)[2].capacity for prompt in prompts]
-        settings = dataclasses.replace(settings, capacity=max(needed))
-    try:
-        folder = demo_model.cache_folder() / "auto_tree"
-    except ValueError as error:
-        print(f"what a call costs is not kept: {one_line(error)}", file=sys.stderr)
-        folder = None
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    return tree_choice.choose(checkpoint, settings, like=like, folder=folder, say=say)
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -121,7 +79,8 @@ def _generate_one(args: argparse.Namespace) -> int:
     opened = options.open_model(args.model, args.dtype, args.revision)
     use_chat_template = not args.no_chat_template
     prompts = [
-        jobs.encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in read_records(args)
+        jobs.encode(record, opened.tokenizer, use_chat_template=use_chat_template)
+        for record in options.read_records(args)
     ]
     mesh = _mesh(args)
     if mesh is not None:
@@ -227,13 +186,3 @@ def _show_stats(
     if args.stats_json:
         record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": draft.num_rows, "choice": choice, **more}
         questions.write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})
-
-
-def _merge(args: argparse.Namespace) -> int:
-    questions.check_files({"--output": args.output}, [args.input])
-    prompts = PromptFile(args.input) if args.input else None
-    num_written, num_missing = merge(args.parts, args.output, prompts)
-    print(f"{args.output} holds {num_written} records", file=sys.stderr)
-    if num_missing:
-        print(f"{num_missing} records of {args.input} have no answer", file=sys.stderr)
-    return int(num_missing > 0)

@@ -1,11 +1,15 @@
 """Flags that several commands share, and what they stand for: a model, prompts, settings."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from jax_probe_mtp.files.prompt_file import PromptFile, Record
 from jax_probe_mtp.generation.prompts import Settings
 from jax_probe_mtp.model.checkpoint import Checkpoint
+
+NEW_TOKENS = 100  # of an answer where something is measured
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +20,32 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="commit, tag or branch of a hub id")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="the checkpoint's own when left out")
     parser.add_argument("--no-chat-template", action="store_true", help="take prompts as plain text")
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> Any:
+    """Where the prompts are; gives the group, one of which has to be given."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", help="one prompt")
+    source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
+    return source
+
+
+def read_records(args: argparse.Namespace) -> list[Record]:
+    """All prompts of a command at once."""
+    return list(PromptFile(args.input)) if args.input else [Record(index=0, id=0, prompt=args.prompt)]
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--questions", type=Path, required=True, metavar="F.jsonl", help="Spec-Bench's format; first turns are asked"
+    )
+    parser.add_argument("--per-category", type=int, metavar="N", help="the first N of each category; all if left out")
+
+
+def say_skipped(skipped: dict[str, str]) -> None:
+    for question, why in skipped.items():
+        print(f"question {question} is skipped: {why}", file=sys.stderr)
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int | None = Settings().max_new_tokens) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jax_probe_mtp.commands import draft_options, options
-from jax_probe_mtp.commands import generate as generate_cli
+from jax_probe_mtp.commands.auto_tree import choose_tree
 from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, draft_name
 from jax_probe_mtp.files.output_file import OutputFile, categories
 from jax_probe_mtp.files.questions import check_files, write_files, write_json
@@ -35,7 +35,7 @@ def add_command(commands: Any) -> None:
     verify = commands.add_parser("verify", allow_abbrev=False, help="are these the tokens of plain decoding?")
     drafting = [method for method in draft_options.METHODS if method != "ar"]
     verify.add_argument("--method", choices=drafting, help="what is compared with plain decoding (probe)")
-    source = generate_cli.add_prompts(verify)
+    source = options.add_prompts(verify)
     source.add_argument(
         "--outputs",
         type=Path,
@@ -159,7 +159,7 @@ def _verify_method(args: argparse.Namespace) -> int:
     draft, settings = draft_options.draft_config(args, takes_auto=True), options.settings(args)
     if draft == PLAIN:
         raise ValueError("--num-masks 0 is plain decoding, with which verify compares: name a way of drafting.")
-    records = generate_cli.read_records(args)  # before anything slow starts
+    records = options.read_records(args)  # before anything slow starts
     category_of = categories(args.input) if args.input else {}
     if args.against == "torch":
         if importlib.util.find_spec("torch") is None:
@@ -175,7 +175,7 @@ def _verify_method(args: argparse.Namespace) -> int:
     checkpoint = opened.load()
     name = args.method
     if args.tree == draft_options.AUTO:
-        choice = generate_cli.choose_tree(checkpoint, prompts, draft, settings)
+        choice = choose_tree(checkpoint, prompts, draft, settings)
         print(f"auto: {choice}", file=sys.stderr)
         draft, name = choice.draft, draft_name(choice.draft)
     with_what = _compare_with_torch if args.against == "torch" else compare

@@ -13,8 +13,8 @@ import reference
 from checkpoints import EOS, SPECIAL, make_checkpoint, word, words, write_folder
 
 from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig
+from jax_probe_mtp.commands import demo
 from jax_probe_mtp.commands import generate as generate_cli
-from jax_probe_mtp.commands import main as cli
 from jax_probe_mtp.commands import verify as verify_cli
 from jax_probe_mtp.generation.decoder import Settings, Stats
 from jax_probe_mtp.sameness import first_difference
@@ -590,12 +590,12 @@ def test_demo_fetches_once_and_shows_the_proof(run, tiny, tmp_path, monkeypatch)
         fetched.append(source)
         write_folder(Path(destination), make_checkpoint(tiny))
 
-    monkeypatch.setattr(cli.demo_model, "fetch", lambda folder: folder / "fetched.gguf")
+    monkeypatch.setattr(demo.demo_model, "fetch", lambda folder: folder / "fetched.gguf")
     monkeypatch.setattr("checkpoints_convert.convert_gguf", convert)
     code, out, err = run("demo")
     assert code == 0
     assert out.endswith("2 same, 0 tie, 0 diverged\n")
-    assert all(f"> {prompt}\n" in out for prompt in cli.DEMO_PROMPTS)
+    assert all(f"> {prompt}\n" in out for prompt in demo.DEMO_PROMPTS)
     assert "fetching" in err
     assert fetched == [tmp_path / "cache" / "jax_probe_mtp" / "fetched.gguf"]
     code, again, err = run("demo")
