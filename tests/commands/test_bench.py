@@ -4,21 +4,14 @@ import json
 
 import pytest
 from checkpoints import make_checkpoint, words, write_folder
-from test_main import assert_refused
+from support.commands import assert_refused
 
 from jax_probe_mtp.commands import bench as bench_cli
 from jax_probe_mtp.files import questions as records
 
-pytestmark = pytest.mark.usefixtures("own_caches")
-
 QUESTIONS = [(1, "first", [5, 9, 2]), (2, "second", [7, 3]), (3, "first", [60, 1, 33]), (4, "second", [8])]
 FAST = ["--no-chat-template", "--max-new-tokens", "6", "--capacity", "64", "--prompt-slots", "8"]
 RUNS = ["--runs", "ngram:3"]
-
-
-@pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory):
-    return str(write_folder(tmp_path_factory.mktemp("models") / "tiny", make_checkpoint(tiny)))
 
 
 @pytest.fixture
