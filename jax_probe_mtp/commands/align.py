@@ -8,9 +8,8 @@ from tqdm import tqdm
 
 from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.drafting.draft_config import ProbeConfig
-from jax_probe_mtp.files import questions as records
-from jax_probe_mtp.measuring import alignment as align
-from jax_probe_mtp.measuring import alignment_report, bench
+from jax_probe_mtp.files.questions import read_questions
+from jax_probe_mtp.measuring import alignment, alignment_report, bench
 
 
 def add_command(commands: Any) -> None:
@@ -32,16 +31,16 @@ def _align(args: argparse.Namespace) -> int:
     if settings.batch_size != 1:
         raise ValueError(f"align reads one text at a time: leave --batch-size {settings.batch_size} out.")
     alignment_report.check_output(args.output)
-    questions = records.read_questions(args.questions, args.per_category)
+    questions = read_questions(args.questions, args.per_category)
     checkpoint = options.load(args.model, args.dtype, args.revision)
     prompts, skipped = bench.read_prompts(
         checkpoint, questions, settings.max_new_tokens, use_chat_template=not args.no_chat_template
     )
     options.say_skipped(skipped)
-    alignment = align.measure(
+    measured = alignment.measure(
         checkpoint, prompts, probe, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
     )
     environment = bench.environment(str(checkpoint.params["embed"].dtype)) | {"model": bench.model_identity(checkpoint)}
-    for path in alignment_report.write_alignment(alignment, environment, args.output):
+    for path in alignment_report.write_alignment(measured, environment, args.output):
         print(path)
     return 0

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.drafting.spec import parse_runs
-from jax_probe_mtp.files import questions as records
+from jax_probe_mtp.files.questions import check_files, read_questions, write_json
 from jax_probe_mtp.measuring import bench, bench_record, bench_report
 
 DEFAULT_RUNS = "ar;probe:14;ngram:10;recycle:30"
@@ -46,8 +46,8 @@ def add_commands(commands: Any) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     runs, settings = parse_runs(args.runs), options.settings(args)
-    questions = records.read_questions(args.questions, args.per_category)
-    records.check_files({"--output": args.output}, [args.questions])
+    questions = read_questions(args.questions, args.per_category)
+    check_files({"--output": args.output}, [args.questions])
     earlier = bench_record.read_record(args.output) if args.output.exists() else None
     checkpoint = options.load(args.model, args.dtype, args.revision)
     header = {
@@ -79,10 +79,10 @@ def _bench(args: argparse.Namespace) -> int:
     try:
         if measured.num_done < measured.num_questions:
             for _ in _measure(measured, len(runs)):
-                records.write_json(args.output, header | measured.record())
+                write_json(args.output, header | measured.record())
     except KeyboardInterrupt:
         if measured.num_done:  # once more: it may have come between a measurement and its writing
-            records.write_json(args.output, header | measured.record())
+            write_json(args.output, header | measured.record())
         kept = f"{measured.num_done} of {measured.num_questions} questions are in {args.output}, --resume goes on"
         print(f"error: interrupted; {kept if measured.num_done else 'no question was done'}", file=sys.stderr)
         return 130

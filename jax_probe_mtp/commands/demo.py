@@ -10,7 +10,7 @@ from jax_probe_mtp.commands import demo_model, options, verify
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT, Settings
-from jax_probe_mtp.jobs import job as jobs
+from jax_probe_mtp.jobs.job import encode
 from jax_probe_mtp.sameness import verdicts
 
 DEMO_PROMPTS = ("Write a Python function that adds two numbers.", "What is the capital of France?")
@@ -36,7 +36,7 @@ def _demo(args: argparse.Namespace) -> int:
     print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
     found = verify.compare(
         checkpoint,
-        [jobs.encode(record, checkpoint.tokenizer, use_chat_template=True) for record in records],
+        [encode(record, checkpoint.tokenizer, use_chat_template=True) for record in records],
         DEFAULT_DRAFT,
         Settings(max_new_tokens=DEMO_TOKENS),
         method="probe",

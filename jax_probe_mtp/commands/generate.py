@@ -14,14 +14,14 @@ import jax
 from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
 from jax_probe_mtp.drafting.draft_config import DraftConfig, draft_name
-from jax_probe_mtp.files import questions
 from jax_probe_mtp.files.answer_file import run_path
 from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.questions import check_files, write_json
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.prompts import Stats
 from jax_probe_mtp.generation.waiting import check_sizes
-from jax_probe_mtp.jobs import job as jobs
 from jax_probe_mtp.jobs import memory, processes
+from jax_probe_mtp.jobs.job import Job, capacity_of, encode
 from jax_probe_mtp.measuring import bench
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 
@@ -70,7 +70,7 @@ def _generate(args: argparse.Namespace) -> int:
     if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
         raise ValueError("--coordinator, --num-processes and --process-id are of --distributed; give it too.")
     written = {"--output": args.output, "--stats-json": args.stats_json}
-    questions.check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
+    check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
     return _generate_file(args) if args.input else _generate_one(args)
 
 
@@ -79,8 +79,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     opened = options.open_model(args.model, args.dtype, args.revision)
     use_chat_template = not args.no_chat_template
     prompts = [
-        jobs.encode(record, opened.tokenizer, use_chat_template=use_chat_template)
-        for record in options.read_records(args)
+        encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in options.read_records(args)
     ]
     mesh = _mesh(args)
     if mesh is not None:
@@ -116,9 +115,7 @@ def _generate_file(args: argparse.Namespace) -> int:
     use_chat_template = not args.no_chat_template
     capacity = settings.capacity
     if capacity is None:
-        capacity = jobs.capacity_of(
-            prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template
-        )
+        capacity = capacity_of(prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template)
     most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
     check_sizes(opened.config, draft, settings, capacity=capacity, num_shards=data)
@@ -150,7 +147,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         of_program = ("batch_size", "capacity", "calls_per_chunk")
         run["program"] = {name: getattr(settings, name) for name in of_program}
         run["program"] |= {"mesh": args.mesh, "draft": draft_name(draft, settings.mask_ema)}
-    job = jobs.Job(
+    job = Job(
         prompts,
         args.output,
         run,
@@ -185,4 +182,4 @@ def _show_stats(
         print(f"{stats}; {draft.num_rows} rows a call; host memory {peak / 2**30:.2f} GiB at most", file=sys.stderr)
     if args.stats_json:
         record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": draft.num_rows, "choice": choice, **more}
-        questions.write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})
+        write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})

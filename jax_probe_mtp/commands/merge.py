@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jax_probe_mtp.files import questions
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.questions import check_files
 
 
 def add_command(commands: Any) -> None:
@@ -20,7 +20,7 @@ def add_command(commands: Any) -> None:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    questions.check_files({"--output": args.output}, [args.input])
+    check_files({"--output": args.output}, [args.input])
     prompts = PromptFile(args.input) if args.input else None
     num_written, num_missing = merge(args.parts, args.output, prompts)
     print(f"{args.output} holds {num_written} records", file=sys.stderr)

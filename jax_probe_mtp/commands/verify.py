@@ -19,7 +19,7 @@ from jax_probe_mtp.files.questions import check_files, write_files, write_json
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.prompts import Generation, Prompt, Settings
 from jax_probe_mtp.generation.waiting import check_sizes
-from jax_probe_mtp.jobs import job as jobs
+from jax_probe_mtp.jobs.job import encode
 from jax_probe_mtp.measuring import bench
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.sameness import first_difference, verdicts
@@ -171,7 +171,7 @@ def _verify_method(args: argparse.Namespace) -> int:
         if settings.stop or any(record.stop for record in records):
             raise ValueError("--against torch compares whole answers; leave stop texts out.")
     opened = options.open_model(args.model, args.dtype, args.revision)
-    prompts = [jobs.encode(record, opened.tokenizer, use_chat_template=not args.no_chat_template) for record in records]
+    prompts = [encode(record, opened.tokenizer, use_chat_template=not args.no_chat_template) for record in records]
     checkpoint = opened.load()
     name = args.method
     if args.tree == draft_options.AUTO:
@@ -213,7 +213,7 @@ def _outputs(file: OutputFile, tokenizer: Any, args: argparse.Namespace) -> Iter
     for record, token_ids, category in file:
         error = None
         try:
-            prompt = jobs.encode(record, tokenizer, use_chat_template=not args.no_chat_template)
+            prompt = encode(record, tokenizer, use_chat_template=not args.no_chat_template)
         except ValueError as refused:
             prompt, error = Prompt(id=record.id, token_ids=[]), str(refused)
         limit = record.max_new_tokens or args.max_new_tokens
