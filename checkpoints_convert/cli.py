@@ -13,6 +13,7 @@ def _parser() -> Parser:
         prog="checkpoints-convert",
         description="Converts Llama and Qwen checkpoints for jax-probe-mtp, and describes them.",
     )
+    parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     dtype_help = "dtype of the parameters (default: the file's; float32 for float16, mixed and quantized files)"
     hf = commands.add_parser("hf", help="convert a Hugging Face folder or hub id with safetensors")

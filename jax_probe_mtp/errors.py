@@ -1,6 +1,7 @@
 """How the commands say that something is wrong: one line on stderr, exit status 2."""
 
 import argparse
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
@@ -57,3 +58,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
+
+    def add_version(self) -> None:
+        """Adds `--version`, which prints the program's name and the version of the installed package."""
+        try:
+            version = importlib.metadata.version("jax-probe-mtp")
+        except importlib.metadata.PackageNotFoundError:  # run from a folder that is not installed
+            version = "unknown"
+        self.add_argument("--version", action="version", version=f"%(prog)s {version}")

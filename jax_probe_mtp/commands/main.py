@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="jax-probe-mtp", description="Lossless multi-token prediction for Llama and Qwen models.")
+    parser.add_version()
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     generate.add_command(commands)
     merge.add_command(commands)

@@ -1,5 +1,6 @@
-"""The commands as one program: which there are, its cache, its exit codes."""
+"""The commands as one program: which there are, its version, its cache, its exit codes."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -7,6 +8,9 @@ import sys
 import jax
 import pytest
 from support.commands import TEXT, assert_refused, text_of
+
+from checkpoints_convert.cli import main as convert
+from jax_probe_mtp.commands.main import main
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,19 @@ from support.commands import TEXT, assert_refused, text_of
 )
 def test_bad_commands(run, args, says):
     assert_refused(run(*args), says)
+
+
+@pytest.mark.parametrize(("main", "name"), [(main, "jax-probe-mtp"), (convert, "checkpoints-convert")])
+def test_the_version_is_one_line_installed_or_not(main, name, capsys, monkeypatch):
+    for version in (importlib.metadata.version("jax-probe-mtp"), "unknown"):
+        with pytest.raises(SystemExit, match="0"):
+            main(["--version"])
+        assert capsys.readouterr() == (f"{name} {version}\n", "")
+        monkeypatch.setattr(importlib.metadata, "version", not_installed)
+
+
+def not_installed(name):
+    raise importlib.metadata.PackageNotFoundError(name)
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(run, monkeypatch, tmp_path):
