@@ -20,7 +20,7 @@ def _parser() -> Parser:
     hf.add_argument("source", metavar="SRC", help="folder with config.json and safetensors, or a hub id org/name")
     hf.add_argument("destination", metavar="DST", help="folder to make; must not exist")
     hf.add_argument("--dtype", choices=DTYPES, help=dtype_help)
-    hf.add_argument("--revision", help="branch, tag or commit of a hub id")
+    hf.add_argument("--revision", help="branch, tag or commit of a hub id (default: its main branch)")
     gguf = commands.add_parser("gguf", help="convert a GGUF file")
     gguf.add_argument("source", metavar="FILE", help="the .gguf file")
     gguf.add_argument("destination", metavar="DST", help="folder to make; must not exist")

@@ -20,7 +20,9 @@ def add_command(commands: Any) -> None:
     options.add_questions(figure)
     options.add_sampling(figure, max_new_tokens=options.NEW_TOKENS)
     draft_options.add_draft(figure)
-    figure.add_argument("--output", type=Path, required=True, metavar="DIR")
+    figure.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder for the numbers, the table and the figure"
+    )
     figure.set_defaults(command=_align, method="probe")
 
 

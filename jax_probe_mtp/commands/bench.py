@@ -32,15 +32,17 @@ def add_commands(commands: Any) -> None:
         "--output DIR' makes tables and figures.",
     )
     options.add_questions(measure)
-    measure.add_argument("--runs", default=DEFAULT_RUNS, metavar="R;R;...", help=f"what to compare ({DEFAULT_RUNS})")
+    measure.add_argument(
+        "--runs", default=DEFAULT_RUNS, metavar="R;R;...", help="what to compare (default: %(default)s)"
+    )
     options.add_sampling(measure, max_new_tokens=options.NEW_TOKENS)
-    measure.add_argument("--output", type=Path, required=True, metavar="R.json")
+    measure.add_argument("--output", type=Path, required=True, metavar="R.json", help="what was measured")
     measure.add_argument("--resume", action="store_true", help="go on with what --output holds")
     measure.set_defaults(command=_bench)
 
     draw = commands.add_parser("bench report", allow_abbrev=False, help="tables and figures of bench records")
-    draw.add_argument("records", type=Path, nargs="+", metavar="R.json")
-    draw.add_argument("--output", type=Path, required=True, metavar="DIR")
+    draw.add_argument("records", type=Path, nargs="+", metavar="R.json", help="what bench measured")
+    draw.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the tables and figures")
     draw.set_defaults(command=_report)
 
 

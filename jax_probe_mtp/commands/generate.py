@@ -31,24 +31,45 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 def add_command(commands: Any) -> None:
     """Adds the command to the parser's."""
     generate = commands.add_parser("generate", allow_abbrev=False, help="answer a prompt, or a file of prompts")
-    generate.add_argument("--method", choices=draft_options.METHODS, default="probe", help="ar is plain decoding")
+    generate.add_argument(
+        "--method",
+        choices=draft_options.METHODS,
+        default="probe",
+        help="how to draft; ar is plain decoding (default: %(default)s)",
+    )
     options.add_prompts(generate)
     generate.add_argument(
-        "--output", type=Path, metavar="G.jsonl", help="answers to --input; given again, goes on with it"
+        "--output",
+        type=Path,
+        metavar="G.jsonl",
+        help="answers to --input; given again, goes on with it (default: no file, --prompt is answered on stdout)",
     )
     generate.add_argument("--ordered", action="store_true", help="answers in the order of the prompts")
     generate.add_argument("--logprobs", action="store_true", help="log-probability of each token in the answers")
     generate.add_argument("--stream", action="store_true", help="show the answer to --prompt as it grows")
     generate.add_argument("--stats", action="store_true", help="tau, calls and tokens/s on stderr")
-    generate.add_argument("--stats-json", type=Path, metavar="F.json", help="the same and more as a file")
-    generate.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="of the lines on stderr (info)")
     generate.add_argument(
-        "--mesh", metavar="data=D,tensor=T", help="split rows over D devices, or groups of T that share the weights"
+        "--stats-json", type=Path, metavar="F.json", help="the same and more as a file (default: no file)"
+    )
+    generate.add_argument(
+        "--log-level", choices=LOG_LEVELS, default="info", help="of the lines on stderr (default: %(default)s)"
+    )
+    generate.add_argument(
+        "--mesh",
+        metavar="data=D,tensor=T",
+        help="split rows over D devices, or groups of T that share the weights "
+        "(default: one device; with --distributed, all of them as data)",
     )
     generate.add_argument("--distributed", action="store_true", help="run as one of several processes, as on a TPU pod")
-    generate.add_argument("--coordinator", metavar="HOST:PORT", help="of --distributed, where the cluster does not say")
-    generate.add_argument("--num-processes", type=int, metavar="N", help="of --distributed, likewise")
-    generate.add_argument("--process-id", type=int, metavar="I", help="of --distributed, likewise; from 0")
+    generate.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="of --distributed: process 0 (default: as the cluster says)"
+    )
+    generate.add_argument(
+        "--num-processes", type=int, metavar="N", help="of --distributed: how many (default: as the cluster says)"
+    )
+    generate.add_argument(
+        "--process-id", type=int, metavar="I", help="of --distributed: which one, from 0 (default: as the cluster says)"
+    )
     options.add_model(generate)
     draft_options.add_draft(generate)
     options.add_sampling(generate)

@@ -15,7 +15,12 @@ def add_command(commands: Any) -> None:
     join = commands.add_parser("merge", allow_abbrev=False, help="one file of the answers of several processes")
     join.add_argument("parts", type=Path, nargs="+", metavar="PART.jsonl", help="what the processes wrote")
     join.add_argument("--output", type=Path, required=True, metavar="G.jsonl", help="the one file")
-    join.add_argument("--input", type=Path, metavar="F.jsonl", help="the prompts: puts the answers in their order")
+    join.add_argument(
+        "--input",
+        type=Path,
+        metavar="F.jsonl",
+        help="the prompts: puts the answers in their order (default: one part after the other)",
+    )
     join.set_defaults(command=_merge)
 
 

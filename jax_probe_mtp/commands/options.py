@@ -17,8 +17,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, help="converted folder, Hugging Face folder, .gguf file or hub id (org/name)"
     )
-    parser.add_argument("--revision", help="commit, tag or branch of a hub id")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="the checkpoint's own when left out")
+    parser.add_argument("--revision", help="commit, tag or branch of a hub id (default: its main branch)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the weights (default: the checkpoint's own)"
+    )
     parser.add_argument("--no-chat-template", action="store_true", help="take prompts as plain text")
 
 
@@ -40,7 +42,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--questions", type=Path, required=True, metavar="F.jsonl", help="Spec-Bench's format; first turns are asked"
     )
-    parser.add_argument("--per-category", type=int, metavar="N", help="the first N of each category; all if left out")
+    parser.add_argument("--per-category", type=int, metavar="N", help="the first N of each category (default: all)")
 
 
 def say_skipped(skipped: dict[str, str]) -> None:
@@ -51,20 +53,42 @@ def say_skipped(skipped: dict[str, str]) -> None:
 def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int | None = Settings().max_new_tokens) -> None:
     """Limits, sampling and sizes. A limit of None says that none was given, and stands for the usual one."""
     settings = Settings()
-    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N")
-    parser.add_argument("--temperature", type=float, default=settings.temperature, metavar="T", help="0 is greedy")
-    parser.add_argument("--top-k", type=int, default=settings.top_k, metavar="K", help="0 keeps all tokens")
-    parser.add_argument("--top-p", type=float, default=settings.top_p, metavar="P", help="1 keeps all tokens")
-    parser.add_argument("--seed", type=int, default=settings.seed, metavar="S")
-    parser.add_argument("--batch-size", type=int, default=settings.batch_size, metavar="B")
-    parser.add_argument(
-        "--capacity", type=int, metavar="S", help="cache slots a row; what the prompts need if left out"
+    usual = (
+        f"{settings.max_new_tokens}; with --outputs, what a record states" if max_new_tokens is None else "%(default)s"
     )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help=f"tokens of an answer at most (default: {usual})",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=settings.temperature,
+        metavar="T",
+        help="0 is greedy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=settings.top_k, metavar="K", help="0 keeps all tokens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=settings.top_p, metavar="P", help="1 keeps all tokens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=settings.seed, metavar="S", help="of the random draws (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=settings.batch_size, metavar="B", help="rows at a time (default: %(default)s)"
+    )
+    parser.add_argument("--capacity", type=int, metavar="S", help="cache slots a row (default: what the prompts need)")
     parser.add_argument(
         "--prompt-slots",
         type=int,
         metavar="T",
-        help="pad all prompts to T: with --capacity, one program for all lengths",
+        help="pad all prompts to T: with --capacity, one program for all lengths "
+        "(default: the power of two that holds the longest)",
     )
 
 
@@ -85,13 +109,14 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="end an answer where this text appears; may be repeated",
+        help="end an answer where this text appears; may be repeated (default: none)",
     )
     parser.add_argument(
         "--calls-per-chunk",
         type=int,
         metavar="K",
-        help=f"decode calls between two looks at the rows: then rows that ended get the next prompt ({chunk}; 1 with --stream)",
+        help=f"decode calls between two looks at the rows: then rows that ended get the next prompt "
+        f"(default: {chunk}; 1 with --stream)",
     )
 
 

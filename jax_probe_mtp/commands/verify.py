@@ -34,7 +34,7 @@ def add_command(commands: Any) -> None:
     """Adds the command to the parser's."""
     verify = commands.add_parser("verify", allow_abbrev=False, help="are these the tokens of plain decoding?")
     drafting = [method for method in draft_options.METHODS if method != "ar"]
-    verify.add_argument("--method", choices=drafting, help="what is compared with plain decoding (probe)")
+    verify.add_argument("--method", choices=drafting, help="what is compared with plain decoding (default: probe)")
     source = options.add_prompts(verify)
     source.add_argument(
         "--outputs",
@@ -45,15 +45,15 @@ def add_command(commands: Any) -> None:
     verify.add_argument(
         "--against",
         choices=AGAINST,
-        help="what the method's tokens are compared with: plain decoding (ar) or transformers",
+        help="what the method's tokens are compared with: plain decoding (ar) or transformers (default: ar)",
     )
     verify.add_argument(
         "--frequencies",
         action="store_true",
         help="of --outputs sampled with unknown seeds: how often first tokens come",
     )
-    verify.add_argument("--json", type=Path, metavar="F.json", help="verdicts and their sums")
-    verify.add_argument("--markdown", type=Path, metavar="F.md", help="the same for people")
+    verify.add_argument("--json", type=Path, metavar="F.json", help="verdicts and their sums (default: no file)")
+    verify.add_argument("--markdown", type=Path, metavar="F.md", help="the same for people (default: no file)")
     options.add_model(verify)
     draft_options.add_draft(verify)
     options.add_sampling(verify, max_new_tokens=None)

@@ -1,5 +1,6 @@
 """The commands as one program: which there are, its version, its cache, its exit codes."""
 
+import argparse
 import importlib.metadata
 import os
 import subprocess
@@ -9,8 +10,9 @@ import jax
 import pytest
 from support.commands import TEXT, assert_refused, text_of
 
+from checkpoints_convert.cli import _parser as convert_parser
 from checkpoints_convert.cli import main as convert
-from jax_probe_mtp.commands.main import main
+from jax_probe_mtp.commands.main import _parser, main
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,18 @@ def test_the_version_is_one_line_installed_or_not(main, name, capsys, monkeypatc
 
 def not_installed(name):
     raise importlib.metadata.PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize("parser", [_parser(), convert_parser()], ids=lambda parser: parser.prog)
+def test_every_flag_has_a_help_that_shows_its_default(parser):
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for name, command in commands.choices.items():
+        assert command.format_help()
+        for action in command._actions:
+            text = (action.help or "") % (vars(action) | {"prog": command.prog})
+            assert text.strip(), f"{name} {action.dest}: no help"
+            if not (action.default in (None, [], argparse.SUPPRESS) or action.default is False):
+                assert f"(default: {action.default})" in text, f"{name} {action.dest}: no default"
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(run, monkeypatch, tmp_path):
