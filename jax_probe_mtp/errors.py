@@ -11,12 +11,12 @@ import jax
 
 
 def one_line(error: object) -> str:
-    """A message without line breaks, whatever an error or a file put into it."""
+    """Joins a message's lines, whatever an error or a file put into it."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def exit_status(run: Callable[[], int]) -> int:
-    """What a command returns, or with one line on stderr 2 for bad input and a device that gives up, 130 if interrupted."""
+    """Runs a command and gives its status: with one line on stderr, 2 for bad input or a lost device, 130 if interrupted."""
     try:
         return int(run())
     except BrokenPipeError:  # the reader of stdout has gone: say nothing, and let nothing be written at exit
@@ -42,7 +42,7 @@ def exit_status(run: Callable[[], int]) -> int:
 
 
 def _wrong_with_device() -> str | None:
-    """Asked after an error alone: several processes must not look for devices before they have found each other."""
+    """Looks for devices, after an error alone: several processes must not look before they have found each other."""
     try:
         jax.devices()
     except Exception as error:  # JAX raises several kinds, an AssertionError without a word among them

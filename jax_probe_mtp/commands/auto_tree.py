@@ -16,7 +16,7 @@ from jax_probe_mtp.model.checkpoint import Checkpoint
 def choose_tree(
     checkpoint: Checkpoint, prompts: Sequence[Prompt], like: DraftConfig, settings: Settings
 ) -> tree_choice.Choice:
-    """The tree that pays for these prompts; they are checked first. Where there are none, the settings have a capacity."""
+    """Chooses the tree that pays for these prompts, and checks them first. Where there are none, settings have a capacity."""
     assert isinstance(like, ProbeConfig)
     if prompts:
         if settings.batch_size >= 1:  # else it is `choose` that says so

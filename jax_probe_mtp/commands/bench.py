@@ -18,7 +18,7 @@ DEFAULT_RUNS = "ar;probe:14;ngram:10;recycle:30"
 
 
 def join_command(argv: Sequence[str]) -> list[str]:
-    """`bench report` is a command of its own, though its name has two words."""
+    """Joins `bench report` into one word: it is a command of its own, though its name has two."""
     return ["bench report", *argv[2:]] if list(argv[:2]) == ["bench", "report"] else list(argv)
 
 
@@ -125,7 +125,7 @@ def _check_same(path: Path, earlier: dict[str, Any], header: dict[str, Any], *, 
 
 
 def _results(path: Path, earlier: dict[str, Any], questions: set[str]) -> dict[str, dict[str, Any]]:
-    """What each run gave, by question, of a record that nobody has edited."""
+    """Gives what each run gave, by question, and refuses a record that somebody has edited."""
     results = {run["run"]: run["by_question"] for run in earlier["runs"]}
     answered = [set(by_question) for by_question in results.values()]
     seconds = [result["seconds"] for by_question in results.values() for result in by_question.values()]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where the commands keep what they fetch and compile: the user's cache folder."""
+    """Says where the commands keep what they fetch and compile: in the user's cache folder."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jax_probe_mtp"
     except RuntimeError:  # a user without a home folder, as in some containers

@@ -15,7 +15,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def fetch(folder: Path) -> Path:
-    """The GGUF file in `folder`, fetched if it is not there: 98 MB, Apache-2.0, no account.
+    """Gives the GGUF file in `folder`, and fetches it if it is not there: 98 MB, Apache-2.0, no account.
 
     Raises:
       ValueError: if it cannot be fetched, or is not the file expected.

@@ -13,7 +13,7 @@ NEW_TOKENS = 100  # of an answer where something is measured
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """What to load and how to read prompts."""
+    """Adds the flags that say what to load and how to read prompts."""
     parser.add_argument(
         "--model", required=True, help="converted folder, Hugging Face folder, .gguf file or hub id (org/name)"
     )
@@ -25,7 +25,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> Any:
-    """Where the prompts are; gives the group, one of which has to be given."""
+    """Adds the flags that say where the prompts are; gives their group, one of which has to be given."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="one prompt")
     source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
@@ -33,11 +33,12 @@ def add_prompts(parser: argparse.ArgumentParser) -> Any:
 
 
 def read_records(args: argparse.Namespace) -> list[Record]:
-    """All prompts of a command at once."""
+    """Reads all prompts of a command at once."""
     return list(PromptFile(args.input)) if args.input else [Record(index=0, id=0, prompt=args.prompt)]
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Adds the model and the questions that something is measured on."""
     add_model(parser)
     parser.add_argument(
         "--questions", type=Path, required=True, metavar="F.jsonl", help="Spec-Bench's format; first turns are asked"
@@ -46,16 +47,17 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 
 
 def say_skipped(skipped: dict[str, str]) -> None:
+    """Says on stderr which questions do not fit, and why."""
     for question, why in skipped.items():
         print(f"question {question} is skipped: {why}", file=sys.stderr)
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int | None = Settings().max_new_tokens) -> None:
-    """Limits, sampling and sizes. A limit of None says that none was given, and stands for the usual one."""
+    """Adds limits, sampling and sizes. A limit of None says that none was given, and stands for the usual one."""
     settings = Settings()
-    usual = (
-        f"{settings.max_new_tokens}; with --outputs, what a record states" if max_new_tokens is None else "%(default)s"
-    )
+    usual = "%(default)s"
+    if max_new_tokens is None:
+        usual = f"{settings.max_new_tokens}; with --outputs, what a record states"
     parser.add_argument(
         "--max-new-tokens",
         type=int,
@@ -93,7 +95,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int | None 
 
 
 def add_exact(parser: argparse.ArgumentParser) -> None:
-    """The exact mode."""
+    """Adds the flag of the exact mode."""
     parser.add_argument(
         "--exact",
         action="store_true",
@@ -102,7 +104,7 @@ def add_exact(parser: argparse.ArgumentParser) -> None:
 
 
 def add_stream(parser: argparse.ArgumentParser) -> None:
-    """How texts end early, and how often the rows are looked at."""
+    """Adds the flags that say how texts end early, and how often the rows are looked at."""
     chunk = Settings().calls_per_chunk
     parser.add_argument(
         "--stop",
@@ -125,7 +127,7 @@ def _present(**values: Any) -> dict[str, Any]:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """The settings that the flags of `add_sampling` name, and those of other groups where the command has them."""
+    """Gives the settings that the flags of `add_sampling` name, and those of other groups where the command has them."""
     return Settings(
         max_new_tokens=Settings().max_new_tokens if args.max_new_tokens is None else args.max_new_tokens,
         temperature=args.temperature,
@@ -146,20 +148,20 @@ def settings(args: argparse.Namespace) -> Settings:
 
 
 def open_model(model: str | Path, dtype: str | None, revision: str | None = None) -> Any:
-    """The `OpenedCheckpoint` that `--model`, `--dtype` and `--revision` name, its weights not yet read."""
+    """Gives the `OpenedCheckpoint` that `--model`, `--dtype` and `--revision` name, its weights not yet read."""
     from checkpoints_convert import open_checkpoint  # it imports this package, so not at the top
 
     return open_checkpoint(model, dtype=dtype, revision=revision)
 
 
 def load(model: str | Path, dtype: str | None, revision: str | None = None) -> Checkpoint:
-    """The checkpoint that `--model`, `--dtype` and `--revision` name."""
+    """Loads the checkpoint that `--model`, `--dtype` and `--revision` name."""
     checkpoint: Checkpoint = open_model(model, dtype, revision).load()
     return checkpoint
 
 
 def positive(text: str) -> int:
-    """The type of an argument that is a whole number, at least 1."""
+    """Reads an argument that is a whole number, at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -167,5 +169,5 @@ def positive(text: str) -> int:
 
 
 def positives(text: str) -> list[int]:
-    """The type of an argument that is several of them, such as 1,8."""
+    """Reads an argument that is several of them, such as 1,8."""
     return [positive(part) for part in text.split(",")]

@@ -221,7 +221,7 @@ def _outputs(file: OutputFile, tokenizer: Any, args: argparse.Namespace) -> Iter
 
 
 def _run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
-    """What the verdicts hold for."""
+    """Describes what the verdicts hold for."""
     environment = bench.environment(str(checkpoint.params["embed"].dtype))
     names = ("temperature", "top_k", "top_p", "seed", "batch_size", "is_exact")
     return {

@@ -12,5 +12,5 @@ def first_stop(text, stop):
 
 
 def showable(text, stop):
-    """All of a text but an end that may become a stop string."""
+    """Gives all of a text but an end that may become a stop string."""
     return next((text[:start] for start in range(len(text)) if any(one.startswith(text[start:]) for one in stop)), text)
