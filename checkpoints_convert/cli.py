@@ -13,13 +13,14 @@ def _parser() -> Parser:
         prog="checkpoints-convert",
         description="Converts Llama and Qwen checkpoints for jax-probe-mtp, and describes them.",
     )
+    parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     dtype_help = "dtype of the parameters (default: the file's; float32 for float16, mixed and quantized files)"
     hf = commands.add_parser("hf", help="convert a Hugging Face folder or hub id with safetensors")
     hf.add_argument("source", metavar="SRC", help="folder with config.json and safetensors, or a hub id org/name")
     hf.add_argument("destination", metavar="DST", help="folder to make; must not exist")
     hf.add_argument("--dtype", choices=DTYPES, help=dtype_help)
-    hf.add_argument("--revision", help="branch, tag or commit of a hub id")
+    hf.add_argument("--revision", help="branch, tag or commit of a hub id (default: its main branch)")
     gguf = commands.add_parser("gguf", help="convert a GGUF file")
     gguf.add_argument("source", metavar="FILE", help="the .gguf file")
     gguf.add_argument("destination", metavar="DST", help="folder to make; must not exist")

@@ -1,6 +1,7 @@
 """How the commands say that something is wrong: one line on stderr, exit status 2."""
 
 import argparse
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
@@ -10,12 +11,12 @@ import jax
 
 
 def one_line(error: object) -> str:
-    """A message without line breaks, whatever an error or a file put into it."""
+    """Joins a message's lines, whatever an error or a file put into it."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def exit_status(run: Callable[[], int]) -> int:
-    """What a command returns, or with one line on stderr 2 for bad input and a device that gives up, 130 if interrupted."""
+    """Runs a command and gives its status: with one line on stderr, 2 for bad input or a lost device, 130 if interrupted."""
     try:
         return int(run())
     except BrokenPipeError:  # the reader of stdout has gone: say nothing, and let nothing be written at exit
@@ -41,7 +42,7 @@ def exit_status(run: Callable[[], int]) -> int:
 
 
 def _wrong_with_device() -> str | None:
-    """Asked after an error alone: several processes must not look for devices before they have found each other."""
+    """Looks for devices, after an error alone: several processes must not look before they have found each other."""
     try:
         jax.devices()
     except Exception as error:  # JAX raises several kinds, an AssertionError without a word among them
@@ -52,21 +53,16 @@ def _wrong_with_device() -> str | None:
     return None
 
 
-def positive(text: str) -> int:
-    """The type of an argument that is a whole number, at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def positives(text: str) -> list[int]:
-    """The type of an argument that is several of them, such as 1,8."""
-    return [positive(part) for part in text.split(",")]
-
-
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, without the usage text around it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
+
+    def add_version(self) -> None:
+        """Adds `--version`, which prints the program's name and the version of the installed package."""
+        try:
+            version = importlib.metadata.version("jax-probe-mtp")
+        except importlib.metadata.PackageNotFoundError:  # run from a folder that is not installed
+            version = "unknown"
+        self.add_argument("--version", action="version", version=f"%(prog)s {version}")

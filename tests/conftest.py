@@ -10,6 +10,8 @@ from reference import Model
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import random_params
 
+pytest.register_assert_rewrite("support")  # helpers that assert show what they compared
+
 BASE = ModelConfig(
     family="llama",
     vocab_size=61,

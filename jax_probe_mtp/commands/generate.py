@@ -1,103 +1,83 @@
-"""`generate` and `merge` as commands: one prompt or a file of them, on one device, several, or several processes."""
+"""`generate` as a command: one prompt or a file of them, on one device, several, or several processes."""
 
 import argparse
 import dataclasses
 import logging
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jax_probe_mtp.commands import demo_model, options
-from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, ProbeConfig, draft_name
-from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.files import whole_files
-from jax_probe_mtp.files.merge import merge
-from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.commands import draft_options, options
+from jax_probe_mtp.commands.auto_tree import choose_tree
+from jax_probe_mtp.drafting.draft_config import DraftConfig
+from jax_probe_mtp.drafting.spec import draft_name
+from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import run_path
-from jax_probe_mtp.generation.decoder import Decoder, Settings
-from jax_probe_mtp.generation.prompts import Prompt, Stats
-from jax_probe_mtp.generation.waiting import check_sizes, make_newcomer
+from jax_probe_mtp.files.whole_files import check_files, write_json
+from jax_probe_mtp.generation.answers import Stats
+from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.generation.waiting import check_sizes
 from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.jobs.encode import capacity_of, encode
 from jax_probe_mtp.jobs.job import Job
-from jax_probe_mtp.measuring import bench, tree_choice
-from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.measuring import bench
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-def add_commands(commands: Any) -> None:
-    """Adds the two commands to the parser's."""
+def add_command(commands: Any) -> None:
+    """Adds the command to the parser's."""
     generate = commands.add_parser("generate", allow_abbrev=False, help="answer a prompt, or a file of prompts")
-    generate.add_argument("--method", choices=options.METHODS, default="probe", help="ar is plain decoding")
-    add_prompts(generate)
     generate.add_argument(
-        "--output", type=Path, metavar="G.jsonl", help="answers to --input; given again, goes on with it"
+        "--method",
+        choices=draft_options.METHODS,
+        default="probe",
+        help="how to draft; ar is plain decoding (default: %(default)s)",
+    )
+    options.add_prompts(generate)
+    generate.add_argument(
+        "--output",
+        type=Path,
+        metavar="G.jsonl",
+        help="answers to --input; given again, goes on with it (default: no file, --prompt is answered on stdout)",
     )
     generate.add_argument("--ordered", action="store_true", help="answers in the order of the prompts")
     generate.add_argument("--logprobs", action="store_true", help="log-probability of each token in the answers")
     generate.add_argument("--stream", action="store_true", help="show the answer to --prompt as it grows")
     generate.add_argument("--stats", action="store_true", help="tau, calls and tokens/s on stderr")
-    generate.add_argument("--stats-json", type=Path, metavar="F.json", help="the same and more as a file")
-    generate.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="of the lines on stderr (info)")
     generate.add_argument(
-        "--mesh", metavar="data=D,tensor=T", help="split rows over D devices, or groups of T that share the weights"
+        "--stats-json", type=Path, metavar="F.json", help="the same and more as a file (default: no file)"
+    )
+    generate.add_argument(
+        "--log-level", choices=LOG_LEVELS, default="info", help="of the lines on stderr (default: %(default)s)"
+    )
+    generate.add_argument(
+        "--mesh",
+        metavar="data=D,tensor=T",
+        help="split rows over D devices, or groups of T that share the weights "
+        "(default: one device; with --distributed, all of them as data)",
     )
     generate.add_argument("--distributed", action="store_true", help="run as one of several processes, as on a TPU pod")
-    generate.add_argument("--coordinator", metavar="HOST:PORT", help="of --distributed, where the cluster does not say")
-    generate.add_argument("--num-processes", type=int, metavar="N", help="of --distributed, likewise")
-    generate.add_argument("--process-id", type=int, metavar="I", help="of --distributed, likewise; from 0")
+    generate.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="of --distributed: process 0 (default: as the cluster says)"
+    )
+    generate.add_argument(
+        "--num-processes", type=int, metavar="N", help="of --distributed: how many (default: as the cluster says)"
+    )
+    generate.add_argument(
+        "--process-id", type=int, metavar="I", help="of --distributed: which one, from 0 (default: as the cluster says)"
+    )
     options.add_model(generate)
-    options.add_draft(generate)
+    draft_options.add_draft(generate)
     options.add_sampling(generate)
     options.add_stream(generate)
     options.add_exact(generate)
     generate.set_defaults(command=_generate)
-    join = commands.add_parser("merge", allow_abbrev=False, help="one file of the answers of several processes")
-    join.add_argument("parts", type=Path, nargs="+", metavar="PART.jsonl", help="what the processes wrote")
-    join.add_argument("--output", type=Path, required=True, metavar="G.jsonl", help="the one file")
-    join.add_argument("--input", type=Path, metavar="F.jsonl", help="the prompts: puts the answers in their order")
-    join.set_defaults(command=_merge)
-
-
-def add_prompts(parser: argparse.ArgumentParser) -> Any:
-    """Where the prompts are; gives the group, one of which has to be given."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", help="one prompt")
-    source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
-    return source
-
-
-def read_records(args: argparse.Namespace) -> list[Record]:
-    """All prompts of a command at once."""
-    return list(PromptFile(args.input)) if args.input else [Record(index=0, id=0, prompt=args.prompt)]
-
-
-def choose_tree(
-    checkpoint: Checkpoint, prompts: Sequence[Prompt], like: DraftConfig, settings: Settings
-) -> tree_choice.Choice:
-    """The tree that pays for these prompts; they are checked first. Where there are none, the settings have a capacity."""
-    assert isinstance(like, ProbeConfig)
-    if prompts:
-        if settings.batch_size >= 1:  # else it is `choose` that says so
-            settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(prompts)))
-        needed = [make_newcomer(checkpoint, PLAIN, prompt, settings)[2].capacity for prompt in prompts]
-        settings = dataclasses.replace(settings, capacity=max(needed))
-    try:
-        folder = demo_model.cache_folder() / "auto_tree"
-    except ValueError as error:
-        print(f"what a call costs is not kept: {one_line(error)}", file=sys.stderr)
-        folder = None
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    return tree_choice.choose(checkpoint, settings, like=like, folder=folder, say=say)
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -108,25 +88,27 @@ def _generate(args: argparse.Namespace) -> int:
     for option in ("ordered", "distributed", "logprobs") if args.prompt is not None else ("stream",):
         if getattr(args, option):
             raise ValueError(f"--{option} is for {'--input' if args.prompt is not None else '--prompt'}; leave it out.")
-    if args.tree == options.AUTO and (args.mesh or args.distributed):
+    if args.tree == draft_options.AUTO and (args.mesh or args.distributed):
         raise ValueError("--tree auto times calls on one device; name a tree for several, such as --tree 14.")
     if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
         raise ValueError("--coordinator, --num-processes and --process-id are of --distributed; give it too.")
     written = {"--output": args.output, "--stats-json": args.stats_json}
-    whole_files.check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
+    check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
     return _generate_file(args) if args.input else _generate_one(args)
 
 
 def _generate_one(args: argparse.Namespace) -> int:
-    draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
+    draft, settings = draft_options.draft_config(args, takes_auto=True), options.settings(args)
     opened = options.open_model(args.model, args.dtype, args.revision)
     use_chat_template = not args.no_chat_template
-    prompts = [encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in read_records(args)]
+    prompts = [
+        encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in options.read_records(args)
+    ]
     mesh = _mesh(args)
     if mesh is not None:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
     checkpoint = opened.load(mesh)
-    choice = choose_tree(checkpoint, prompts, draft, settings) if args.tree == options.AUTO else None
+    choice = choose_tree(checkpoint, prompts, draft, settings) if args.tree == draft_options.AUTO else None
     draft = choice.draft if choice else draft
     decoder = Decoder(checkpoint, draft)
     if args.stream:
@@ -143,7 +125,7 @@ def _generate_one(args: argparse.Namespace) -> int:
 
 
 def _generate_file(args: argparse.Namespace) -> int:
-    draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
+    draft, settings = draft_options.draft_config(args, takes_auto=True), options.settings(args)
     prompts = PromptFile(args.input)
     if prompts.unused_fields:
         logging.getLogger("jax_probe_mtp").info("%s: not read: %s", args.input, ", ".join(prompts.unused_fields))
@@ -172,12 +154,12 @@ def _generate_file(args: argparse.Namespace) -> int:
     logging.getLogger("jax_probe_mtp").debug("%s; capacity %d", needed, capacity)
     memory.check(needed, data)
     checkpoint = opened.load(mesh)
-    choice = choose_tree(checkpoint, [], draft, settings) if args.tree == options.AUTO else None
+    choice = choose_tree(checkpoint, [], draft, settings) if args.tree == draft_options.AUTO else None
     draft = choice.draft if choice else draft
     run = {
         "model": bench.model_identity(checkpoint) | {"dtype": opened.dtype},
         "settings": {
-            "draft": options.AUTO if choice else draft_name(draft, settings.mask_ema),
+            "draft": draft_options.AUTO if choice else draft_name(draft, settings.mask_ema),
             "chat_template": use_chat_template,
             **{name: getattr(settings, name) for name in DECIDES},
             "stop": list(settings.stop),
@@ -223,14 +205,4 @@ def _show_stats(
         print(f"{stats}; {draft.num_rows} rows a call; host memory {peak / 2**30:.2f} GiB at most", file=sys.stderr)
     if args.stats_json:
         record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": draft.num_rows, "choice": choice, **more}
-        whole_files.write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})
-
-
-def _merge(args: argparse.Namespace) -> int:
-    whole_files.check_files({"--output": args.output}, [args.input])
-    prompts = PromptFile(args.input) if args.input else None
-    num_written, num_missing = merge(args.parts, args.output, prompts)
-    print(f"{args.output} holds {num_written} records", file=sys.stderr)
-    if num_missing:
-        print(f"{num_missing} records of {args.input} have no answer", file=sys.stderr)
-    return int(num_missing > 0)
+        write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})

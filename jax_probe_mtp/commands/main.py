@@ -8,23 +8,15 @@ from collections.abc import Sequence
 
 import jax
 
-from jax_probe_mtp.commands import bench as bench_cli
-from jax_probe_mtp.commands import demo_model, options
-from jax_probe_mtp.commands import generate as generate_cli
-from jax_probe_mtp.commands import verify as verify_cli
+from jax_probe_mtp.commands import align, bench, demo, merge, verify
+from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.errors import Parser, exit_status, one_line
-from jax_probe_mtp.files.prompt_file import Record
-from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT, Settings
-from jax_probe_mtp.jobs.encode import encode
-from jax_probe_mtp.sameness import verdicts
-
-DEMO_PROMPTS = ("Write a Python function that adds two numbers.", "What is the capital of France?")
-DEMO_TOKENS = 48
+from jax_probe_mtp.generation.api import generate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0; 1 where `verify` found a difference; 2 for bad input, with one line on stderr."""
-    args = _parser().parse_args(bench_cli.join_command(sys.argv[1:] if argv is None else argv))
+    args = _parser().parse_args(bench.join_command(sys.argv[1:] if argv is None else argv))
 
     def run() -> int:
         _set_up_process()
@@ -35,41 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="jax-probe-mtp", description="Lossless multi-token prediction for Llama and Qwen models.")
+    parser.add_version()
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    generate_cli.add_commands(commands)
-    verify_cli.add_command(commands)
-    bench_cli.add_commands(commands)
-    demo = commands.add_parser("demo", help="fetch SmolLM2-135M-Instruct, answer two prompts, show the proof")
-    demo.set_defaults(command=_demo)
+    generate.add_command(commands)
+    merge.add_command(commands)
+    verify.add_command(commands)
+    bench.add_commands(commands)
+    align.add_command(commands)
+    demo.add_command(commands)
     return parser
-
-
-def _demo(args: argparse.Namespace) -> int:
-    from checkpoints_convert import convert_gguf
-
-    folder = demo_model.cache_folder()
-    converted = folder / "SmolLM2-135M-Instruct"
-    if not converted.exists():
-        print(f"fetching SmolLM2-135M-Instruct (98 MB) into {folder}", file=sys.stderr)
-        convert_gguf(demo_model.fetch(folder), converted)
-    checkpoint = options.load(converted, "float32")
-    records = [Record(index=i, id=i, prompt=prompt) for i, prompt in enumerate(DEMO_PROMPTS)]
-    print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
-    found = verify_cli.compare(
-        checkpoint,
-        [encode(record, checkpoint.tokenizer, use_chat_template=True) for record in records],
-        DEFAULT_DRAFT,
-        Settings(max_new_tokens=DEMO_TOKENS),
-        method="probe",
-        show=lambda got: print(f"\n> {DEMO_PROMPTS[int(got.id)]}\n{got.text}\n"),
-    )
-    totals = verdicts.summary(verify_cli.show(found))
-    if jax.default_backend() == "cpu":
-        print(
-            "(a CPU's call takes longer the more rows it has; fewer calls pay where reading the weights is the limit)",
-            file=sys.stderr,
-        )
-    return verdicts.exit_status(totals)
 
 
 def _set_up_process() -> None:
@@ -78,7 +44,7 @@ def _set_up_process() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = demo_model.cache_folder() / "compiled"
+        folder = cache_folder() / "compiled"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

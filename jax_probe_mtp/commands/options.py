@@ -1,95 +1,101 @@
-"""Flags that several commands share, and what they stand for: a model, a way of drafting, settings."""
+"""Flags that several commands share, and what they stand for: a model, prompts, settings."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
-from jax_probe_mtp.drafting.draft_config import (
-    MASK_INITS,
-    NGRAM_MATCHES,
-    PLAIN,
-    DraftConfig,
-    NgramConfig,
-    ProbeConfig,
-    RecycleConfig,
-)
-from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT, Settings
+from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.files.prompt_file import PromptFile, Record
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
-METHODS = ("probe", "ar", "ngram", "recycle")
-AUTO = "auto"  # the --tree that is chosen by what a call costs
-ALL_METHODS_OF = {  # which methods an option belongs to; with another one it is refused rather than ignored
-    "tree": ("probe", "ngram", "recycle"),
-    "num_masks": ("probe",),
-    "block_complexity": ("probe",),
-    "mask_init": ("probe",),
-    "mask_offset": ("probe",),
-    "mask_ema": ("probe",),
-    "no_prune": ("probe",),
-    "rank_without_noise": ("probe",),
-    "max_ngram": ("ngram",),
-    "match": ("ngram",),
-    "warm": ("recycle",),
-}
+NEW_TOKENS = 100  # of an answer where something is measured
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """What to load and how to read prompts."""
+    """Adds the flags that say what to load and how to read prompts."""
     parser.add_argument(
         "--model", required=True, help="converted folder, Hugging Face folder, .gguf file or hub id (org/name)"
     )
-    parser.add_argument("--revision", help="commit, tag or branch of a hub id")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="the checkpoint's own when left out")
+    parser.add_argument("--revision", help="commit, tag or branch of a hub id (default: its main branch)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the weights (default: the checkpoint's own)"
+    )
     parser.add_argument("--no-chat-template", action="store_true", help="take prompts as plain text")
 
 
-def add_draft(parser: argparse.ArgumentParser) -> None:
-    """How to draft. Options that were not given stay at None, so that `draft_config` can tell."""
+def add_prompts(parser: argparse.ArgumentParser) -> Any:
+    """Adds the flags that say where the prompts are; gives their group, one of which has to be given."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", help="one prompt")
+    source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
+    return source
+
+
+def read_records(args: argparse.Namespace) -> list[Record]:
+    """Reads all prompts of a command at once."""
+    return list(PromptFile(args.input)) if args.input else [Record(index=0, id=0, prompt=args.prompt)]
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Adds the model and the questions that something is measured on."""
+    add_model(parser)
     parser.add_argument(
-        "--tree",
-        metavar="T",
-        help="probe: candidates by depth, such as 14 or 15,4, or 'dynamic' (14); generate and verify: or 'auto', what pays "
-        "here; ngram: tokens of the chain (10); recycle: nodes, root included, or 'static80' (60)",
+        "--questions", type=Path, required=True, metavar="F.jsonl", help="Spec-Bench's format; first turns are asked"
     )
-    parser.add_argument("--num-masks", type=int, metavar="K", help="mask tokens of each node, 1 to 3; 0 is plain")
-    parser.add_argument("--block-complexity", type=int, metavar="BC", help="rows a call may have")
-    parser.add_argument("--mask-init", choices=MASK_INITS, help=f"first value of the masks ({PLAIN.mask_init})")
-    parser.add_argument(
-        "--mask-offset", type=float, metavar="C", help=f"of --mask-init offset ({PLAIN.mask_offset:g} deviations)"
-    )
-    parser.add_argument(
-        "--mask-ema", type=float, metavar="L", help=f"lambda; 0 freezes the masks ({Settings().mask_ema:g})"
-    )
-    flag: dict[str, Any] = {"action": "store_true", "default": None}
-    parser.add_argument("--no-prune", **flag, help="keep candidates that repeat their parent's token")
-    parser.add_argument("--rank-without-noise", **flag, help="rank sampled drafts as the paper does")
-    parser.add_argument("--max-ngram", type=int, metavar="N", help="ngram: tokens compared at most (5)")
-    parser.add_argument("--match", choices=NGRAM_MATCHES, help="ngram: which of equally long matches (recent)")
-    parser.add_argument("--warm", **flag, help="recycle: one table for all prompts, which stays")
+    parser.add_argument("--per-category", type=int, metavar="N", help="the first N of each category (default: all)")
+
+
+def say_skipped(skipped: dict[str, str]) -> None:
+    """Says on stderr which questions do not fit, and why."""
+    for question, why in skipped.items():
+        print(f"question {question} is skipped: {why}", file=sys.stderr)
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int | None = Settings().max_new_tokens) -> None:
-    """Limits, sampling and sizes. A limit of None says that none was given, and stands for the usual one."""
+    """Adds limits, sampling and sizes. A limit of None says that none was given, and stands for the usual one."""
     settings = Settings()
-    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N")
-    parser.add_argument("--temperature", type=float, default=settings.temperature, metavar="T", help="0 is greedy")
-    parser.add_argument("--top-k", type=int, default=settings.top_k, metavar="K", help="0 keeps all tokens")
-    parser.add_argument("--top-p", type=float, default=settings.top_p, metavar="P", help="1 keeps all tokens")
-    parser.add_argument("--seed", type=int, default=settings.seed, metavar="S")
-    parser.add_argument("--batch-size", type=int, default=settings.batch_size, metavar="B")
+    usual = "%(default)s"
+    if max_new_tokens is None:
+        usual = f"{settings.max_new_tokens}; with --outputs, what a record states"
     parser.add_argument(
-        "--capacity", type=int, metavar="S", help="cache slots a row; what the prompts need if left out"
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help=f"tokens of an answer at most (default: {usual})",
     )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=settings.temperature,
+        metavar="T",
+        help="0 is greedy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=settings.top_k, metavar="K", help="0 keeps all tokens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=settings.top_p, metavar="P", help="1 keeps all tokens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=settings.seed, metavar="S", help="of the random draws (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=settings.batch_size, metavar="B", help="rows at a time (default: %(default)s)"
+    )
+    parser.add_argument("--capacity", type=int, metavar="S", help="cache slots a row (default: what the prompts need)")
     parser.add_argument(
         "--prompt-slots",
         type=int,
         metavar="T",
-        help="pad all prompts to T: with --capacity, one program for all lengths",
+        help="pad all prompts to T: with --capacity, one program for all lengths "
+        "(default: the power of two that holds the longest)",
     )
 
 
 def add_exact(parser: argparse.ArgumentParser) -> None:
-    """The exact mode."""
+    """Adds the flag of the exact mode."""
     parser.add_argument(
         "--exact",
         action="store_true",
@@ -98,82 +104,21 @@ def add_exact(parser: argparse.ArgumentParser) -> None:
 
 
 def add_stream(parser: argparse.ArgumentParser) -> None:
-    """How texts end early, and how often the rows are looked at."""
+    """Adds the flags that say how texts end early, and how often the rows are looked at."""
     chunk = Settings().calls_per_chunk
     parser.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help="end an answer where this text appears; may be repeated",
+        help="end an answer where this text appears; may be repeated (default: none)",
     )
     parser.add_argument(
         "--calls-per-chunk",
         type=int,
         metavar="K",
-        help=f"decode calls between two looks at the rows: then rows that ended get the next prompt ({chunk}; 1 with --stream)",
-    )
-
-
-def draft_config(args: argparse.Namespace, *, takes_auto: bool = False) -> DraftConfig:
-    """The way of drafting that the flags of `add_draft` and `--method` name.
-
-    Args:
-      args: the flags.
-      takes_auto: True where the command chooses a tree for `--tree auto`: the default tree then stands in its place.
-
-    Raises:
-      ValueError: one line, for an option of another method too.
-    """
-    if args.tree == AUTO and args.method != "probe":
-        raise ValueError(f"--tree auto is for --method probe, not {args.method}.")
-    if args.tree == AUTO and not takes_auto:
-        raise ValueError("--tree auto is for generate and verify; name a tree here, such as --tree 14.")
-    given = {name for name in ALL_METHODS_OF if getattr(args, name) is not None}
-    is_maskless = args.method == "probe" and args.num_masks == 0 and args.tree is None
-    if args.method == "ar" or is_maskless:
-        if given - {"num_masks"} or (given and not is_maskless):
-            name = "--num-masks 0" if is_maskless else "--method ar"
-            raise ValueError(f"{name} is plain decoding: leave the options of masks and trees out.")
-        return PLAIN
-    for name in sorted(given):
-        if args.method not in ALL_METHODS_OF[name]:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} is for --method {' or '.join(ALL_METHODS_OF[name])}, not {args.method}.")
-    if args.method == "ngram":
-        return NgramConfig(**_present(num_drafts=_whole(args.tree), max_ngram=args.max_ngram, match=args.match))
-    if args.method == "recycle":
-        tree = args.tree if args.tree == "static80" else _whole(args.tree)
-        return RecycleConfig(**_present(tree=tree, is_warm=args.warm))
-    return _probe_config(args)
-
-
-def _probe_config(args: argparse.Namespace) -> ProbeConfig:
-    tree: tuple[int, ...] | str
-    if args.tree in (None, AUTO):
-        for option, value in (("--num-masks", args.num_masks), ("--block-complexity", args.block_complexity)):
-            if value is not None and args.tree == AUTO:
-                raise ValueError(f"--tree auto chooses masks and rows itself: leave {option} {value} out.")
-            if value is not None:
-                raise ValueError(f"{option} {value} needs a --tree, such as --tree 14; --method ar is plain decoding.")
-        tree = DEFAULT_DRAFT.tree
-    elif args.tree == "dynamic":
-        tree = "dynamic"
-    else:
-        try:
-            tree = tuple(int(width) for width in args.tree.split(","))
-        except ValueError:
-            raise ValueError(f"--tree must be numbers, such as 14 or 15,4, or dynamic, got {args.tree!r}.") from None
-    if args.mask_offset is not None and args.mask_init != "offset":
-        raise ValueError("--mask-offset is of --mask-init offset; give both.")
-    more = _present(mask_init=args.mask_init, mask_offset=args.mask_offset)
-    return ProbeConfig(
-        tree=tree,
-        num_masks=args.num_masks,
-        block_complexity=args.block_complexity,
-        prune=not args.no_prune,
-        rank_with_noise=not args.rank_without_noise,
-        **more,
+        help=f"decode calls between two looks at the rows: then rows that ended get the next prompt "
+        f"(default: {chunk}; 1 with --stream)",
     )
 
 
@@ -181,15 +126,8 @@ def _present(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _whole(text: str | None) -> int | None:
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        raise ValueError(f"--tree must be a whole number for this method, got {text!r}.") from None
-
-
 def settings(args: argparse.Namespace) -> Settings:
-    """The settings that the flags of `add_sampling` name, and those of other groups where the command has them."""
+    """Gives the settings that the flags of `add_sampling` name, and those of other groups where the command has them."""
     return Settings(
         max_new_tokens=Settings().max_new_tokens if args.max_new_tokens is None else args.max_new_tokens,
         temperature=args.temperature,
@@ -210,13 +148,26 @@ def settings(args: argparse.Namespace) -> Settings:
 
 
 def open_model(model: str | Path, dtype: str | None, revision: str | None = None) -> Any:
-    """The `OpenedCheckpoint` that `--model`, `--dtype` and `--revision` name, its weights not yet read."""
+    """Gives the `OpenedCheckpoint` that `--model`, `--dtype` and `--revision` name, its weights not yet read."""
     from checkpoints_convert import open_checkpoint  # it imports this package, so not at the top
 
     return open_checkpoint(model, dtype=dtype, revision=revision)
 
 
 def load(model: str | Path, dtype: str | None, revision: str | None = None) -> Checkpoint:
-    """The checkpoint that `--model`, `--dtype` and `--revision` name."""
+    """Loads the checkpoint that `--model`, `--dtype` and `--revision` name."""
     checkpoint: Checkpoint = open_model(model, dtype, revision).load()
     return checkpoint
+
+
+def positive(text: str) -> int:
+    """Reads an argument that is a whole number, at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def positives(text: str) -> list[int]:
+    """Reads an argument that is several of them, such as 1,8."""
+    return [positive(part) for part in text.split(",")]

@@ -11,13 +11,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jax_probe_mtp.commands import generate as generate_cli
-from jax_probe_mtp.commands import options
-from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, draft_name
+from jax_probe_mtp.commands import draft_options, options
+from jax_probe_mtp.commands.auto_tree import choose_tree
+from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig
+from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.output_file import OutputFile, categories
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
+from jax_probe_mtp.generation.answers import Generation
 from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.generation.prompts import Generation, Prompt, Settings
 from jax_probe_mtp.generation.waiting import check_sizes
 from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.measuring import bench
@@ -33,9 +35,9 @@ AGAINST = ("ar", "torch")
 def add_command(commands: Any) -> None:
     """Adds the command to the parser's."""
     verify = commands.add_parser("verify", allow_abbrev=False, help="are these the tokens of plain decoding?")
-    drafting = [method for method in options.METHODS if method != "ar"]
-    verify.add_argument("--method", choices=drafting, help="what is compared with plain decoding (probe)")
-    source = generate_cli.add_prompts(verify)
+    drafting = [method for method in draft_options.METHODS if method != "ar"]
+    verify.add_argument("--method", choices=drafting, help="what is compared with plain decoding (default: probe)")
+    source = options.add_prompts(verify)
     source.add_argument(
         "--outputs",
         type=Path,
@@ -45,17 +47,17 @@ def add_command(commands: Any) -> None:
     verify.add_argument(
         "--against",
         choices=AGAINST,
-        help="what the method's tokens are compared with: plain decoding (ar) or transformers",
+        help="what the method's tokens are compared with: plain decoding (ar) or transformers (default: ar)",
     )
     verify.add_argument(
         "--frequencies",
         action="store_true",
         help="of --outputs sampled with unknown seeds: how often first tokens come",
     )
-    verify.add_argument("--json", type=Path, metavar="F.json", help="verdicts and their sums")
-    verify.add_argument("--markdown", type=Path, metavar="F.md", help="the same for people")
+    verify.add_argument("--json", type=Path, metavar="F.json", help="verdicts and their sums (default: no file)")
+    verify.add_argument("--markdown", type=Path, metavar="F.md", help="the same for people (default: no file)")
     options.add_model(verify)
-    options.add_draft(verify)
+    draft_options.add_draft(verify)
     options.add_sampling(verify, max_new_tokens=None)
     options.add_stream(verify)
     options.add_exact(verify)
@@ -156,10 +158,10 @@ def _verify_method(args: argparse.Namespace) -> int:
     if args.frequencies:
         raise ValueError("--frequencies is for --outputs; leave it out.")
     args.method = args.method or "probe"
-    draft, settings = options.draft_config(args, takes_auto=True), options.settings(args)
+    draft, settings = draft_options.draft_config(args, takes_auto=True), options.settings(args)
     if draft == PLAIN:
         raise ValueError("--num-masks 0 is plain decoding, with which verify compares: name a way of drafting.")
-    records = generate_cli.read_records(args)  # before anything slow starts
+    records = options.read_records(args)  # before anything slow starts
     category_of = categories(args.input) if args.input else {}
     if args.against == "torch":
         if importlib.util.find_spec("torch") is None:
@@ -174,8 +176,8 @@ def _verify_method(args: argparse.Namespace) -> int:
     prompts = [encode(record, opened.tokenizer, use_chat_template=not args.no_chat_template) for record in records]
     checkpoint = opened.load()
     name = args.method
-    if args.tree == options.AUTO:
-        choice = generate_cli.choose_tree(checkpoint, prompts, draft, settings)
+    if args.tree == draft_options.AUTO:
+        choice = choose_tree(checkpoint, prompts, draft, settings)
         print(f"auto: {choice}", file=sys.stderr)
         draft, name = choice.draft, draft_name(choice.draft)
     with_what = _compare_with_torch if args.against == "torch" else compare
@@ -190,8 +192,8 @@ def _verify_method(args: argparse.Namespace) -> int:
 
 
 def _verify_outputs(args: argparse.Namespace) -> int:
-    of_decoding = "method", "against", "exact", "capacity", "prompt_slots", "calls_per_chunk", *options.ALL_METHODS_OF
-    for option in of_decoding:
+    of_decoding = ["method", "against", "exact", "capacity", "prompt_slots", "calls_per_chunk"]
+    for option in (*of_decoding, *draft_options.ALL_METHODS_OF):
         if getattr(args, option) is not None and getattr(args, option) is not False:
             raise ValueError(
                 f"--{option.replace('_', '-')} says how to decode, and --outputs decodes nothing; leave it out."
@@ -221,7 +223,7 @@ def _outputs(file: OutputFile, tokenizer: Any, args: argparse.Namespace) -> Iter
 
 
 def _run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
-    """What the verdicts hold for."""
+    """Describes what the verdicts hold for."""
     environment = bench.environment(str(checkpoint.params["embed"].dtype))
     names = ("temperature", "top_k", "top_p", "seed", "batch_size", "is_exact")
     return {

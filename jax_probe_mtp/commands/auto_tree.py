@@ -1,0 +1,35 @@
+"""`--tree auto` as `generate` and `verify` have it: the tree that pays, and a word on stderr."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from jax_probe_mtp.commands.cache_folder import cache_folder
+from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, ProbeConfig
+from jax_probe_mtp.errors import one_line
+from jax_probe_mtp.generation.waiting import make_newcomer
+from jax_probe_mtp.measuring import tree_choice
+from jax_probe_mtp.model.checkpoint import Checkpoint
+
+
+def choose_tree(
+    checkpoint: Checkpoint, prompts: Sequence[Prompt], like: DraftConfig, settings: Settings
+) -> tree_choice.Choice:
+    """Chooses the tree that pays for these prompts, and checks them first. Where there are none, settings have a capacity."""
+    assert isinstance(like, ProbeConfig)
+    if prompts:
+        if settings.batch_size >= 1:  # else it is `choose` that says so
+            settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(prompts)))
+        needed = [make_newcomer(checkpoint, PLAIN, prompt, settings)[2].capacity for prompt in prompts]
+        settings = dataclasses.replace(settings, capacity=max(needed))
+    try:
+        folder = cache_folder() / "auto_tree"
+    except ValueError as error:
+        print(f"what a call costs is not kept: {one_line(error)}", file=sys.stderr)
+        folder = None
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    return tree_choice.choose(checkpoint, settings, like=like, folder=folder, say=say)

@@ -1,0 +1,52 @@
+"""`demo` as a command: a real model answers two prompts, and every token is compared with plain decoding's."""
+
+import argparse
+import sys
+from typing import Any
+
+import jax
+
+from jax_probe_mtp.commands import demo_model, options, verify
+from jax_probe_mtp.commands.cache_folder import cache_folder
+from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.files.prompt_file import Record
+from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT
+from jax_probe_mtp.jobs.encode import encode
+from jax_probe_mtp.sameness import verdicts
+
+DEMO_PROMPTS = ("Write a Python function that adds two numbers.", "What is the capital of France?")
+DEMO_TOKENS = 48
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the parser's."""
+    demo = commands.add_parser("demo", help="fetch SmolLM2-135M-Instruct, answer two prompts, show the proof")
+    demo.set_defaults(command=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from checkpoints_convert import convert_gguf
+
+    folder = cache_folder()
+    converted = folder / "SmolLM2-135M-Instruct"
+    if not converted.exists():
+        print(f"fetching SmolLM2-135M-Instruct (98 MB) into {folder}", file=sys.stderr)
+        convert_gguf(demo_model.fetch(folder), converted)
+    checkpoint = options.load(converted, "float32")
+    records = [Record(index=i, id=i, prompt=prompt) for i, prompt in enumerate(DEMO_PROMPTS)]
+    print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
+    found = verify.compare(
+        checkpoint,
+        [encode(record, checkpoint.tokenizer, use_chat_template=True) for record in records],
+        DEFAULT_DRAFT,
+        Settings(max_new_tokens=DEMO_TOKENS),
+        method="probe",
+        show=lambda got: print(f"\n> {DEMO_PROMPTS[int(got.id)]}\n{got.text}\n"),
+    )
+    totals = verdicts.summary(verify.show(found))
+    if jax.default_backend() == "cpu":
+        print(
+            "(a CPU's call takes longer the more rows it has; fewer calls pay where reading the weights is the limit)",
+            file=sys.stderr,
+        )
+    return verdicts.exit_status(totals)
