@@ -17,6 +17,7 @@ from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT, Settings
 from jax_probe_mtp.jobs import job as jobs
 from jax_probe_mtp.sameness import verdicts
+from jax_probe_mtp.sameness.compare import compare
 
 DEMO_PROMPTS = ("Write a Python function that adds two numbers.", "What is the capital of France?")
 DEMO_TOKENS = 48
@@ -55,7 +56,7 @@ def _demo(args: argparse.Namespace) -> int:
     checkpoint = options.load(converted, "float32")
     records = [Record(index=i, id=i, prompt=prompt) for i, prompt in enumerate(DEMO_PROMPTS)]
     print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
-    found = verify_cli.compare(
+    found = compare(
         checkpoint,
         [jobs.encode(record, checkpoint.tokenizer, use_chat_template=True) for record in records],
         DEFAULT_DRAFT,

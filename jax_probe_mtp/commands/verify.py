@@ -3,26 +3,23 @@
 import argparse
 import dataclasses
 import importlib.util
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from jax_probe_mtp.commands import generate as generate_cli
 from jax_probe_mtp.commands import options
-from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, draft_name
+from jax_probe_mtp.drafting.draft_config import PLAIN, draft_name
 from jax_probe_mtp.files.output_file import OutputFile, categories
 from jax_probe_mtp.files.questions import check_files, write_files, write_json
-from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.generation.prompts import Generation, Prompt, Settings
+from jax_probe_mtp.generation.prompts import Prompt, Settings
 from jax_probe_mtp.generation.waiting import check_sizes
 from jax_probe_mtp.jobs import job as jobs
 from jax_probe_mtp.measuring import bench
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.sameness import first_difference, verdicts
+from jax_probe_mtp.sameness import verdicts
+from jax_probe_mtp.sameness.compare import compare, compare_with_torch
 from jax_probe_mtp.sameness.frequencies import judge_frequencies
 from jax_probe_mtp.sameness.given_outputs import Output, judge
 from jax_probe_mtp.sameness.verdicts import Verdict
@@ -60,70 +57,6 @@ def add_command(commands: Any) -> None:
     options.add_stream(verify)
     options.add_exact(verify)
     verify.set_defaults(command=_verify)
-
-
-def compare(
-    checkpoint: Checkpoint,
-    prompts: list[Prompt],
-    draft: DraftConfig,
-    settings: Settings,
-    *,
-    method: str,
-    show: Callable[[Generation], None] = lambda _: None,
-) -> Iterator[Verdict]:
-    """Decodes with and without drafts; a verdict for each prompt. Says on stderr what each took on its own.
-
-    In the exact mode plain decoding is the same program that accepts nothing, and no difference is a tie.
-    """
-    drafted = Decoder(checkpoint, draft)
-    plain = Decoder(checkpoint, draft, programs=drafted.programs) if settings.is_exact else Decoder(checkpoint, PLAIN)
-    plainly = dataclasses.replace(settings, max_accept=0) if settings.is_exact else settings
-    expected_ones, answers = _answers(plain, prompts, plainly, "plain"), _answers(drafted, prompts, settings, method)
-    for expected, got, prompt in zip(expected_ones, answers, prompts, strict=True):
-        show(got)
-        found = first_difference.compare(plain, prompt, settings, expected, got)
-        if found and settings.is_exact:
-            found = dataclasses.replace(found, tolerance=-math.inf)
-        yield _compared(got, found, f"; {got.calls} calls, plain decoding {expected.calls}")
-
-
-def _answers(decoder: Decoder, prompts: list[Prompt], settings: Settings, name: str) -> list[Generation]:
-    """All of one decoder, and its speed on stderr: in turns with another's work, its seconds would hold that as well."""
-    answers = list(tqdm(decoder.run(prompts, settings), desc=name, total=len(prompts), unit="answer", disable=None))
-    print(f"{name}: {decoder.stats}", file=sys.stderr)
-    return answers
-
-
-def _compared(got: Generation, found: first_difference.Difference | None, more: str) -> Verdict:
-    kind, difference = verdicts.kind_of([found] if found else [], None)
-    return Verdict(
-        id=got.id,
-        kind=kind,
-        num_tokens=len(got.token_ids),
-        difference=difference,
-        num_compared=min(found.position + 1, len(got.token_ids)) if found else None,
-        num_differences=int(found is not None),
-        more=more,
-    )
-
-
-def _compare_with_torch(
-    checkpoint: Checkpoint, prompts: list[Prompt], draft: DraftConfig, settings: Settings, *, method: str
-) -> Iterator[Verdict]:
-    from checkpoints_convert import compare as with_torch  # it imports this package, so not at the top
-
-    model = with_torch.torch_model(checkpoint.config, checkpoint.params, str(checkpoint.params["embed"].dtype))
-    drafted = Decoder(checkpoint, draft)
-    for got, prompt in zip(_answers(drafted, prompts, settings, method), prompts, strict=True):
-        token_ids = with_torch.greedy(
-            model,
-            prompt.token_ids,
-            max_new_tokens=prompt.of("max_new_tokens", settings),
-            eos_token_ids=checkpoint.eos_token_ids,
-        )
-        expected = dataclasses.replace(got, token_ids=token_ids)
-        found = first_difference.compare(drafted, prompt, settings, expected, got, first_difference.FOREIGN_TIE)
-        yield _compared(got, found, f"; transformers {len(token_ids)} tokens")
 
 
 def show(found: Iterable[Verdict]) -> list[Verdict]:
@@ -178,7 +111,7 @@ def _verify_method(args: argparse.Namespace) -> int:
         choice = generate_cli.choose_tree(checkpoint, prompts, draft, settings)
         print(f"auto: {choice}", file=sys.stderr)
         draft, name = choice.draft, draft_name(choice.draft)
-    with_what = _compare_with_torch if args.against == "torch" else compare
+    with_what = compare_with_torch if args.against == "torch" else compare
     run = _run(args, checkpoint, settings) | {
         "draft": draft_name(draft, settings.mask_ema),
         "against": args.against or "ar",

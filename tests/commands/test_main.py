@@ -15,8 +15,7 @@ from checkpoints import EOS, SPECIAL, make_checkpoint, word, words, write_folder
 from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig
 from jax_probe_mtp.commands import generate as generate_cli
 from jax_probe_mtp.commands import main as cli
-from jax_probe_mtp.commands import verify as verify_cli
-from jax_probe_mtp.generation.decoder import Settings, Stats
+from jax_probe_mtp.generation.decoder import Decoder, Settings, Stats
 from jax_probe_mtp.sameness import first_difference
 
 PROMPT = [5, 9, 2, 44, 17, 3, 3]
@@ -196,7 +195,7 @@ def plant(monkeypatch):
     """Puts a wrong token into what the drafted decoder gives for record "b"."""
 
     def plant(position):
-        honest = verify_cli.Decoder.run
+        honest = Decoder.run
 
         def wrong(self, prompts, settings):
             for generation in honest(self, prompts, settings):
@@ -204,7 +203,7 @@ def plant(monkeypatch):
                     generation.token_ids[position] = (generation.token_ids[position] + 1) % 61
                 yield generation
 
-        monkeypatch.setattr(verify_cli.Decoder, "run", wrong)
+        monkeypatch.setattr(Decoder, "run", wrong)
 
     return plant
 

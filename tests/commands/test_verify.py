@@ -12,6 +12,7 @@ from checkpoints import EOS, make_checkpoint, words, write_folder
 from checkpoints_convert.load import OpenedCheckpoint
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.commands import verify as verify_cli
+from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.sameness import first_difference
 
 PROMPTS = {"a": [7], "b": [5, 9, 2, 44, 17, 3, 3], "c": [60, 1, 33, 8]}
@@ -273,14 +274,14 @@ def test_the_exact_mode_is_compared_with_its_own_program(run, model, tmp_path, f
 
 
 def test_no_decoders_seconds_hold_the_work_of_another(run, model, tmp_path, monkeypatch):
-    honest, events = verify_cli.Decoder.run, []
+    honest, events = Decoder.run, []
 
     def spy(self, prompts, settings):
         events.append("begins")
         yield from honest(self, prompts, settings)
         events.append("ends")
 
-    monkeypatch.setattr(verify_cli.Decoder, "run", spy)
+    monkeypatch.setattr(Decoder, "run", spy)
     prompts = write(tmp_path / "p.jsonl", [{"id": name, "prompt_ids": ids} for name, ids in PROMPTS.items()])
     code, out, _ = run("verify", "--model", model, "--input", prompts, "--max-new-tokens", "5")
     assert (code, out.splitlines()[-1]) == (0, "3 same, 0 tie, 0 diverged")
@@ -288,7 +289,7 @@ def test_no_decoders_seconds_hold_the_work_of_another(run, model, tmp_path, monk
 
 
 def test_in_the_exact_mode_no_difference_is_a_tie(run, model, tmp_path, monkeypatch):
-    honest = verify_cli.Decoder.run
+    honest = Decoder.run
 
     def wrong(self, prompts, settings):
         for generation in honest(self, prompts, settings):
@@ -296,7 +297,7 @@ def test_in_the_exact_mode_no_difference_is_a_tie(run, model, tmp_path, monkeypa
                 generation.token_ids[2] = (generation.token_ids[2] + 1) % 26
             yield generation
 
-    monkeypatch.setattr(verify_cli.Decoder, "run", wrong)
+    monkeypatch.setattr(Decoder, "run", wrong)
     monkeypatch.setattr(first_difference, "FLOAT32_TIE", 1e9)
     flags = ["--prompt", "w7", "--max-new-tokens", "5"]
     assert run("verify", "--model", model, *flags)[:2][0] == 0
