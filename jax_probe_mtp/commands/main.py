@@ -70,7 +70,7 @@ def _demo(args: argparse.Namespace) -> int:
             "(a CPU's call takes longer the more rows it has; fewer calls pay where reading the weights is the limit)",
             file=sys.stderr,
         )
-    return verdicts.exit_status(totals)
+    return verdicts.status_of(totals)
 
 
 def _set_up_process() -> None:

@@ -77,7 +77,7 @@ def _report(found: Iterable[Verdict], title: str, run: dict[str, Any], args: arg
         write_json(args.json, {"run": run, "summary": totals, "records": [verdict.as_json() for verdict in kept]})
     if args.markdown:
         write_files(args.markdown.parent, {args.markdown.name: verdicts.markdown(title, run, totals, kept)})
-    return verdicts.exit_status(totals)
+    return verdicts.status_of(totals)
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -102,8 +102,8 @@ def summary(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     }
 
 
-def exit_status(totals: dict[str, Any]) -> int:
-    """0 where all are the same or tied, 1 where one diverged or is incomplete, 2 where one could not be checked."""
+def status_of(totals: dict[str, Any]) -> int:
+    """Gives the exit status: 0 if all are the same or tied, 1 if one diverged or is incomplete, 2 if one was not checked."""
     if totals[DIVERGED] or totals[INCOMPLETE]:
         return 1
     return 2 if totals[UNCHECKED] or not totals["records"] else 0

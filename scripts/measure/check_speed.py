@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         questions.write_json(
             args.output, record | {"model": bench.model_identity(checkpoint), "environment": environment}
         )
-    return max(verdicts.exit_status(totals[size]) for size in check_seconds)
+    return max(verdicts.status_of(totals[size]) for size in check_seconds)
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def test_sums_and_their_exit_status():
         ([unchecked, diverged], 1),
     ]
     for found, status in [*cases, ([], 2)]:
-        assert verdicts.exit_status(verdicts.summary(found)) == status
+        assert verdicts.status_of(verdicts.summary(found)) == status
     totals = verdicts.summary([of("same", "math"), of("tie", "math"), of("diverged", "qa"), of("same"), unchecked])
     assert (totals["records"], totals["same"], totals["tie"], totals["diverged"]) == (5, 2, 1, 1)
     assert totals["by_category"]["math"] == dict.fromkeys(verdicts.KINDS, 0) | {"same": 1, "tie": 1}
