@@ -25,6 +25,7 @@ from jax_probe_mtp.jobs import job as jobs
 from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.measuring import bench, tree_choice
 from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.fingerprint import model_identity
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -178,7 +179,7 @@ def _generate_file(args: argparse.Namespace) -> int:
     choice = choose_tree(checkpoint, [], draft, settings) if args.tree == options.AUTO else None
     draft = choice.draft if choice else draft
     run = {
-        "model": bench.model_identity(checkpoint) | {"dtype": opened.dtype},
+        "model": model_identity(checkpoint) | {"dtype": opened.dtype},
         "settings": {
             "draft": options.AUTO if choice else draft_name(draft, settings.mask_ema),
             "chat_template": use_chat_template,

@@ -18,6 +18,7 @@ from jax_probe_mtp.generation.waiting import check_sizes
 from jax_probe_mtp.jobs import job as jobs
 from jax_probe_mtp.measuring import bench
 from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.fingerprint import model_identity
 from jax_probe_mtp.sameness import verdicts
 from jax_probe_mtp.sameness.compare import compare, compare_with_torch
 from jax_probe_mtp.sameness.frequencies import judge_frequencies
@@ -158,7 +159,7 @@ def _run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -
     environment = bench.environment(str(checkpoint.params["embed"].dtype))
     names = ("temperature", "top_k", "top_p", "seed", "batch_size", "is_exact")
     return {
-        "model": bench.model_identity(checkpoint),
+        "model": model_identity(checkpoint),
         **{name: getattr(settings, name) for name in names},
         "max_new_tokens": args.max_new_tokens if args.outputs else settings.max_new_tokens,
         **environment,

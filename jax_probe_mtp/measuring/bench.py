@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import importlib.metadata
 import itertools
 import os
@@ -14,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_probe_mtp.drafting.spec import Run
 from jax_probe_mtp.files.questions import Question
 from jax_probe_mtp.generation import tokenizer
 from jax_probe_mtp.generation.decoder import Decoder, Generation, Prompt, Settings
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.mesh import mesh_of
-from jax_probe_mtp.model.params import Params, abstract_params
 from jax_probe_mtp.sameness import first_difference
 
 Result = dict[str, Any]  # what one run made of one question
@@ -271,23 +266,6 @@ def environment(dtype: str) -> dict[str, Any]:
         "device": f"{platform.machine()}, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind,
         "dtype": dtype,
     }
-
-
-def model_identity(checkpoint: Checkpoint) -> dict[str, str]:
-    """The model's name and a hash over its shape and a few values of every weight, which tells two models apart."""
-    digest = hashlib.sha256(repr(checkpoint.config).encode())
-    mesh = mesh_of(checkpoint.params)
-    on_all_devices = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # where every process can read it
-
-    def first_values(params: Params) -> Params:
-        return jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:16].astype(jnp.float32), params)
-
-    values = jax.jit(first_values, out_shardings=on_all_devices)(checkpoint.params)
-    shapes = abstract_params(checkpoint.config)
-    for (path, leaf), shape in zip(jax.tree_util.tree_leaves_with_path(values), jax.tree.leaves(shapes), strict=True):
-        digest.update(f"{jax.tree_util.keystr(path)} {shape.shape}".encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return {"name": Path(checkpoint.name).name, "fingerprint": digest.hexdigest()[:16]}
 
 
 def _own_version() -> str | None:

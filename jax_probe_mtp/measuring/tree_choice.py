@@ -25,6 +25,7 @@ from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT, Settings
 from jax_probe_mtp.measuring import bench, call_cost
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DecodeConfig
+from jax_probe_mtp.model.fingerprint import model_identity
 
 FORMAT = 1  # of the files
 TREES = {10: (4,), 30: (14,), 60: (29,)}  # rows of a call -> tree
@@ -182,7 +183,7 @@ def _time_call(
 def _environment(checkpoint: Checkpoint) -> dict[str, Any]:
     environment = bench.environment(str(checkpoint.params["embed"].dtype))
     names = ("jax_probe_mtp", "jax", "jaxlib", "backend", "device", "dtype")
-    return {name: environment[name] for name in names} | {"model": bench.model_identity(checkpoint)["fingerprint"]}
+    return {name: environment[name] for name in names} | {"model": model_identity(checkpoint)["fingerprint"]}
 
 
 def _digest(depends_on: dict[str, Any]) -> str:

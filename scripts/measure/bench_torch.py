@@ -35,8 +35,9 @@ from checkpoints_convert import load_checkpoint
 from checkpoints_convert.compare import torch_model
 from jax_probe_mtp.errors import Parser, exit_status, one_line, positive
 from jax_probe_mtp.files.questions import check_files, read_questions, write_json
-from jax_probe_mtp.measuring.bench import model_identity, read_prompts
+from jax_probe_mtp.measuring.bench import read_prompts
 from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.fingerprint import model_identity
 
 WARM_UP_CALLS = 5  # compile, record a CUDA graph, replay it, and two more
 LOOKUP_TOKENS = 10  # the value of transformers' guide
