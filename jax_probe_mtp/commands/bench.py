@@ -15,6 +15,7 @@ from jax_probe_mtp.drafting.spec import parse_runs
 from jax_probe_mtp.files import questions as records
 from jax_probe_mtp.measuring import alignment as align
 from jax_probe_mtp.measuring import alignment_report, bench, bench_record, bench_report
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import model_identity
 
 DEFAULT_RUNS = "ar;probe:14;ngram:10;recycle:30"
@@ -73,7 +74,7 @@ def _bench(args: argparse.Namespace) -> int:
     checkpoint = options.load(args.model, args.dtype, args.revision)
     header = {
         "format": bench_record.FORMAT,
-        "environment": bench.environment(str(checkpoint.params["embed"].dtype)),
+        "environment": environment(str(checkpoint.params["embed"].dtype)),
         "model": model_identity(checkpoint),
         "settings": {
             "questions": args.questions.name,
@@ -196,7 +197,7 @@ def _align(args: argparse.Namespace) -> int:
     alignment = align.measure(
         checkpoint, prompts, probe, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
     )
-    environment = bench.environment(str(checkpoint.params["embed"].dtype)) | {"model": model_identity(checkpoint)}
-    for path in alignment_report.write_alignment(alignment, environment, args.output):
+    made_with = environment(str(checkpoint.params["embed"].dtype)) | {"model": model_identity(checkpoint)}
+    for path in alignment_report.write_alignment(alignment, made_with, args.output):
         print(path)
     return 0

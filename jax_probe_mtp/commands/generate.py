@@ -23,7 +23,8 @@ from jax_probe_mtp.generation.prompts import Prompt, Stats
 from jax_probe_mtp.generation.waiting import check_sizes, make_newcomer
 from jax_probe_mtp.jobs import job as jobs
 from jax_probe_mtp.jobs import memory, processes
-from jax_probe_mtp.measuring import bench, tree_choice
+from jax_probe_mtp.measuring import tree_choice
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.fingerprint import model_identity
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
@@ -227,7 +228,7 @@ def _show_stats(
         print(f"{stats}; {draft.num_rows} rows a call; host memory {peak / 2**30:.2f} GiB at most", file=sys.stderr)
     if args.stats_json:
         record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": draft.num_rows, "choice": choice, **more}
-        questions.write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})
+        questions.write_json(args.stats_json, record | {"environment": environment(args.dtype or "as stored")})
 
 
 def _merge(args: argparse.Namespace) -> int:

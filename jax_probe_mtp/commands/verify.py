@@ -16,7 +16,7 @@ from jax_probe_mtp.files.questions import check_files, write_files, write_json
 from jax_probe_mtp.generation.prompts import Prompt, Settings
 from jax_probe_mtp.generation.waiting import check_sizes
 from jax_probe_mtp.jobs import job as jobs
-from jax_probe_mtp.measuring import bench
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.fingerprint import model_identity
 from jax_probe_mtp.sameness import verdicts
@@ -156,11 +156,10 @@ def _outputs(file: OutputFile, tokenizer: Any, args: argparse.Namespace) -> Iter
 
 def _run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     """What the verdicts hold for."""
-    environment = bench.environment(str(checkpoint.params["embed"].dtype))
     names = ("temperature", "top_k", "top_p", "seed", "batch_size", "is_exact")
     return {
         "model": model_identity(checkpoint),
         **{name: getattr(settings, name) for name in names},
         "max_new_tokens": args.max_new_tokens if args.outputs else settings.max_new_tokens,
-        **environment,
+        **environment(str(checkpoint.params["embed"].dtype)),
     }

@@ -22,7 +22,8 @@ from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig, draft_name
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.files.questions import write_json
 from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT, Settings
-from jax_probe_mtp.measuring import bench, call_cost
+from jax_probe_mtp.measuring import call_cost
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DecodeConfig
 from jax_probe_mtp.model.fingerprint import model_identity
@@ -181,9 +182,9 @@ def _time_call(
 
 
 def _environment(checkpoint: Checkpoint) -> dict[str, Any]:
-    environment = bench.environment(str(checkpoint.params["embed"].dtype))
+    made_with = environment(str(checkpoint.params["embed"].dtype))
     names = ("jax_probe_mtp", "jax", "jaxlib", "backend", "device", "dtype")
-    return {name: environment[name] for name in names} | {"model": model_identity(checkpoint)["fingerprint"]}
+    return {name: made_with[name] for name in names} | {"model": model_identity(checkpoint)["fingerprint"]}
 
 
 def _digest(depends_on: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ from jax_probe_mtp.errors import Parser, exit_status, one_line, positive
 from jax_probe_mtp.files.questions import check_files, write_json
 from jax_probe_mtp.kernels import product as fused_product
 from jax_probe_mtp.kernels.product import Tiles
-from jax_probe_mtp.measuring.bench import environment
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.config import ModelConfig
 

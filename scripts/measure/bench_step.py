@@ -29,7 +29,7 @@ from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig
 from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.questions import check_files, write_json
 from jax_probe_mtp.measuring import call_cost
-from jax_probe_mtp.measuring.bench import environment
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import transformer
 from jax_probe_mtp.model.config import ATTENTIONS, DecodeConfig, ModelConfig
 from jax_probe_mtp.model.params import Params, random_params

@@ -22,7 +22,7 @@ from jax_probe_mtp.files import questions
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.decoder import Decoder, Settings
 from jax_probe_mtp.jobs import job as jobs
-from jax_probe_mtp.measuring import bench
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import model_identity
 from jax_probe_mtp.sameness import verdicts
 from jax_probe_mtp.sameness.given_outputs import Output, judge
@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(record, indent=1))
     if args.output:
-        environment = bench.environment(str(checkpoint.params["embed"].dtype))
-        questions.write_json(args.output, record | {"model": model_identity(checkpoint), "environment": environment})
+        made_with = environment(str(checkpoint.params["embed"].dtype))
+        questions.write_json(args.output, record | {"model": model_identity(checkpoint), "environment": made_with})
     return max(verdicts.status_of(totals[size]) for size in check_seconds)
 
 

@@ -28,7 +28,7 @@ from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
 from jax_probe_mtp.generation.prompts import Stats
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.jobs import job as jobs
-from jax_probe_mtp.measuring import bench
+from jax_probe_mtp.measuring.environment import environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [_row(cell, passes[cell], tokens) for cell in cells]
     print(json.dumps(rows, indent=1))
     if args.output:
-        environment = bench.environment(str(checkpoint.params["embed"].dtype))
+        made_with = environment(str(checkpoint.params["embed"].dtype))
         given = {
             name: Path(value).name if name in ("model", "input") else value
             for name, value in vars(args).items()
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "arguments": {name: value for name, value in given.items() if name != "output"},
             "prompts": len(prompts),
         }
-        questions.write_json(args.output, record | {"environment": environment, "runs": rows})
+        questions.write_json(args.output, record | {"environment": made_with, "runs": rows})
     return 0
 
 

@@ -27,7 +27,7 @@ def checkpoint(tiny):
 
 @pytest.fixture
 def timer(monkeypatch):
-    """Stands for `step_cost.time_step`: says what was asked and answers from `costs`, by rows."""
+    """Stands for `call_cost.time_step`: says what was asked and answers from `costs`, by rows."""
 
     class Timer:
         costs = CHEAP
@@ -47,7 +47,7 @@ def timer(monkeypatch):
             return [draft_cfg.num_rows for draft_cfg, _, _ in self.asked]
 
     timer = Timer()
-    monkeypatch.setattr(tree_choice.step_cost, "time_step", timer)
+    monkeypatch.setattr(tree_choice.call_cost, "time_step", timer)
     return timer
 
 
@@ -234,8 +234,8 @@ def test_another_key_is_measured_by_itself(checkpoint, timer, tmp_path, monkeypa
         params = checkpoint.params | {"final_norm": checkpoint.params["final_norm"] * 2}
         other = dataclasses.replace(checkpoint, params=params)
     else:
-        environment = tree_choice.bench.environment("float32") | {change: "another"}
-        monkeypatch.setattr(tree_choice.bench, "environment", lambda dtype: environment)
+        environment = tree_choice.environment("float32") | {change: "another"}
+        monkeypatch.setattr(tree_choice, "environment", lambda dtype: environment)
     assert not choose(other, settings, folder=tmp_path, **more).is_cached
     assert timer.rows == [1, 10, 30, 60]
     assert choose(other, settings, folder=tmp_path, **more).is_cached
