@@ -33,14 +33,15 @@ def _own_version() -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this file is tracked in, with "-dirty" if it was changed; None for an installed copy."""
+    """Gives the commit of the checkout this file is tracked in, "-dirty" where the package was changed; None if installed."""
+    package = Path(__file__).parents[1]
 
     def git(*args: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *args]
+        command = ["git", "-C", str(package), *args]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
+        git("ls-files", "--error-unmatch", str(Path(__file__).relative_to(package)))
         return git("rev-parse", "HEAD") + (
             "-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", ".") else ""
         )
