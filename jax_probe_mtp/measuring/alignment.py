@@ -1,4 +1,4 @@
-"""How near a mask's hidden state comes to that of the token that truly came at its place, layer by layer.
+"""Measures how near a mask's hidden state comes to that of the token that truly came at its place, layer by layer.
 
 A call with its root at position L accepts a drafts; its bonus is at L' = L + a + 1. The masks that count are those of
 its last accepted node: mask i sits at L' - 1 + i and proposes depth i of the next call's tree. They run once more, as
@@ -113,7 +113,7 @@ def measure(
 
 
 def _named(values: np.ndarray) -> dict[str, dict[str, Any]]:
-    """[class][kind] by their names."""
+    """Names the classes and kinds of values [class][kind]."""
     by_class = zip(CLASSES, values.tolist(), strict=True)
     return {name: dict(zip(KINDS, by_kind, strict=True)) for name, by_kind in by_class}
 
@@ -135,7 +135,7 @@ def decode_calls(
 
 
 def compared_rows(calls: Calls, seed: int) -> np.ndarray:
-    """The text row of each kind that each mask is compared with, int32 [Q, M, J], `ABSENT` where there is none."""
+    """Picks the text row of each kind that each mask is compared with, int32 [Q, M, J], `ABSENT` where there is none."""
     T, M = calls.token_T.size, calls.masks_QMD.shape[1]
     generator = np.random.Generator(np.random.PCG64(seed))
     place_QM = calls.end_Q[:, None] + np.arange(M)
@@ -149,7 +149,7 @@ def compared_rows(calls: Calls, seed: int) -> np.ndarray:
 
 
 def text_cosines(checkpoint: Checkpoint, calls: Calls, row_QMJ: np.ndarray) -> np.ndarray:
-    """`cosines` of one text, padded to buckets so that few programs are compiled; a padding call sees no text."""
+    """Gives the `cosines` of one text, padded to buckets so that few programs are compiled; a padding call sees no text."""
 
     def padded(values: np.ndarray) -> np.ndarray:
         return np.pad(values, [(0, bucket(len(values)) - len(values)), *[(0, 0)] * (values.ndim - 1)])
@@ -162,7 +162,7 @@ def text_cosines(checkpoint: Checkpoint, calls: Calls, row_QMJ: np.ndarray) -> n
 def cosines(
     params: Params, cfg: ModelConfig, token_T: jax.Array, masks_QMD: jax.Array, end_Q: jax.Array, row_QMJ: jax.Array
 ) -> jax.Array:
-    """Cosine of each mask with the text rows `row_QMJ` in every state of the residual stream, float32 [E, Q, M, J]."""
+    """Compares each mask with the text rows `row_QMJ` in every state of the residual stream: cosines, float32 [E, Q, M, J]."""
     (T,), (Q, M, _) = token_T.shape, masks_QMD.shape
     cosine_E = []
     for x_RD in residuals(params, cfg, token_T, masks_QMD, end_Q):
@@ -177,7 +177,7 @@ def cosines(
 def residuals(
     params: Params, cfg: ModelConfig, token_T: jax.Array, masks_QMD: jax.Array, end_Q: jax.Array
 ) -> Iterator[jax.Array]:
-    """The input embeddings, then the residual stream after each layer: E arrays [R, D], R = T + Q M, text rows first.
+    """Yields the input embeddings, then the residual stream after each layer: E arrays [R, D], R = T + Q M, text rows first.
 
     What a row reads:
                                   text           masks of call 1   of call 2

@@ -37,7 +37,7 @@ def check_output(folder: Path) -> None:
 
 
 def _figure(alignment: Alignment) -> str:
-    """A panel a mask: cosine by layer, a colour a kind of row, accepted drafts solid and rejected ones dashed."""
+    """Draws a panel a mask: cosine by layer, a colour a kind of row, accepted drafts solid and rejected ones dashed."""
     panels = []
     for i in range(alignment.probe.masks_per_node):
         lines = []
@@ -50,7 +50,7 @@ def _figure(alignment: Alignment) -> str:
 
 
 def _markdown(alignment: Alignment, environment: dict[str, Any]) -> str:
-    """What was run, then a table a mask: a row a layer, a column a kind of row of each class of drafts."""
+    """Writes what was run, then a table a mask: a row a layer, a column a kind of row of each class of drafts."""
     settings, columns = alignment.settings, list(itertools.product(CLASSES, KINDS))
     run = [
         alignment.model,

@@ -66,12 +66,12 @@ class Bench:
 
     @property
     def num_questions(self) -> int:
-        """Questions that are asked."""
+        """Counts the questions that are asked."""
         return len(self._prompts)
 
     @property
     def num_done(self) -> int:
-        """Questions that all runs have answered, from the first."""
+        """Counts the questions that all runs have answered, from the first."""
         return min(map(len, self.results.values()))
 
     def compile(self) -> Iterator[None]:
@@ -144,7 +144,7 @@ class Bench:
             }
 
     def record(self) -> dict[str, Any]:
-        """What has been measured so far, as JSON holds it.
+        """Gives what has been measured so far, as JSON holds it.
 
         tau is pooled: tokens of decode calls over decode calls. A speed-up is a ratio of summed wall times, prefill
         included, and plain decoding's at one row a call is the only denominator. Quartiles are over questions. What is
@@ -164,7 +164,7 @@ class Bench:
 def read_prompts(
     checkpoint: Checkpoint, questions: Sequence[Question], max_new_tokens: int, *, use_chat_template: bool
 ) -> tuple[list[Prompt], dict[str, str]]:
-    """The questions in tokens, and the id of each that is too long for the model -> why.
+    """Encodes questions; gives the prompts, and the id of each question that is too long for the model -> why.
 
     Raises:
       ValueError: if none is left.

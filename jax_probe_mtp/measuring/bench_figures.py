@@ -1,4 +1,4 @@
-"""The figures of a bench record: which of its values each one shows, and how strongly cells are tinted."""
+"""Draws the figures of a bench record: which of its values each one shows, and how strongly cells are tinted."""
 
 import math
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ def _speedup(record: dict[str, Any]) -> Figure:
 
 
 def _log(speedup: float | None) -> float:
-    """0 for what reads as 1.00, and for what was not measured."""
+    """Gives the logarithm; 0 for what reads as 1.00, and for what was not measured."""
     if speedup is None or ratio(speedup) == "1.00":
         return 0.0
     return math.log(max(speedup, 1e-3))  # 0 has no logarithm
@@ -79,7 +79,7 @@ def _depth(runs: list[dict[str, Any]]) -> Figure:
 
 
 def _by_category(record: dict[str, Any], total: str, by_category: str) -> list[list[float | None]]:
-    """A row a run: the measure of all questions, then that of each category."""
+    """Gives a row a run: the measure of all questions, then that of each category."""
     names = categories(record)
     return [[run[total], *(run[by_category].get(name) for name in names)] for run in record["runs"]]
 

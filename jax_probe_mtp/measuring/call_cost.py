@@ -1,4 +1,4 @@
-"""What a decode call costs: the decode loop itself, timed on a state as a prefill leaves it, for any draft and any weights."""
+"""Times decode calls: the decode loop itself, on a state as a prefill leaves it, for any draft and any weights."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ class Timing:
 
     @property
     def median_ms(self) -> float:
-        """The middle of the repeats."""
+        """Gives the middle of the repeats."""
         return float(np.median(self.ms))
 
 
@@ -50,7 +50,7 @@ def filled_state(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> tuple[Request, DecodeState]:
-    """A request and the state of its rows after `in_use` tokens, made of noise, without running a prefill.
+    """Makes a request and the state of its rows after `in_use` tokens, made of noise, without running a prefill.
 
     The keys and values are random, not zeros: a device may multiply zeros faster. There is no end-of-text token, so each
     row goes on to its `new_tokens`.

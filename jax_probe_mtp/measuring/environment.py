@@ -11,7 +11,7 @@ import jax
 
 
 def environment(dtype: str) -> dict[str, Any]:
-    """What a measurement depends on besides its settings: versions, device, dtype, the code's commit where it is known."""
+    """Says what a measurement depends on besides its settings: versions, device, dtype, and the code's commit if known."""
     device = jax.devices()[0]
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
     return {

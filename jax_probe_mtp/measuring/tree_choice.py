@@ -1,4 +1,4 @@
-"""Which tree pays here: decode calls timed for a few block sizes, against what each can be expected to accept.
+"""Chooses the tree that pays here: times decode calls of a few sizes, against the tokens each can be expected to give.
 
 A call of more rows gives more tokens and takes longer. The time is measured, on the checkpoint's own parameters, since it
 depends on the device, the batch and the cache. The tokens, tau, are a prior: what Qwen2.5-Coder-0.5B-Instruct gave on 26
@@ -75,7 +75,7 @@ def choose(
     folder: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Choice:
-    """The tree with the best expected tokens per second for these settings on this device, or plain decoding.
+    """Picks the tree with the best expected tokens per second for these settings on this device, or plain decoding.
 
     Args:
       checkpoint: the model; its own parameters are what is timed.
@@ -126,7 +126,7 @@ def choose(
 
 
 def pick(costs: Mapping[int, float], prior: Mapping[int, float]) -> tuple[int, dict[int, float]]:
-    """The rows of a call with the best expected speed, and every expected speed over plain decoding's.
+    """Picks the rows of a call with the best expected speed; gives every expected speed over plain decoding's as well.
 
     1, plain decoding, is picked where nothing is above it; among equals the fewest rows.
 
@@ -142,7 +142,7 @@ def pick(costs: Mapping[int, float], prior: Mapping[int, float]) -> tuple[int, d
 
 
 def next_to_measure(costs: Mapping[int, float], prior: Mapping[int, float]) -> int | None:
-    """The fewest rows without a cost; None when all have one, or those left cannot pay.
+    """Gives the fewest rows without a cost; None when all have one, or those left cannot pay.
 
     More rows cost no less, so where the last cost is plain decoding's times the largest tau left, the rest gain nothing.
     """
@@ -153,7 +153,7 @@ def next_to_measure(costs: Mapping[int, float], prior: Mapping[int, float]) -> i
 
 
 def _drafts(like: ProbeConfig, vocab_size: int) -> dict[int, ProbeConfig]:
-    """Rows of a call -> draft, of all that the vocabulary has candidates for."""
+    """Maps rows of a call to a draft, for all that the vocabulary has candidates for."""
     trees = [dataclasses.replace(like, tree=tree, num_masks=None, block_complexity=None) for tree in TREES.values()]
     return {draft.num_rows: draft for draft in (PLAIN, *trees) if draft.num_candidates <= vocab_size}
 
@@ -161,7 +161,7 @@ def _drafts(like: ProbeConfig, vocab_size: int) -> dict[int, ProbeConfig]:
 def _time_call(
     checkpoint: Checkpoint, draft: ProbeConfig, decode_cfg: DecodeConfig, settings: Settings, *, has_cuts: bool
 ) -> float:
-    """Milliseconds a call, with the cache half full; infinite for a tree that does not fit the device's memory."""
+    """Times a call in milliseconds, with the cache half full; infinite for a tree that does not fit the device's memory."""
     try:
         return call_cost.time_step(
             checkpoint.params,
@@ -192,7 +192,7 @@ def _digest(depends_on: dict[str, Any]) -> str:
 
 
 def _read(path: Path, depends_on: dict[str, Any], prior: Mapping[int, float]) -> dict[int, float] | None:
-    """The costs of an earlier run; None where there are none, or the file is not what `_keep` wrote."""
+    """Reads the costs of an earlier run; None where there are none, or the file is not what `_keep` wrote."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT or record["depends_on"] != depends_on:

@@ -24,7 +24,7 @@ def compare(
     method: str,
     show: Callable[[Generation], None] = lambda _: None,
 ) -> Iterator[Verdict]:
-    """Decodes with and without drafts; a verdict for each prompt. Says on stderr what each took on its own.
+    """Decodes with and without drafts; gives a verdict for each prompt, and says on stderr what each took on its own.
 
     In the exact mode plain decoding is the same program that accepts nothing, and no difference is a tie.
     """
@@ -41,13 +41,17 @@ def compare(
 
 
 def _answers(decoder: Decoder, prompts: list[Prompt], settings: Settings, name: str) -> list[Generation]:
-    """All of one decoder, and its speed on stderr: in turns with another's work, its seconds would hold that as well."""
+    """Collects all of one decoder's answers, and says its speed on stderr.
+
+    Were they made in turns with another's, its seconds would hold the other's work as well.
+    """
     answers = list(tqdm(decoder.run(prompts, settings), desc=name, total=len(prompts), unit="answer", disable=None))
     print(f"{name}: {decoder.stats}", file=sys.stderr)
     return answers
 
 
 def _compared(got: Generation, found: first_difference.Difference | None, more: str) -> Verdict:
+    """Makes the verdict of an answer whose first difference is `found`."""
     kind, difference = verdicts.kind_of([found] if found else [], None)
     return Verdict(
         id=got.id,
@@ -63,6 +67,7 @@ def _compared(got: Generation, found: first_difference.Difference | None, more: 
 def compare_with_torch(
     checkpoint: Checkpoint, prompts: list[Prompt], draft: DraftConfig, settings: Settings, *, method: str
 ) -> Iterator[Verdict]:
+    """Decodes with drafts, and greedily with transformers; gives a verdict for each prompt."""
     from checkpoints_convert import compare as with_torch  # it imports this package, so not at the top
 
     model = with_torch.torch_model(checkpoint.config, checkpoint.params, str(checkpoint.params["embed"].dtype))
@@ -75,5 +80,5 @@ def compare_with_torch(
             eos_token_ids=checkpoint.eos_token_ids,
         )
         expected = dataclasses.replace(got, token_ids=token_ids)
-        found = first_difference.compare(drafted, prompt, settings, expected, got, first_difference.FOREIGN_TIE)
+        found = first_difference.compare(drafted, prompt, settings, expected, got, first_difference.OTHER_FRAMEWORK_TIE)
         yield _compared(got, found, f"; transformers {len(token_ids)} tokens")
