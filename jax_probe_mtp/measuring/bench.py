@@ -133,7 +133,9 @@ class Bench:
     ) -> None:
         """Files the answers of run `i`, compared with plain decoding's; the batch's seconds are shared out evenly."""
         for prompt, expected, answer in zip(batch, plain, got, strict=True):
-            difference = first_difference.compare(self._decoders[0], prompt, self._settings[i], expected, answer)
+            difference = first_difference.compare_answers(
+                self._decoders[0], prompt, self._settings[i], expected, answer
+            )
             self.results[self._runs[i].name][str(prompt.id)] = {
                 "calls": answer.calls,
                 "committed": answer.committed,

@@ -34,7 +34,7 @@ def compare(
     expected_ones, answers = _answers(plain, prompts, plainly, "plain"), _answers(drafted, prompts, settings, method)
     for expected, got, prompt in zip(expected_ones, answers, prompts, strict=True):
         show(got)
-        found = first_difference.compare(plain, prompt, settings, expected, got)
+        found = first_difference.compare_answers(plain, prompt, settings, expected, got)
         if found and settings.is_exact:
             found = dataclasses.replace(found, tolerance=-math.inf)
         yield _compared(got, found, f"; {got.calls} calls, plain decoding {expected.calls}")
@@ -80,5 +80,7 @@ def compare_with_torch(
             eos_token_ids=checkpoint.eos_token_ids,
         )
         expected = dataclasses.replace(got, token_ids=token_ids)
-        found = first_difference.compare(drafted, prompt, settings, expected, got, first_difference.OTHER_FRAMEWORK_TIE)
+        found = first_difference.compare_answers(
+            drafted, prompt, settings, expected, got, first_difference.OTHER_FRAMEWORK_TIE
+        )
         yield _compared(got, found, f"; transformers {len(token_ids)} tokens")

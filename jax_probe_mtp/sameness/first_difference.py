@@ -73,7 +73,7 @@ class Difference:
         )
 
 
-def compare(
+def compare_answers(
     plain: Decoder,
     prompt: Prompt,
     settings: Settings,
