@@ -98,7 +98,7 @@ def choose_tree(
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    return tree_choice.choose(checkpoint, settings, like=like, folder=folder, say=say)
+    return tree_choice.choose(checkpoint, settings, template=like, folder=folder, say=say)
 
 
 def _generate(args: argparse.Namespace) -> int:

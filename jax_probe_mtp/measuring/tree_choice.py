@@ -71,7 +71,7 @@ def choose(
     checkpoint: Checkpoint,
     settings: Settings,
     *,
-    like: ProbeConfig = DEFAULT_DRAFT,
+    template: ProbeConfig = DEFAULT_DRAFT,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Choice:
@@ -80,7 +80,7 @@ def choose(
     Args:
       checkpoint: the model; its own parameters are what is timed.
       settings: `batch_size` rows and `capacity` slots, which has to be given, are what is timed, greedy or sampled.
-      like: everything but the tree, such as the masks' first value.
+      template: gives everything but the tree, such as the masks' first value.
       folder: where costs are kept for the next time, a file for all that they depend on; None keeps nothing.
       say: is given a line before measuring starts, and one where the costs cannot be kept.
 
@@ -95,7 +95,7 @@ def choose(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if not math.isfinite(settings.temperature) or settings.temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or more, got {settings.temperature}.")
-    drafts = _drafts(like, checkpoint.config.vocab_size)
+    drafts = _drafts(template, checkpoint.config.vocab_size)
     prior = {rows: PRIOR_TAU[rows] for rows in drafts}
     decode_cfg = DecodeConfig(
         capacity=max(capacity, SMALLEST_BUCKET), is_sampled=is_sampled, attention=settings.attention
@@ -152,9 +152,9 @@ def next_to_measure(costs: Mapping[int, float], prior: Mapping[int, float]) -> i
     return left[0]
 
 
-def _drafts(like: ProbeConfig, vocab_size: int) -> dict[int, ProbeConfig]:
+def _drafts(template: ProbeConfig, vocab_size: int) -> dict[int, ProbeConfig]:
     """Maps rows of a call to a draft, for all that the vocabulary has candidates for."""
-    trees = [dataclasses.replace(like, tree=tree, num_masks=None, block_complexity=None) for tree in TREES.values()]
+    trees = [dataclasses.replace(template, tree=tree, num_masks=None, block_complexity=None) for tree in TREES.values()]
     return {draft.num_rows: draft for draft in (PLAIN, *trees) if draft.num_candidates <= vocab_size}
 
 

@@ -50,7 +50,7 @@ def test_what_was_measured_once_is_read(checkpoint, timer, tmp_path):
         {"capacity": 256},
         {"temperature": 1.0},
         {"temperature": 1.0, "top_p": 0.5},
-        "like",
+        "template",
         "model",
         "dtype",
         "device",
@@ -67,8 +67,8 @@ def test_another_key_is_measured_by_itself(checkpoint, timer, tmp_path, monkeypa
     other, settings, more = checkpoint, SETTINGS, {}
     if isinstance(change, dict):
         settings = dataclasses.replace(SETTINGS, **change)
-    elif change == "like":
-        more["like"] = ProbeConfig(tree=(14,), prune=False)
+    elif change == "template":
+        more["template"] = ProbeConfig(tree=(14,), prune=False)
     elif change == "model":
         params = checkpoint.params | {"final_norm": checkpoint.params["final_norm"] * 2}
         other = dataclasses.replace(checkpoint, params=params)

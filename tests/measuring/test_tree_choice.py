@@ -112,9 +112,9 @@ def test_times_the_run_that_is_asked_for(checkpoint, timer):
         assert (decode_cfg.capacity, decode_cfg.is_sampled) == (128, False)
         assert (more["batch_size"], more["in_use"], more["temperature"], more["top_p"]) == (2, 64, 0.0, 1.0)
     timer.asked.clear()
-    like = ProbeConfig(tree=(7, 3), mask_init="last_k", rank_with_noise=False)
+    template = ProbeConfig(tree=(7, 3), mask_init="last_k", rank_with_noise=False)
     drawn = dataclasses.replace(SETTINGS, temperature=0.5, top_k=3, capacity=1)
-    assert choose(checkpoint, drawn, like=like).draft == dataclasses.replace(like, tree=(14,), num_masks=1)
+    assert choose(checkpoint, drawn, template=template).draft == dataclasses.replace(template, tree=(14,), num_masks=1)
     assert [draft_cfg.num_rows for draft_cfg, _, _ in timer.asked] == [1, 10, 30, 60]
     assert timer.asked[0][0] == PLAIN
     for _, decode_cfg, more in timer.asked:
