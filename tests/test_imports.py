@@ -37,7 +37,7 @@ def test_only_the_commands_know_the_converter_and_not_at_the_top():
         for module, is_at_top in imports(path)
         if module.split(".")[0] == "checkpoints_convert"
     }
-    assert importers == {("demo", False), ("options", False), ("verify", False)}
+    assert importers == {("demo", False), ("options", False), ("compare", False)}
 
 
 def test_only_the_comparison_with_transformers_imports_torch():

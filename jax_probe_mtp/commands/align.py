@@ -7,9 +7,10 @@ from typing import Any
 from tqdm import tqdm
 
 from jax_probe_mtp.commands import draft_options, options
-from jax_probe_mtp.drafting.draft_config import ProbeConfig
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.measuring import alignment, alignment_report, bench
+from jax_probe_mtp.measuring.environment import environment
+from jax_probe_mtp.model.fingerprint import model_identity
 
 
 def add_command(commands: Any) -> None:
@@ -23,12 +24,12 @@ def add_command(commands: Any) -> None:
     figure.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for the numbers, the table and the figure"
     )
-    figure.set_defaults(command=_align, method="probe")
+    figure.set_defaults(command=_align)
 
 
 def _align(args: argparse.Namespace) -> int:
-    probe, settings = draft_options.draft_config(args), options.settings(args)
-    if not isinstance(probe, ProbeConfig) or not probe.masks_per_node:
+    source, settings = draft_options.draft_source(args), options.settings(args)
+    if not source.num_masks:
         raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
     if settings.batch_size != 1:
         raise ValueError(f"align reads one text at a time: leave --batch-size {settings.batch_size} out.")
@@ -40,9 +41,9 @@ def _align(args: argparse.Namespace) -> int:
     )
     options.say_skipped(skipped)
     measured = alignment.measure(
-        checkpoint, prompts, probe, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
+        checkpoint, prompts, source, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
     )
-    environment = bench.environment(str(checkpoint.params["embed"].dtype)) | {"model": bench.model_identity(checkpoint)}
-    for path in alignment_report.write_alignment(measured, environment, args.output):
+    measured_on = environment(str(checkpoint.params["embed"].dtype)) | {"model": model_identity(checkpoint)}
+    for path in alignment_report.write_alignment(measured, measured_on, args.output):
         print(path)
     return 0

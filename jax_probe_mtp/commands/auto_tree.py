@@ -5,24 +5,26 @@ import sys
 from collections.abc import Sequence
 
 from jax_probe_mtp.commands.cache_folder import cache_folder
+from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings
-from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig, ProbeConfig
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
 from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.generation.waiting import make_newcomer
 from jax_probe_mtp.measuring import tree_choice
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 
 def choose_tree(
-    checkpoint: Checkpoint, prompts: Sequence[Prompt], like: DraftConfig, settings: Settings
+    checkpoint: Checkpoint, prompts: Sequence[Prompt], template: DraftSource, settings: Settings
 ) -> tree_choice.Choice:
     """Chooses the tree that pays for these prompts, and checks them first. Where there are none, settings have a capacity."""
-    assert isinstance(like, ProbeConfig)
     if prompts:
         if settings.batch_size >= 1:  # else it is `choose` that says so
             settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(prompts)))
-        needed = [make_newcomer(checkpoint, PLAIN, prompt, settings)[2].capacity for prompt in prompts]
-        settings = dataclasses.replace(settings, capacity=max(needed))
+        plain, eos = parse_draft(PLAIN), checkpoint.eos_token_ids
+        one_row = dataclasses.replace(settings, batch_size=1)
+        batches = [make_batch(checkpoint.config, plain, [prompt], one_row, eos_token_ids=eos) for prompt in prompts]
+        settings = dataclasses.replace(settings, capacity=max(batch.config.capacity for batch in batches))
     try:
         folder = cache_folder() / "auto_tree"
     except ValueError as error:
@@ -32,4 +34,4 @@ def choose_tree(
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    return tree_choice.choose(checkpoint, settings, like=like, folder=folder, say=say)
+    return tree_choice.choose(checkpoint, settings, template=template, folder=folder, say=say)

@@ -9,13 +9,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jax_probe_mtp.commands import options
-from jax_probe_mtp.drafting.spec import parse_runs
+from jax_probe_mtp.commands import draft_options, options
+from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.measuring import bench, bench_record, bench_report
+from jax_probe_mtp.measuring.environment import environment
+from jax_probe_mtp.measuring.runs import parse_runs
+from jax_probe_mtp.model.fingerprint import model_identity
 
-DEFAULT_RUNS = "ar;probe:14;ngram:10;recycle:30"
+DEFAULT_RUNS = "plain;probe:14;ngram:10;recycle:30"
 
 
 def join_command(argv: Sequence[str]) -> list[str]:
@@ -29,12 +32,20 @@ def add_commands(commands: Any) -> None:
         "bench",
         allow_abbrev=False,
         help="measure ways of drafting side by side ('bench report' draws what was measured)",
-        epilog="Runs are written method:shape@option=value,... (docs/benchmark.md); 'jax-probe-mtp bench report R.json... "
+        epilog="Runs are written as --draft of generate, name:shape@option=value,... (docs/benchmark.md); "
+        "'jax-probe-mtp bench report R.json... "
         "--output DIR' makes tables and figures.",
     )
     options.add_questions(measure)
-    measure.add_argument(
+    measured = measure.add_mutually_exclusive_group()
+    measured.add_argument(
         "--runs", default=DEFAULT_RUNS, metavar="R;R;...", help="what to compare (default: %(default)s)"
+    )
+    measured.add_argument(
+        "--draft",
+        action="append",
+        metavar="SPEC",
+        help="one run beside plain decoding; may be repeated (default: what --runs says)",
     )
     options.add_sampling(measure, max_new_tokens=options.NEW_TOKENS)
     measure.add_argument("--output", type=Path, required=True, metavar="R.json", help="what was measured")
@@ -48,21 +59,22 @@ def add_commands(commands: Any) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    runs, settings = parse_runs(args.runs), options.settings(args)
+    draft_options.find_own_modules()
+    runs, settings = parse_runs(";".join(args.draft) if args.draft else args.runs), options.settings(args)
     questions = read_questions(args.questions, args.per_category)
     check_files({"--output": args.output}, [args.questions])
     earlier = bench_record.read_record(args.output) if args.output.exists() else None
     checkpoint = options.load(args.model, args.dtype, args.revision)
     header = {
         "format": bench_record.FORMAT,
-        "environment": bench.environment(str(checkpoint.params["embed"].dtype)),
-        "model": bench.model_identity(checkpoint),
+        "environment": environment(str(checkpoint.params["embed"].dtype)),
+        "model": model_identity(checkpoint),
         "settings": {
             "questions": args.questions.name,
             "questions_sha256": hashlib.sha256(args.questions.read_bytes()).hexdigest(),
             "per_category": args.per_category,
             "max_new_tokens": settings.max_new_tokens,
-            "runs": [run.name for run in runs],
+            "runs": [draft_name(source) for source in runs],
             "temperature": settings.temperature,
             "top_k": settings.top_k,
             "top_p": settings.top_p,
@@ -73,6 +85,8 @@ def _bench(args: argparse.Namespace) -> int:
             "use_chat_template": not args.no_chat_template,
         },
     }
+    for source in runs:
+        draft_options.check_own(source, checkpoint.config)
     measured = bench.Bench(checkpoint, questions, runs, settings, use_chat_template=not args.no_chat_template)
     if earlier:
         _check_same(args.output, earlier, header, resume=args.resume)

@@ -9,10 +9,11 @@ import jax
 from jax_probe_mtp.commands import demo_model, options, verify
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, parse_draft
 from jax_probe_mtp.files.prompt_file import Record
-from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT
 from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.sameness import verdicts
+from jax_probe_mtp.sameness.compare import compare
 
 DEMO_PROMPTS = ("Write a Python function that adds two numbers.", "What is the capital of France?")
 DEMO_TOKENS = 48
@@ -35,12 +36,11 @@ def _demo(args: argparse.Namespace) -> int:
     checkpoint = options.load(converted, "float32")
     records = [Record(index=i, id=i, prompt=prompt) for i, prompt in enumerate(DEMO_PROMPTS)]
     print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
-    found = verify.compare(
+    found = compare(
         checkpoint,
         [encode(record, checkpoint.tokenizer, use_chat_template=True) for record in records],
-        DEFAULT_DRAFT,
+        parse_draft(DEFAULT_DRAFT),
         Settings(max_new_tokens=DEMO_TOKENS),
-        method="probe",
         show=lambda got: print(f"\n> {DEMO_PROMPTS[int(got.id)]}\n{got.text}\n"),
     )
     totals = verdicts.summary(verify.show(found))
@@ -49,4 +49,4 @@ def _demo(args: argparse.Namespace) -> int:
             "(a CPU's call takes longer the more rows it has; fewer calls pay where reading the weights is the limit)",
             file=sys.stderr,
         )
-    return verdicts.exit_status(totals)
+    return verdicts.status_of(totals)

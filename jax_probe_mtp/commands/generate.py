@@ -13,18 +13,18 @@ import jax
 
 from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
-from jax_probe_mtp.drafting.draft_config import DraftConfig
+from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import run_path
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.generation.waiting import check_sizes
 from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.jobs.encode import capacity_of, encode
 from jax_probe_mtp.jobs.job import Job
-from jax_probe_mtp.measuring import bench
+from jax_probe_mtp.measuring.environment import environment
+from jax_probe_mtp.model.fingerprint import model_identity
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -33,12 +33,6 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 def add_command(commands: Any) -> None:
     """Adds the command to the parser's."""
     generate = commands.add_parser("generate", allow_abbrev=False, help="answer a prompt, or a file of prompts")
-    generate.add_argument(
-        "--method",
-        choices=draft_options.METHODS,
-        default="probe",
-        help="how to draft; ar is plain decoding (default: %(default)s)",
-    )
     options.add_prompts(generate)
     generate.add_argument(
         "--output",
@@ -98,7 +92,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _generate_one(args: argparse.Namespace) -> int:
-    draft, settings = draft_options.draft_config(args, takes_auto=True), options.settings(args)
+    source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
     opened = options.open_model(args.model, args.dtype, args.revision)
     use_chat_template = not args.no_chat_template
     prompts = [
@@ -107,10 +101,11 @@ def _generate_one(args: argparse.Namespace) -> int:
     mesh = _mesh(args)
     if mesh is not None:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
+    draft_options.check_own(source, opened.config)
     checkpoint = opened.load(mesh)
-    choice = choose_tree(checkpoint, prompts, draft, settings) if args.tree == draft_options.AUTO else None
-    draft = choice.draft if choice else draft
-    decoder = Decoder(checkpoint, draft)
+    choice = choose_tree(checkpoint, prompts, source, settings) if args.tree == draft_options.AUTO else None
+    source = choice.source if choice else source
+    decoder = Decoder(checkpoint, source)
     if args.stream:
         if args.calls_per_chunk is None:
             settings = dataclasses.replace(settings, calls_per_chunk=1)
@@ -120,12 +115,12 @@ def _generate_one(args: argparse.Namespace) -> int:
     else:
         for generation in decoder.run(prompts, settings):
             print(generation.text)
-    _show_stats(args, decoder.stats, draft, str(choice) if choice else None, {})
+    _show_stats(args, decoder.stats, source, str(choice) if choice else None, {})
     return 0
 
 
 def _generate_file(args: argparse.Namespace) -> int:
-    draft, settings = draft_options.draft_config(args, takes_auto=True), options.settings(args)
+    source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
     prompts = PromptFile(args.input)
     if prompts.unused_fields:
         logging.getLogger("jax_probe_mtp").info("%s: not read: %s", args.input, ", ".join(prompts.unused_fields))
@@ -141,10 +136,11 @@ def _generate_file(args: argparse.Namespace) -> int:
         capacity = capacity_of(prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template)
     most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
-    check_sizes(opened.config, draft, settings, capacity=capacity, num_shards=data)
+    settings.check(opened.config, source, num_shards=data)
+    draft_options.check_own(source, opened.config)
     needed = memory.estimate(
         opened.config,
-        draft,
+        source,
         dtype=opened.dtype,
         batch_size=settings.batch_size,
         capacity=capacity,
@@ -154,12 +150,12 @@ def _generate_file(args: argparse.Namespace) -> int:
     logging.getLogger("jax_probe_mtp").debug("%s; capacity %d", needed, capacity)
     memory.check(needed, data)
     checkpoint = opened.load(mesh)
-    choice = choose_tree(checkpoint, [], draft, settings) if args.tree == draft_options.AUTO else None
-    draft = choice.draft if choice else draft
+    choice = choose_tree(checkpoint, [], source, settings) if args.tree == draft_options.AUTO else None
+    source = choice.source if choice else source
     run = {
-        "model": bench.model_identity(checkpoint) | {"dtype": opened.dtype},
+        "model": model_identity(checkpoint) | {"dtype": opened.dtype},
         "settings": {
-            "draft": draft_options.AUTO if choice else draft_name(draft, settings.mask_ema),
+            "draft": draft_options.AUTO if choice else draft_name(source),
             "chat_template": use_chat_template,
             **{name: getattr(settings, name) for name in DECIDES},
             "stop": list(settings.stop),
@@ -169,20 +165,20 @@ def _generate_file(args: argparse.Namespace) -> int:
     if settings.is_exact:  # then answers are those of one compiled program
         of_program = ("batch_size", "capacity", "calls_per_chunk")
         run["program"] = {name: getattr(settings, name) for name in of_program}
-        run["program"] |= {"mesh": args.mesh, "draft": draft_name(draft, settings.mask_ema)}
+        run["program"] |= {"mesh": args.mesh, "draft": draft_name(source)}
     job = Job(
         prompts,
         args.output,
         run,
         checkpoint,
-        draft,
+        source,
         settings,
         use_chat_template=use_chat_template,
         is_ordered=args.ordered,
     )
     status = job.run()
     more = {"run": run, "capacity": capacity, "batch_size": settings.batch_size, "mesh": args.mesh}
-    _show_stats(args, job.stats, draft, str(choice) if choice else None, more)
+    _show_stats(args, job.stats, source, str(choice) if choice else None, more)
     return status
 
 
@@ -196,13 +192,13 @@ def _mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:
 
 
 def _show_stats(
-    args: argparse.Namespace, stats: Stats, draft: DraftConfig, choice: str | None, more: Mapping[str, Any]
+    args: argparse.Namespace, stats: Stats, source: DraftSource, choice: str | None, more: Mapping[str, Any]
 ) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if args.stats:
         if choice:
             print(f"auto: {choice}", file=sys.stderr)
-        print(f"{stats}; {draft.num_rows} rows a call; host memory {peak / 2**30:.2f} GiB at most", file=sys.stderr)
+        print(f"{stats}; {source.num_rows} rows a call; host memory {peak / 2**30:.2f} GiB at most", file=sys.stderr)
     if args.stats_json:
-        record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": draft.num_rows, "choice": choice, **more}
-        write_json(args.stats_json, record | {"environment": bench.environment(args.dtype or "as stored")})
+        record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": source.num_rows, "choice": choice, **more}
+        write_json(args.stats_json, record | {"environment": environment(args.dtype or "as stored")})

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import jax
 
-from jax_probe_mtp.commands import align, bench, demo, merge, verify
+from jax_probe_mtp.commands import align, bench, demo, generate, merge, verify
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.errors import Parser, exit_status, one_line
-from jax_probe_mtp.generation.api import generate
 
 
 def main(argv: Sequence[str] | None = None) -> int:

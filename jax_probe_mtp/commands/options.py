@@ -138,7 +138,6 @@ def settings(args: argparse.Namespace) -> Settings:
         capacity=args.capacity,
         prompt_slots=args.prompt_slots,
         **_present(
-            mask_ema=getattr(args, "mask_ema", None),
             stop=tuple(args.stop) if hasattr(args, "stop") else None,
             calls_per_chunk=getattr(args, "calls_per_chunk", None),
             logprobs=getattr(args, "logprobs", None),

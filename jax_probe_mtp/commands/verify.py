@@ -3,28 +3,23 @@
 import argparse
 import dataclasses
 import importlib.util
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
 from jax_probe_mtp.decoding.settings import Prompt, Settings
-from jax_probe_mtp.drafting.draft_config import PLAIN, DraftConfig
-from jax_probe_mtp.drafting.spec import draft_name
+from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
 from jax_probe_mtp.files.output_file import OutputFile, categories
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
-from jax_probe_mtp.generation.answers import Generation
-from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.generation.waiting import check_sizes
 from jax_probe_mtp.jobs.encode import encode
-from jax_probe_mtp.measuring import bench
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.sameness import first_difference, verdicts
+from jax_probe_mtp.model.fingerprint import model_identity
+from jax_probe_mtp.sameness import verdicts
+from jax_probe_mtp.sameness.compare import compare, compare_with_torch
 from jax_probe_mtp.sameness.frequencies import judge_frequencies
 from jax_probe_mtp.sameness.given_outputs import Output, judge
 from jax_probe_mtp.sameness.verdicts import Verdict
@@ -35,8 +30,6 @@ AGAINST = ("ar", "torch")
 def add_command(commands: Any) -> None:
     """Adds the command to the parser's."""
     verify = commands.add_parser("verify", allow_abbrev=False, help="are these the tokens of plain decoding?")
-    drafting = [method for method in draft_options.METHODS if method != "ar"]
-    verify.add_argument("--method", choices=drafting, help="what is compared with plain decoding (default: probe)")
     source = options.add_prompts(verify)
     source.add_argument(
         "--outputs",
@@ -57,75 +50,11 @@ def add_command(commands: Any) -> None:
     verify.add_argument("--json", type=Path, metavar="F.json", help="verdicts and their sums (default: no file)")
     verify.add_argument("--markdown", type=Path, metavar="F.md", help="the same for people (default: no file)")
     options.add_model(verify)
-    draft_options.add_draft(verify)
+    draft_options.add_draft(verify, without_plain=True)
     options.add_sampling(verify, max_new_tokens=None)
     options.add_stream(verify)
     options.add_exact(verify)
     verify.set_defaults(command=_verify)
-
-
-def compare(
-    checkpoint: Checkpoint,
-    prompts: list[Prompt],
-    draft: DraftConfig,
-    settings: Settings,
-    *,
-    method: str,
-    show: Callable[[Generation], None] = lambda _: None,
-) -> Iterator[Verdict]:
-    """Decodes with and without drafts; a verdict for each prompt. Says on stderr what each took on its own.
-
-    In the exact mode plain decoding is the same program that accepts nothing, and no difference is a tie.
-    """
-    drafted = Decoder(checkpoint, draft)
-    plain = Decoder(checkpoint, draft, programs=drafted.programs) if settings.is_exact else Decoder(checkpoint, PLAIN)
-    plainly = dataclasses.replace(settings, max_accept=0) if settings.is_exact else settings
-    expected_ones, answers = _answers(plain, prompts, plainly, "plain"), _answers(drafted, prompts, settings, method)
-    for expected, got, prompt in zip(expected_ones, answers, prompts, strict=True):
-        show(got)
-        found = first_difference.compare(plain, prompt, settings, expected, got)
-        if found and settings.is_exact:
-            found = dataclasses.replace(found, tolerance=-math.inf)
-        yield _compared(got, found, f"; {got.calls} calls, plain decoding {expected.calls}")
-
-
-def _answers(decoder: Decoder, prompts: list[Prompt], settings: Settings, name: str) -> list[Generation]:
-    """All of one decoder, and its speed on stderr: in turns with another's work, its seconds would hold that as well."""
-    answers = list(tqdm(decoder.run(prompts, settings), desc=name, total=len(prompts), unit="answer", disable=None))
-    print(f"{name}: {decoder.stats}", file=sys.stderr)
-    return answers
-
-
-def _compared(got: Generation, found: first_difference.Difference | None, more: str) -> Verdict:
-    kind, difference = verdicts.kind_of([found] if found else [], None)
-    return Verdict(
-        id=got.id,
-        kind=kind,
-        num_tokens=len(got.token_ids),
-        difference=difference,
-        num_compared=min(found.position + 1, len(got.token_ids)) if found else None,
-        num_differences=int(found is not None),
-        more=more,
-    )
-
-
-def _compare_with_torch(
-    checkpoint: Checkpoint, prompts: list[Prompt], draft: DraftConfig, settings: Settings, *, method: str
-) -> Iterator[Verdict]:
-    from checkpoints_convert import compare as with_torch  # it imports this package, so not at the top
-
-    model = with_torch.torch_model(checkpoint.config, checkpoint.params, str(checkpoint.params["embed"].dtype))
-    drafted = Decoder(checkpoint, draft)
-    for got, prompt in zip(_answers(drafted, prompts, settings, method), prompts, strict=True):
-        token_ids = with_torch.greedy(
-            model,
-            prompt.token_ids,
-            max_new_tokens=prompt.of("max_new_tokens", settings),
-            eos_token_ids=checkpoint.eos_token_ids,
-        )
-        expected = dataclasses.replace(got, token_ids=token_ids)
-        found = first_difference.compare(drafted, prompt, settings, expected, got, first_difference.FOREIGN_TIE)
-        yield _compared(got, found, f"; transformers {len(token_ids)} tokens")
 
 
 def show(found: Iterable[Verdict]) -> list[Verdict]:
@@ -146,7 +75,7 @@ def _report(found: Iterable[Verdict], title: str, run: dict[str, Any], args: arg
         write_json(args.json, {"run": run, "summary": totals, "records": [verdict.as_json() for verdict in kept]})
     if args.markdown:
         write_files(args.markdown.parent, {args.markdown.name: verdicts.markdown(title, run, totals, kept)})
-    return verdicts.exit_status(totals)
+    return verdicts.status_of(totals)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -157,10 +86,9 @@ def _verify(args: argparse.Namespace) -> int:
 def _verify_method(args: argparse.Namespace) -> int:
     if args.frequencies:
         raise ValueError("--frequencies is for --outputs; leave it out.")
-    args.method = args.method or "probe"
-    draft, settings = draft_options.draft_config(args, takes_auto=True), options.settings(args)
-    if draft == PLAIN:
-        raise ValueError("--num-masks 0 is plain decoding, with which verify compares: name a way of drafting.")
+    source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
+    if source == parse_draft(PLAIN):
+        raise ValueError(f"{_plain_flag(args)} is plain decoding, with which verify compares: name a way of drafting.")
     records = options.read_records(args)  # before anything slow starts
     category_of = categories(args.input) if args.input else {}
     if args.against == "torch":
@@ -174,26 +102,27 @@ def _verify_method(args: argparse.Namespace) -> int:
             raise ValueError("--against torch compares whole answers; leave stop texts out.")
     opened = options.open_model(args.model, args.dtype, args.revision)
     prompts = [encode(record, opened.tokenizer, use_chat_template=not args.no_chat_template) for record in records]
+    draft_options.check_own(source, opened.config)
     checkpoint = opened.load()
-    name = args.method
     if args.tree == draft_options.AUTO:
-        choice = choose_tree(checkpoint, prompts, draft, settings)
+        choice = choose_tree(checkpoint, prompts, source, settings)
         print(f"auto: {choice}", file=sys.stderr)
-        draft, name = choice.draft, draft_name(choice.draft)
-    with_what = _compare_with_torch if args.against == "torch" else compare
-    run = _run(args, checkpoint, settings) | {
-        "draft": draft_name(draft, settings.mask_ema),
-        "against": args.against or "ar",
-    }
+        source = choice.source
+    with_what = compare_with_torch if args.against == "torch" else compare
+    run = _run(args, checkpoint, settings) | {"draft": draft_name(source), "against": args.against or "ar"}
     title = f"{run['draft']} against {'transformers' if args.against == 'torch' else 'plain decoding'}"
-    found = with_what(checkpoint, prompts, draft, settings, method=name)
+    found = with_what(checkpoint, prompts, source, settings)
     with_categories = (dataclasses.replace(each, category=category_of.get(each.id)) for each in found)
     return _report(with_categories, title, run, args)
 
 
+def _plain_flag(args: argparse.Namespace) -> str:
+    return "--num-masks 0" if args.draft is None else f"--draft {args.draft}"
+
+
 def _verify_outputs(args: argparse.Namespace) -> int:
-    of_decoding = ["method", "against", "exact", "capacity", "prompt_slots", "calls_per_chunk"]
-    for option in (*of_decoding, *draft_options.ALL_METHODS_OF):
+    of_decoding = ["draft", "method", "against", "exact", "capacity", "prompt_slots", "calls_per_chunk"]
+    for option in (*of_decoding, *draft_options.FLAGS):
         if getattr(args, option) is not None and getattr(args, option) is not False:
             raise ValueError(
                 f"--{option.replace('_', '-')} says how to decode, and --outputs decodes nothing; leave it out."
@@ -201,7 +130,7 @@ def _verify_outputs(args: argparse.Namespace) -> int:
     settings = options.settings(args)
     file = OutputFile(args.outputs)
     opened = options.open_model(args.model, args.dtype, args.revision)
-    check_sizes(opened.config, PLAIN, settings, capacity=1)
+    dataclasses.replace(settings, capacity=1).check(opened.config, parse_draft(PLAIN))
     checkpoint = opened.load()
     outputs = _outputs(file, opened.tokenizer, args)
     run = _run(args, checkpoint, settings) | {"outputs": args.outputs.name}
@@ -224,11 +153,10 @@ def _outputs(file: OutputFile, tokenizer: Any, args: argparse.Namespace) -> Iter
 
 def _run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     """Describes what the verdicts hold for."""
-    environment = bench.environment(str(checkpoint.params["embed"].dtype))
     names = ("temperature", "top_k", "top_p", "seed", "batch_size", "is_exact")
     return {
-        "model": bench.model_identity(checkpoint),
+        "model": model_identity(checkpoint),
         **{name: getattr(settings, name) for name in names},
         "max_new_tokens": args.max_new_tokens if args.outputs else settings.max_new_tokens,
-        **environment,
+        **environment(str(checkpoint.params["embed"].dtype)),
     }

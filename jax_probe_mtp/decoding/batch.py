@@ -1,6 +1,5 @@
 """What to decode: prompts, limits and sampling as arrays, checked before anything runs."""
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,7 +115,7 @@ def _as_prompt(number: int, prompt: Any) -> Prompt:
 
 
 def _is_token(cfg: ModelConfig, token: Any) -> bool:
-    return isinstance(token, numbers.Integral) and not isinstance(token, bool) and 0 <= token < cfg.vocab_size
+    return isinstance(token, int | np.integer) and not isinstance(token, bool) and 0 <= int(token) < cfg.vocab_size
 
 
 def _refuse_eos(cfg: ModelConfig, token: Any) -> int:

@@ -30,10 +30,8 @@ class Block(flax.struct.PyTreeNode, kw_only=True):
       position_BR: int32 [B, R], rotary positions: a node sits its depth after the root, mask i another i after its owner.
       is_visible_BRR: bool [B, R, R], True where row i reads row j of the block.
       length_B: int32 [B], committed slots of the cache, the root's position.
-      start: slot of the block's first row: the end of the cache's capacity for all batch rows, or, of a block that is
-        in place, int32 [B].
-      is_in_place: True when the block is the root alone: it always stays, so it is written where it belongs, behind the
-        prefix. Static.
+      start: slot of the block's first row: behind the capacity for all batch rows; or int32 [B], behind the prefix, of a
+        block that is the root alone: it always stays, so it is written where it belongs.
       longest_path: positions from the root to the block's deepest row, masks counted; static.
     """
 
@@ -41,7 +39,6 @@ class Block(flax.struct.PyTreeNode, kw_only=True):
     is_visible_BRR: jax.Array
     length_B: jax.Array
     start: jax.Array | int
-    is_in_place: bool = flax.struct.field(pytree_node=False)
     longest_path: int = flax.struct.field(pytree_node=False)
 
     @property
@@ -64,13 +61,11 @@ def make_block(
     """
     M = source.num_masks
     is_ancestor_BNN = ancestors_or_self(tree.parent_BN, max_depth=source.max_depth)
-    is_in_place = source.num_rows == 1
     return Block(
         position_BR=block_positions(tree.depth_BN, length_B, M, owner_BO),
         is_visible_BRR=block_visible(is_ancestor_BNN, M, owner_BO),
         length_B=length_B,
-        start=length_B if is_in_place else capacity,
-        is_in_place=is_in_place,
+        start=length_B if source.num_rows == 1 else capacity,
         longest_path=source.max_depth + M,
     )
 

@@ -1,6 +1,7 @@
 """What varies from request to request, as arrays: lengths, limits and sampling of a batch's rows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -68,21 +69,25 @@ def make_request(
       eos_token_ids: ids that end a text.
       max_accept: drafts that a call accepts at most; None is no limit.
     """
-    sampling = Sampling(seed_B=np.asarray(seeds, np.uint32))
+    sampling = Sampling(seed_B=_array(seeds, np.uint32))
     if draws is not None:
         temperatures, top_ks, top_ps = zip(*draws, strict=True)
         sampling = sampling.replace(
-            temperature_B=np.asarray(temperatures, np.float32),
-            top_k_B=np.asarray(top_ks, np.int32),
-            top_p_B=np.asarray(top_ps, np.float32),
+            temperature_B=_array(temperatures, np.float32),
+            top_k_B=_array(top_ks, np.int32),
+            top_p_B=_array(top_ps, np.float32),
         )
     return Request(
-        prompt_length_B=np.asarray(lengths, np.int32),
-        max_new_tokens_B=np.asarray(limits, np.int32),
-        eos_E=np.asarray(list(eos_token_ids), np.int32),
+        prompt_length_B=_array(lengths, np.int32),
+        max_new_tokens_B=_array(limits, np.int32),
+        eos_E=_array(list(eos_token_ids), np.int32),
         sampling=sampling,
-        max_accept=np.asarray(NO_LIMIT if max_accept is None else min(max_accept, NO_LIMIT), np.int32),
+        max_accept=_array(NO_LIMIT if max_accept is None else min(max_accept, NO_LIMIT), np.int32),
     )
+
+
+def _array(values: object, dtype: type) -> Any:
+    return np.asarray(values, dtype)
 
 
 def join_requests(requests: Sequence[Request]) -> Request:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
-import numbers
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from jax_probe_mtp.drafting.source import DraftSource, check_is_source
 from jax_probe_mtp.model.config import ModelConfig
@@ -67,7 +68,7 @@ class Settings:
         source.check(cfg)
 
     def _check_sampling(self) -> None:
-        if not isinstance(self.max_new_tokens, numbers.Integral) or self.max_new_tokens < 1:
+        if not isinstance(self.max_new_tokens, int | np.integer) or self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens}.")
         if not 0 <= self.temperature <= LARGEST_TEMPERATURE:
             raise ValueError(f"temperature must be 0 (greedy) to {LARGEST_TEMPERATURE:g}, got {self.temperature}.")

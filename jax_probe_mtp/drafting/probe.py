@@ -60,6 +60,8 @@ class MaskProbe(DraftSource):
             raise ValueError(f"mask_init must be one of {', '.join(INITS)}, got {self.mask_init!r}.")
         if not abs(self.mask_offset) <= MAX_OFFSET:  # true of nan too
             raise ValueError(f"mask_offset must be a number of at most {MAX_OFFSET:g} in size, got {self.mask_offset}.")
+        if self.mask_offset != type(self).mask_offset and self.mask_init != "offset":
+            raise ValueError(f"mask_offset {self.mask_offset:g} is of mask_init offset; give both.")
         if not 0 <= self.mask_ema <= 1:
             raise ValueError(f"mask_ema must be between 0 (frozen masks) and 1, got {self.mask_ema}.")
 
@@ -170,7 +172,6 @@ class MaskProbe(DraftSource):
         score_BV = scale(logits_BV, sampling.temperature_B)
         if self.rank_with_noise:
             noise_BV = gumbel_noise(sampling.seed_B, position_B, score_BV.shape[1])
-            assert sampling.temperature_B is not None  # a greedy program has no sampling
             score_BV += jnp.where(sampling.temperature_B > 0, 1.0, 0.0)[:, None] * noise_BV
         return score_BV
 

@@ -64,8 +64,7 @@ def parse_draft(text: str) -> DraftSource:
 
 def draft_name(source: DraftSource) -> str:
     """Writes a source as `parse_draft` reads it; options that have their default are left out."""
-    where = f"{type(source).__module__}:{type(source).__qualname__}"
-    name = next((name for name, place in SOURCES.items() if place == where), where)
+    name = next((name for name, place in SOURCES.items() if place == _place(source)), _place(source))
     shape_field = _shape_field(type(source)) if name in SOURCES else None
     options = []
     for field in dataclasses.fields(source):  # type: ignore[arg-type]  # sources are dataclasses
@@ -75,6 +74,16 @@ def draft_name(source: DraftSource) -> str:
         elif value != field.default:
             options.append(f"{field.name}={_write(value)}")
     return name + ("@" + ",".join(options) if options else "")
+
+
+def source_name(text: str) -> str:
+    """Gives what stands before the shape and the options of a text form."""
+    return re.split("[:@]", text)[0]
+
+
+def is_listed(source: DraftSource) -> bool:
+    """Says whether a source is one of `SOURCES`."""
+    return _place(source) in SOURCES.values()
 
 
 def with_shape(source: DraftSource, shape: str) -> DraftSource:
@@ -107,6 +116,10 @@ def _renewed(text: str) -> str:
     return re.sub(r"^probe:dynamic(\d+)k(\d+)(?:@|$)", r"dynamic:\1@num_masks=\2,", text).rstrip(",")
 
 
+def _place(source: DraftSource) -> str:
+    return f"{type(source).__module__}:{type(source).__qualname__}"
+
+
 def _find_class(place: str) -> type[DraftSource]:
     module_name, _, class_name = place.partition(":")
     try:
@@ -118,7 +131,7 @@ def _find_class(place: str) -> type[DraftSource]:
         raise ValueError(f"module {module_name} has no class {class_name}.")
     if not isinstance(found, type) or not issubclass(found, DraftSource):
         raise ValueError(f"{place} is no DraftSource.")
-    if not dataclasses.is_dataclass(found) or not found.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not dataclasses.is_dataclass(found) or not found.__dataclass_params__.frozen:
         raise ValueError(f"{place} is no frozen dataclass; put @dataclasses.dataclass(frozen=True) above it.")
     return found
 

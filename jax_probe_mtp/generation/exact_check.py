@@ -97,8 +97,8 @@ def _compare(
             token_BN=_int32(token_BN),
             parent_BN=_int32(parent_BN),
             depth_BN=_int32(depth_BN),
-            score_BN=np.zeros((B, N), np.float32),
-            kind_BN=np.zeros((B, N), np.int32),
+            score_BN=jnp.zeros((B, N), jnp.float32),
+            kind_BN=jnp.zeros((B, N), jnp.int32),
         )
         # What an earlier call left from `length` on is written again before it is read.
         args = programs.place(tree), state.replace(length_B=programs.place(_int32(np.full(B, length))))

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.draft_config import DraftConfig
 from jax_probe_mtp.files.answer_file import AnswerFile
 from jax_probe_mtp.files.prompt_file import PromptFile
-from jax_probe_mtp.generation.prompts import Generation, Prompt, Settings, Stats
-from jax_probe_mtp.generation.scheduler import ContinuousDecoder, InOrder, Item
+from jax_probe_mtp.generation.answers import Generation, Item, Stats
+from jax_probe_mtp.generation.in_order import InOrder
+from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.jobs import processes
 from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.jobs.progress import Progress

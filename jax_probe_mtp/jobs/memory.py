@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,11 +76,8 @@ def estimate(
 def _source_bytes(cfg: ModelConfig, source: DraftSource, dtype: str) -> tuple[int, int]:
     """Counts the bytes that a draft source keeps for one row, and for all rows together."""
     params = abstract_params(cfg, jnp.dtype(dtype))
-    prompt = Prompts(
-        token_BT=jax.ShapeDtypeStruct((1, 8), jnp.int32),
-        length_B=jax.ShapeDtypeStruct((1,), jnp.int32),
-        seed_B=jax.ShapeDtypeStruct((1,), jnp.uint32),
-    )
+    shapes = {"token_BT": ((1, 8), jnp.int32), "length_B": ((1,), jnp.int32), "seed_B": ((1,), jnp.uint32)}
+    prompt = Prompts(**dict[str, Any]({name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}))
 
     def start(params: Params, prompt: Prompts) -> SourceState:
         return source.start(Model(params, cfg), prompt, source.init_shared(cfg))

@@ -1,4 +1,4 @@
-"""How near a mask's hidden state comes to that of the token that truly came at its place, layer by layer.
+"""Measures how near a mask's hidden state comes to that of the token that truly came at its place, layer by layer.
 
 A call with its root at position L accepts a drafts; its bonus is at L' = L + a + 1. The masks that count are those of
 its last accepted node: mask i sits at L' - 1 + i and proposes depth i of the next call's tree. They run once more, as
@@ -19,24 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.decoding import step as decode_loop
-from jax_probe_mtp.decoding.batch import Request, bucket
-from jax_probe_mtp.drafting import source as sources
-from jax_probe_mtp.drafting.draft_config import ProbeConfig
-from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
-from jax_probe_mtp.generation.prompts import record_seed
+from jax_probe_mtp.decoding.batch import Batch, bucket, make_batch
+from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
+from jax_probe_mtp.decoding.trace import trace
+from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.model import layers, transformer
 from jax_probe_mtp.model.cache import allocate
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.config import DecodeConfig, ModelConfig
+from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
 
 CLASSES = ("accepted", "rejected")  # of drafts
 KINDS = ("true", "before", "after", "random")  # of text rows, as `measure` says
 ABSENT = -1
-_STATIC = ("cfg", "draft_cfg", "decode_cfg")
-_prefill = jax.jit(decode_loop.prefill, static_argnames=_STATIC)
-_step = jax.jit(decode_loop.step, static_argnames=_STATIC, donate_argnames="state")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +40,7 @@ class Alignment:
 
     model: str  # the checkpoint's name
     prompts: list[str | int]  # their ids
-    probe: ProbeConfig
+    source: DraftSource
     settings: Settings  # of one prompt at a time, whatever batch size was asked for
     counts: dict[str, dict[str, list[int]]]  # [class][kind][i - 1]: drafts of mask i with such a row; all have "true"
     cosines: dict[str, dict[str, list[list[float | None]]]]  # [class][kind][i - 1][layer]; None: nothing to average
@@ -63,7 +58,7 @@ class Calls(NamedTuple):
 def measure(
     checkpoint: Checkpoint,
     prompts: Sequence[Prompt],
-    probe: ProbeConfig,
+    source: DraftSource,
     settings: Settings,
     progress: Callable[[Sequence[Prompt]], Iterable[Prompt]] = iter,
 ) -> Alignment:
@@ -76,21 +71,22 @@ def measure(
     Args:
       checkpoint: the model.
       prompts: what to decode; their seeds also draw the random rows.
-      probe: tree and masks, at least one.
+      source: a draft source with at least one mask, all of whose nodes own masks.
       settings: as for `Decoder`; the batch size is not used.
       progress: passes the prompts on, each when it is wanted, as `tqdm` does.
 
     Raises:
-      ValueError: nothing to measure, or a prompt that `make_request` refuses.
+      ValueError: nothing to measure, or a prompt that `make_batch` refuses.
     """
-    M, E = probe.masks_per_node, checkpoint.config.num_layers + 1
+    M, E = source.num_masks, checkpoint.config.num_layers + 1
     if not prompts or not M:
         raise ValueError(f"alignment needs prompts and masks, got {len(prompts)} and {M}; give both, such as tree 14.")
-    requests = [Decoder(checkpoint, probe).request([prompt], settings) for prompt in prompts]
+    eos = checkpoint.eos_token_ids
+    batches = [make_batch(checkpoint.config, source, [prompt], settings, eos_token_ids=eos) for prompt in prompts]
     total = np.zeros((len(CLASSES), len(KINDS), M, E))
     count = np.zeros((len(CLASSES), len(KINDS), M), np.int64)
-    for prompt, request in zip(progress(prompts), requests, strict=True):
-        calls = decode_calls(checkpoint, probe, *request)
+    for prompt, batch in zip(progress(prompts), batches, strict=True):
+        calls = decode_calls(checkpoint, source, batch)
         row_QMJ = compared_rows(calls, record_seed(settings.seed, prompt))
         cosine_EQMJ = text_cosines(checkpoint, calls, row_QMJ)
         is_accepted_QM1 = calls.num_accepted_Q[:, None, None] > np.arange(M)[:, None]
@@ -105,7 +101,7 @@ def measure(
     return Alignment(
         model=Path(checkpoint.name).name,
         prompts=[prompt.id for prompt in prompts],
-        probe=probe,
+        source=source,
         settings=dataclasses.replace(settings, batch_size=1),
         counts=_named(count),
         cosines=_named(table),
@@ -113,29 +109,25 @@ def measure(
 
 
 def _named(values: np.ndarray) -> dict[str, dict[str, Any]]:
-    """[class][kind] by their names."""
+    """Names the classes and kinds of values [class][kind]."""
     by_class = zip(CLASSES, values.tolist(), strict=True)
     return {name: dict(zip(KINDS, by_kind, strict=True)) for name, by_kind in by_class}
 
 
-def decode_calls(
-    checkpoint: Checkpoint, probe: ProbeConfig, prompt_BT: jax.Array, request: Request, decode_cfg: DecodeConfig
-) -> Calls:
+def decode_calls(checkpoint: Checkpoint, source: DraftSource, batch: Batch) -> Calls:
     """Decodes one prompt call by call, and notes what each call's masks were and how many drafts it accepted."""
-    static: dict[str, Any] = {"cfg": checkpoint.config, "draft_cfg": probe, "decode_cfg": decode_cfg}
-    state = _prefill(checkpoint.params, prompt_BT, request, **static)
     masks, ends, accepted = [], [], []
-    while not state.is_done_B[0]:
-        masks.append(np.array(sources.masks(state.source, 1, checkpoint.config)[0]))  # before the call moves them
-        state = _step(checkpoint.params, request, state, **static)
-        ends.append(int(state.length_B[0]))
-        accepted.append(int(state.accepted_by_depth_BD.sum()))  # so far
-    token_T = np.array(state.token_BT)[0, : ends[-1] + 1]
+    for traced in trace(checkpoint.params, batch, checkpoint.config, source):
+        masks.append(np.asarray(source.masks(traced.before.source)[0]))
+        ends.append(int(traced.after.length_B[0]))
+        accepted.append(int(traced.after.accepted_by_depth_BD.sum()))  # so far
+        last = traced.after
+    token_T = np.array(last.token_BT)[0, : ends[-1] + 1]
     return Calls(token_T, np.stack(masks)[:-1], np.array(ends[:-1], np.int32), np.diff(accepted))
 
 
 def compared_rows(calls: Calls, seed: int) -> np.ndarray:
-    """The text row of each kind that each mask is compared with, int32 [Q, M, J], `ABSENT` where there is none."""
+    """Picks the text row of each kind that each mask is compared with, int32 [Q, M, J], `ABSENT` where there is none."""
     T, M = calls.token_T.size, calls.masks_QMD.shape[1]
     generator = np.random.Generator(np.random.PCG64(seed))
     place_QM = calls.end_Q[:, None] + np.arange(M)
@@ -149,7 +141,7 @@ def compared_rows(calls: Calls, seed: int) -> np.ndarray:
 
 
 def text_cosines(checkpoint: Checkpoint, calls: Calls, row_QMJ: np.ndarray) -> np.ndarray:
-    """`cosines` of one text, padded to buckets so that few programs are compiled; a padding call sees no text."""
+    """Gives the `cosines` of one text, padded to buckets so that few programs are compiled; a padding call sees no text."""
 
     def padded(values: np.ndarray) -> np.ndarray:
         return np.pad(values, [(0, bucket(len(values)) - len(values)), *[(0, 0)] * (values.ndim - 1)])
@@ -162,7 +154,7 @@ def text_cosines(checkpoint: Checkpoint, calls: Calls, row_QMJ: np.ndarray) -> n
 def cosines(
     params: Params, cfg: ModelConfig, token_T: jax.Array, masks_QMD: jax.Array, end_Q: jax.Array, row_QMJ: jax.Array
 ) -> jax.Array:
-    """Cosine of each mask with the text rows `row_QMJ` in every state of the residual stream, float32 [E, Q, M, J]."""
+    """Compares each mask with the text rows `row_QMJ` in every state of the residual stream: cosines, float32 [E, Q, M, J]."""
     (T,), (Q, M, _) = token_T.shape, masks_QMD.shape
     cosine_E = []
     for x_RD in residuals(params, cfg, token_T, masks_QMD, end_Q):
@@ -177,7 +169,7 @@ def cosines(
 def residuals(
     params: Params, cfg: ModelConfig, token_T: jax.Array, masks_QMD: jax.Array, end_Q: jax.Array
 ) -> Iterator[jax.Array]:
-    """The input embeddings, then the residual stream after each layer: E arrays [R, D], R = T + Q M, text rows first.
+    """Yields the input embeddings, then the residual stream after each layer: E arrays [R, D], R = T + Q M, text rows first.
 
     What a row reads:
                                   text           masks of call 1   of call 2

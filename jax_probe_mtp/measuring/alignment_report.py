@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.markdown import number, table
 from jax_probe_mtp.files.whole_files import write_files
 from jax_probe_mtp.measuring import figures
@@ -20,7 +21,9 @@ _COLOURS = {"true": "#0072B2", "before": "#E69F00", "after": "#009E73", "random"
 def write_alignment(alignment: Alignment, environment: dict[str, Any], folder: Path) -> list[Path]:
     """Writes `alignment.json`, `.svg` and `.md` when all are made; see `check_output`. Equal values, equal bytes."""
     check_output(folder)
-    record = {"format": _FORMAT, "environment": environment, **dataclasses.asdict(alignment)}
+    values = dataclasses.asdict(alignment)
+    values["probe"] = {"draft": draft_name(alignment.source), **values.pop("source")}
+    record = {"format": _FORMAT, "environment": environment, **values}
     texts = {
         "alignment.json": json.dumps(record, allow_nan=False) + "\n",
         "alignment.svg": _figure(alignment),
@@ -37,9 +40,9 @@ def check_output(folder: Path) -> None:
 
 
 def _figure(alignment: Alignment) -> str:
-    """A panel a mask: cosine by layer, a colour a kind of row, accepted drafts solid and rejected ones dashed."""
+    """Draws a panel a mask: cosine by layer, a colour a kind of row, accepted drafts solid and rejected ones dashed."""
     panels = []
-    for i in range(alignment.probe.masks_per_node):
+    for i in range(alignment.source.num_masks):
         lines = []
         for name, kind in itertools.product(CLASSES, KINDS):
             width = 2.2 if kind == "true" else 1.1
@@ -50,18 +53,18 @@ def _figure(alignment: Alignment) -> str:
 
 
 def _markdown(alignment: Alignment, environment: dict[str, Any]) -> str:
-    """What was run, then a table a mask: a row a layer, a column a kind of row of each class of drafts."""
+    """Writes what was run, then a table a mask: a row a layer, a column a kind of row of each class of drafts."""
     settings, columns = alignment.settings, list(itertools.product(CLASSES, KINDS))
     run = [
         alignment.model,
-        f"tree {alignment.probe.tree}",
+        f"drafts {draft_name(alignment.source)}",
         f"{len(alignment.prompts)} prompts",
         f"at most {settings.max_new_tokens} new tokens",
         f"temperature {settings.temperature}",
         *(f"{key} {value}" for key, value in environment.items() if isinstance(value, str)),  # the rest: in the JSON
     ]
     paragraphs = ["# Mean cosine of masks with text rows", f"{', '.join(run)}. Layer 0 is the input embeddings."]
-    for i in range(alignment.probe.masks_per_node):
+    for i in range(alignment.source.num_masks):
         means_by_layer = zip(*(alignment.cosines[name][kind][i] for name, kind in columns), strict=True)
         rows = [[str(layer), *(number(mean, ".4f") for mean in means)] for layer, means in enumerate(means_by_layer)]
         counts = ["drafts", *(str(alignment.counts[name][kind][i]) for name, kind in columns)]

@@ -1,34 +1,21 @@
 """Measures ways of drafting side by side: one model, one verifier, the same questions, interleaved question by question."""
 
 import concurrent.futures
-import dataclasses
-import hashlib
-import importlib.metadata
 import itertools
 import os
-import platform
-import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-
-from jax_probe_mtp.drafting.spec import Run
+from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.questions import Question
 from jax_probe_mtp.generation import tokenizer
-from jax_probe_mtp.generation.decoder import Decoder, Generation, Prompt, Settings
+from jax_probe_mtp.measuring.bench_summary import Result, summary
+from jax_probe_mtp.measuring.timed_batch import TimedAnswer, TimedBatches
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.mesh import mesh_of
-from jax_probe_mtp.model.params import Params, abstract_params
 from jax_probe_mtp.sameness import first_difference
-
-Result = dict[str, Any]  # what one run made of one question
-QUARTILES = (25, 50, 75)
 
 
 class Bench:
@@ -43,7 +30,7 @@ class Bench:
         self,
         checkpoint: Checkpoint,
         questions: Sequence[Question],
-        runs: Sequence[Run],
+        runs: Sequence[DraftSource],
         settings: Settings,
         *,
         use_chat_template: bool = True,
@@ -54,7 +41,7 @@ class Bench:
           checkpoint: the model.
           questions: what to ask.
           runs: plain decoding first, as `parse_runs` gives them.
-          settings: the settings of all, but for lambda, which is the run's.
+          settings: the settings of all.
           use_chat_template: False takes the questions as plain text.
 
         Raises:
@@ -62,30 +49,30 @@ class Bench:
         """
         if settings.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {settings.batch_size}.")
-        self._runs = list(runs)
-        self._settings = [dataclasses.replace(settings, mask_ema=run.mask_ema) for run in runs]
-        self._decoders = [Decoder(checkpoint, run.draft) for run in runs]
+        self._runs, self._settings = list(runs), settings
+        self._names = [draft_name(source) for source in runs]
+        self._decoders = [TimedBatches(checkpoint, source) for source in runs]
         self._is_stopping = threading.Event()
         self._category_of = {str(question.id): question.category for question in questions}
-        self.results: dict[str, dict[str, Result]] = {run.name: {} for run in runs}
+        self.results: dict[str, dict[str, Result]] = {name: {} for name in self._names}
         self._prompts, self.skipped = read_prompts(
             checkpoint, questions, settings.max_new_tokens, use_chat_template=use_chat_template
         )
         for prompt in self._prompts:
-            for run, decoder, own in zip(self._runs, self._decoders, self._settings, strict=True):
+            for name, decoder in zip(self._names, self._decoders, strict=True):
                 try:
-                    decoder.request([prompt], own)
+                    decoder.lay_out([prompt], settings)
                 except ValueError as error:
-                    raise ValueError(f"run {run.name!r}: {error}") from None
+                    raise ValueError(f"run {name!r}: {error}") from None
 
     @property
     def num_questions(self) -> int:
-        """Questions that are asked."""
+        """Counts the questions that are asked."""
         return len(self._prompts)
 
     @property
     def num_done(self) -> int:
-        """Questions that all runs have answered, from the first."""
+        """Counts the questions that all runs have answered, from the first."""
         return min(map(len, self.results.values()))
 
     def compile(self) -> Iterator[None]:
@@ -97,8 +84,8 @@ class Bench:
         def compile_run(i: int) -> None:
             for batch in self._batches():
                 if not self._is_stopping.is_set():
-                    prompts_and_settings = batch, self._settings[i], self._settings[i].batch_size
-                    self._decoders[i].compile(*self._decoders[i].request(*prompts_and_settings))
+                    decoder = self._decoders[i]
+                    decoder.compile(decoder.lay_out(batch, self._settings, self._settings.batch_size))
 
         with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             try:
@@ -109,22 +96,22 @@ class Bench:
     def measure(self) -> Iterator[int]:
         """Goes through the batches that are not done, and within each through the runs; yields answers as they come.
 
-        Runs take turns in their order and its reverse. A warm table has to see the questions that are done once more:
-        those runs decode them again, which yields nothing.
+        Runs take turns in their order and its reverse. A source that learns across prompts has to see the
+        questions that are done once more: its run decodes them again, which yields nothing.
         """
-        first, size = self.num_done, self._settings[0].batch_size
+        first, size = self.num_done, self._settings.batch_size
         numbers = range(len(self._runs))
         for number, batch in enumerate(self._batches()):
             if number * size < first:
                 for i in numbers:
-                    if self._runs[i].draft.keeps_table:
-                        self._decoders[i].run_batch(batch, self._settings[i])
+                    if self._runs[i].learns_shared:
+                        self._decoders[i].run(batch, self._settings)
                 continue
             answers, times = {}, {}
             for i in reversed(numbers) if number % 2 else numbers:
                 stats = self._decoders[i].stats
                 earlier = stats.seconds, stats.prefill_seconds
-                answers[i] = self._decoders[i].run_batch(batch, self._settings[i])
+                answers[i] = self._decoders[i].run(batch, self._settings)
                 stats = self._decoders[i].stats
                 times[i] = stats.seconds - earlier[0], stats.prefill_seconds - earlier[1]
                 if len(answers) == len(self._runs):  # a question counts when all runs have answered it
@@ -133,52 +120,59 @@ class Bench:
                 yield len(batch)
 
     def _batches(self) -> list[list[Prompt]]:
-        size = self._settings[0].batch_size
+        size = self._settings.batch_size
         return [self._prompts[start : start + size] for start in range(0, len(self._prompts), size)]
 
     def _keep(
         self,
         i: int,
         batch: list[Prompt],
-        plain: list[Generation],
-        got: list[Generation],
+        plain: list[TimedAnswer],
+        got: list[TimedAnswer],
         seconds: float,
         prefill: float,
     ) -> None:
         """Files the answers of run `i`, compared with plain decoding's; the batch's seconds are shared out evenly."""
-        for prompt, expected, answer in zip(batch, plain, got, strict=True):
-            difference = first_difference.compare(self._decoders[0], prompt, self._settings[i], expected, answer)
-            self.results[self._runs[i].name][str(prompt.id)] = {
+        for prompt, expected, timed in zip(batch, plain, got, strict=True):
+            answer = timed.generation
+            difference = first_difference.compare_answers(
+                self._decoders[0].checkpoint, prompt, self._settings, expected.generation, answer
+            )
+            self.results[self._names[i]][str(prompt.id)] = {
                 "calls": answer.calls,
                 "committed": answer.committed,
                 "accepted_by_depth": answer.accepted_by_depth,
+                "accepted_by_kind": timed.accepted_by_kind,
                 "seconds": round(seconds / len(batch), 9),
                 "prefill_seconds": round(prefill / len(batch), 9),
                 "difference": str(difference) if difference else None,
             }
 
     def record(self) -> dict[str, Any]:
-        """What has been measured so far, as JSON holds it.
+        """Gives what has been measured so far, as JSON holds it.
 
         tau is pooled: tokens of decode calls over decode calls. A speed-up is a ratio of summed wall times, prefill
         included, and plain decoding's at one row a call is the only denominator. Quartiles are over questions. What is
         said of single questions' times is null for batches, whose rows have no time of their own.
         """
-        plain = dict(itertools.islice(self.results[self._runs[0].name].items(), self.num_done))
-        has_times = self._settings[0].batch_size == 1
+        plain = dict(itertools.islice(self.results[self._names[0]].items(), self.num_done))
+        has_times = self._settings.batch_size == 1
         return {
             "is_complete": self.num_done == self.num_questions,
             "questions": [prompt.id for prompt in self._prompts[: self.num_done]],
             "categories": {question: self._category_of[question] for question in plain},
             "skipped": self.skipped,
-            "runs": [summary(run, self.results[run.name], plain, self._category_of, has_times) for run in self._runs],
+            "runs": [
+                summary(source, self.results[name], plain, self._category_of, has_times)
+                for name, source in zip(self._names, self._runs, strict=True)
+            ],
         }
 
 
 def read_prompts(
     checkpoint: Checkpoint, questions: Sequence[Question], max_new_tokens: int, *, use_chat_template: bool
 ) -> tuple[list[Prompt], dict[str, str]]:
-    """The questions in tokens, and the id of each that is too long for the model -> why.
+    """Encodes questions; gives the prompts, and the id of each question that is too long for the model -> why.
 
     Raises:
       ValueError: if none is left.
@@ -196,118 +190,3 @@ def read_prompts(
     if not prompts:
         raise ValueError(f"none of the questions can be asked; {next(iter(skipped))}: {next(iter(skipped.values()))}")
     return prompts, skipped
-
-
-def summary(
-    run: Run,
-    mine: Mapping[str, Result],
-    plain: Mapping[str, Result],
-    category_of: Mapping[str, str],
-    has_times: bool,
-) -> dict[str, Any]:
-    """One run's part of the record, from its results and plain decoding's; see `Bench.record`."""
-    ids = list(plain)
-    by_category: dict[str, list[str]] = {}
-    for question in ids:
-        by_category.setdefault(category_of[question], []).append(question)
-
-    def total(results: Mapping[str, Result], field: str, of: Sequence[str] = ids) -> Any:
-        return sum(results[question][field] for question in of)
-
-    def tau(of: Sequence[str]) -> float:
-        calls = total(mine, "calls", of)
-        return total(mine, "committed", of) / calls if calls else 1.0
-
-    def speedup(of: Sequence[str]) -> float:
-        return round(total(plain, "seconds", of) / total(mine, "seconds", of), 4)
-
-    def over_categories(value: Callable[[Sequence[str]], float], is_known: bool = True) -> dict[str, float | None]:
-        return {category: value(members) if is_known else None for category, members in by_category.items()}
-
-    def quartiles(values: Sequence[float]) -> list[float | None]:
-        return [round(float(value), 4) for value in np.percentile(values, QUARTILES)] if has_times else [None] * 3
-
-    def ms_per_call(of: str) -> float:  # the loop's first call gives the prefill's token, and is not among `calls`
-        return 1000 * (mine[of]["seconds"] - mine[of]["prefill_seconds"]) / (mine[of]["calls"] + 1)
-
-    seconds = total(mine, "seconds")
-    accepted = [sum(depth) for depth in zip(*(mine[q]["accepted_by_depth"] for q in ids), strict=True)]
-    differences = {q: mine[q]["difference"] for q in ids if mine[q]["difference"]}
-    return {
-        "run": run.name,
-        "rows_per_call": run.draft.num_rows,
-        "tau": tau(ids),
-        "tau_by_category": over_categories(tau),
-        "call_reduction": 1 - 1 / tau(ids),
-        "calls": total(mine, "calls"),
-        "committed": total(mine, "committed"),
-        "accepted_by_depth": accepted,
-        "accepted_by_source": {run.method: sum(accepted)} if accepted else {},
-        "exact_match": 1 - len(differences) / len(ids),
-        "ties": sum(text.startswith("tie") for text in differences.values()),
-        "differences": differences,
-        "seconds": round(seconds, 4),
-        "prefill_seconds": round(total(mine, "prefill_seconds"), 4),
-        "tokens_per_second": round((total(mine, "committed") + len(ids)) / seconds, 2),
-        "seconds_by_category": over_categories(lambda of: round(total(mine, "seconds", of), 4), has_times),
-        "speedup_vs_ar": speedup(ids),
-        "speedup_vs_ar_by_category": over_categories(speedup, has_times),
-        "speedup_quartiles": quartiles([speedup([question]) for question in ids]),
-        "ms_per_call_quartiles": quartiles([ms_per_call(question) for question in ids]),
-        "by_question": {question: mine[question] for question in ids},
-    }
-
-
-def environment(dtype: str) -> dict[str, Any]:
-    """What a measurement depends on besides its settings: versions, device, dtype, the code's commit where it is known."""
-    device = jax.devices()[0]
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
-    return {
-        "jax_probe_mtp": _own_version(),
-        "git_commit": _git_commit(),
-        **versions,
-        "python": platform.python_version(),
-        "backend": jax.default_backend(),
-        "device": f"{platform.machine()}, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind,
-        "dtype": dtype,
-    }
-
-
-def model_identity(checkpoint: Checkpoint) -> dict[str, str]:
-    """The model's name and a hash over its shape and a few values of every weight, which tells two models apart."""
-    digest = hashlib.sha256(repr(checkpoint.config).encode())
-    mesh = mesh_of(checkpoint.params)
-    on_all_devices = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # where every process can read it
-
-    def first_values(params: Params) -> Params:
-        return jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:16].astype(jnp.float32), params)
-
-    values = jax.jit(first_values, out_shardings=on_all_devices)(checkpoint.params)
-    shapes = abstract_params(checkpoint.config)
-    for (path, leaf), shape in zip(jax.tree_util.tree_leaves_with_path(values), jax.tree.leaves(shapes), strict=True):
-        digest.update(f"{jax.tree_util.keystr(path)} {shape.shape}".encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return {"name": Path(checkpoint.name).name, "fingerprint": digest.hexdigest()[:16]}
-
-
-def _own_version() -> str | None:
-    try:
-        return importlib.metadata.version("jax-probe-mtp")
-    except importlib.metadata.PackageNotFoundError:  # run from a folder that is not installed
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout this file is tracked in, with "-dirty" if it was changed; None for an installed copy."""
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD") + (
-            "-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", ".") else ""
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None

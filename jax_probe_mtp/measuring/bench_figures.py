@@ -1,9 +1,9 @@
-"""The figures of a bench record: which of its values each one shows, and how strongly cells are tinted."""
+"""Draws the figures of a bench record: which of its values each one shows, and how strongly cells are tinted."""
 
 import math
 from typing import Any, NamedTuple
 
-from jax_probe_mtp.drafting.spec import method_of
+from jax_probe_mtp.drafting.spec import source_name
 from jax_probe_mtp.files.markdown import number, printable, ratio
 from jax_probe_mtp.measuring import figures
 from jax_probe_mtp.measuring.bench_record import categories
@@ -50,7 +50,7 @@ def _speedup(record: dict[str, Any]) -> Figure:
 
 
 def _log(speedup: float | None) -> float:
-    """0 for what reads as 1.00, and for what was not measured."""
+    """Gives the logarithm; 0 for what reads as 1.00, and for what was not measured."""
     if speedup is None or ratio(speedup) == "1.00":
         return 0.0
     return math.log(max(speedup, 1e-3))  # 0 has no logarithm
@@ -60,7 +60,7 @@ def _rows(record: dict[str, Any]) -> Figure:
     points = []
     for run in record["runs"]:
         if run["tau"] is not None:
-            method = method_of(run["run"])
+            method = source_name(run["run"])
             points.append(Point(printable(run["run"]), group=method, x=run["rows_per_call"], y=run["tau"]))
     caption = "tau against rows a call; one colour a method, whose line joins its best run at each number of rows"
     return Figure("rows", caption, figures.scatter(points, x_label="rows a call", y_label="tau"))
@@ -79,7 +79,7 @@ def _depth(runs: list[dict[str, Any]]) -> Figure:
 
 
 def _by_category(record: dict[str, Any], total: str, by_category: str) -> list[list[float | None]]:
-    """A row a run: the measure of all questions, then that of each category."""
+    """Gives a row a run: the measure of all questions, then that of each category."""
     names = categories(record)
     return [[run[total], *(run[by_category].get(name) for name in names)] for run in record["runs"]]
 

@@ -1,94 +1,53 @@
-"""Reads bench records, and refuses what is none before anything is made of it."""
+"""Reads bench records, and refuses a file that is none before anything is made of it."""
 
-import dataclasses
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.json_lines import excerpt
 
 FORMAT = 1
 
-
-@dataclasses.dataclass(frozen=True)
-class _List:
-    """A JSON list of values of one shape, as many as `length` where that is given."""
-
-    each: Any
-    length: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Named:
-    """A JSON object with any keys, and values of one shape."""
-
-    each: Any
-
-
-# A shape is a tuple of the types that a value may have, a list, or an object with any keys or with these at least.
-_TEXT = (str,)
-_COUNT = (int,)
-_MEASURE = (int, float, NoneType)  # null where nothing was measured
-_PRINTED = (str, int, float, bool, NoneType)  # only ever printed as it is
-
-# What the report and `--resume` read; nothing else of a record is looked at.
+_COUNT, _NUMBER, _TEXT = (int,), (int, float), (str,)
+_MEASURE = (*_NUMBER, NoneType)  # null where nothing was measured
+_PRINTED = (*_MEASURE, str, bool)  # only ever printed as it is
+_VERSIONS = ("jax_probe_mtp", "git_commit", "jax", "jaxlib", "numpy", "python", "backend", "device", "dtype")
+_ASKED = ("questions", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "batch_size", "use_chat_template")
 _RESULT = {
-    "calls": _COUNT,
-    "committed": _COUNT,
-    "accepted_by_depth": _List(_COUNT),
-    "seconds": (int, float),
-    "prefill_seconds": (int, float),
+    **dict.fromkeys(("calls", "committed"), _COUNT),
+    **dict.fromkeys(("seconds", "prefill_seconds"), _NUMBER),
+    "accepted_by_depth": [_COUNT],
+    "accepted_by_kind": {str: _COUNT},
     "difference": (str, NoneType),
 }
 _RUN = {
     "run": _TEXT,
-    "rows_per_call": _COUNT,
-    "tau": _MEASURE,
-    "tau_by_category": _Named(_MEASURE),
-    "call_reduction": _MEASURE,
-    "calls": _COUNT,
-    "accepted_by_depth": _List(_COUNT),
-    "accepted_by_source": _Named(_COUNT),
-    "exact_match": _MEASURE,
-    "ties": _COUNT,
-    "differences": _Named(_TEXT),
-    "seconds": _MEASURE,
-    "speedup_vs_ar": _MEASURE,
-    "speedup_vs_ar_by_category": _Named(_MEASURE),
-    "speedup_quartiles": _List(_MEASURE, length=3),
-    "ms_per_call_quartiles": _List(_MEASURE, length=3),
-    "by_question": _Named(_RESULT),
+    **dict.fromkeys(("rows_per_call", "calls", "ties"), _COUNT),
+    **dict.fromkeys(("tau", "call_reduction", "exact_match", "seconds", "speedup_vs_ar"), _MEASURE),
+    "tau_by_category": {str: _MEASURE},
+    "speedup_vs_ar_by_category": {str: _MEASURE},
+    "speedup_quartiles": [_MEASURE] * 3,
+    "ms_per_call_quartiles": [_MEASURE] * 3,
+    "accepted_by_depth": [_COUNT],
+    "accepted_by_source": {str: _COUNT},
+    "differences": {str: _TEXT},
+    "by_question": {str: _RESULT},
 }
+# What the report and `--resume` read, drawn as it lies in the file: a tuple holds the types that a value may have, a list of
+# one item stands for any number of such items, and the key `str` for any keys. Nothing else of a record is looked at.
 _RECORD = {
-    "environment": {
-        "jax_probe_mtp": _PRINTED,
-        "git_commit": _PRINTED,
-        "jax": _PRINTED,
-        "jaxlib": _PRINTED,
-        "numpy": _PRINTED,
-        "python": _PRINTED,
-        "backend": _PRINTED,
-        "device": _PRINTED,
-        "dtype": _PRINTED,
-    },
+    "environment": dict.fromkeys(_VERSIONS, _PRINTED),
     "model": {"name": _TEXT},
-    "settings": {
-        "questions": _PRINTED,
-        "max_new_tokens": _PRINTED,
-        "temperature": _PRINTED,
-        "top_k": _PRINTED,
-        "top_p": _PRINTED,
-        "seed": _PRINTED,
-        "batch_size": _PRINTED,
-        "use_chat_template": _PRINTED,
-    },
+    "settings": dict.fromkeys(_ASKED, _PRINTED),
     "is_complete": (bool,),
-    "questions": _List((int, str)),
-    "categories": _Named(_TEXT),
-    "skipped": _Named(_TEXT),
-    "runs": _List(_RUN),
+    "questions": [(int, str)],
+    "categories": {str: _TEXT},
+    "skipped": {str: _TEXT},
+    "runs": [_RUN],
 }
 
 
@@ -107,6 +66,7 @@ def read_record(path: Path) -> dict[str, Any]:
         _check(record, {}, "it")
         if record.get("format") != FORMAT:
             raise ValueError(f"format is {excerpt(record.get('format'))}, and {FORMAT} is what can be read")
+        _renew(record)
         _check(record, _RECORD, "")
         _check_consistent(record)
     except ValueError as fault:
@@ -114,39 +74,49 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def _renew(record: dict[str, Any]) -> None:
+    """Gives a record of an earlier version today's names of draft sources, and its answers their drafts by kind."""
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # what has no such form is refused afterwards
+        if isinstance(record["settings"].get("runs"), list):
+            record["settings"]["runs"] = [renewed_name(name) for name in record["settings"]["runs"]]
+        for run in record["runs"]:
+            run["run"] = renewed_name(run["run"])
+            kinds = list(run["accepted_by_source"])
+            for result in run["by_question"].values():
+                result.setdefault("accepted_by_kind", dict.fromkeys(kinds, sum(result["accepted_by_depth"])))
+
+
 def categories(record: dict[str, Any]) -> Counter[str]:
-    """How many questions each category has; categories in the order of the questions."""
+    """Counts the questions of each category; categories in the order of the questions."""
     return Counter(record["categories"][str(question)] for question in record["questions"])
 
 
-def _check(value: Any, shape: Any, where: str) -> None:
-    """Raises a ValueError for the first place where a value is not of its shape."""
-    if isinstance(shape, tuple):
+def _check(value: Any, drawn: Any, where: str) -> None:
+    """Raises a ValueError for the first place where a value is not as `_RECORD` draws it."""
+    if isinstance(drawn, tuple):
         # Exact types: a bool is no int. What is larger than any measure would overflow later.
-        is_too_large = isinstance(value, int | float) and abs(value) >= 1e15
-        if type(value) not in shape or is_too_large:
+        if type(value) not in drawn or (isinstance(value, int | float) and abs(value) >= 1e15):
             raise ValueError(f"{where} is {excerpt(value)}")
-    elif isinstance(shape, _List):
-        if not isinstance(value, list):
-            raise ValueError(f"{where} is no list")
-        if shape.length is not None and len(value) != shape.length:
-            raise ValueError(f"{where} holds {len(value)} values, not {shape.length}")
+    elif type(value) is not type(drawn):
+        raise ValueError(f"{where} is no {'list' if isinstance(drawn, list) else 'object'}")
+    elif isinstance(drawn, list):
+        if len(drawn) not in (1, len(value)):
+            raise ValueError(f"{where} holds {len(value)} values, not {len(drawn)}")
         for i, item in enumerate(value):
-            _check(item, shape.each, f"{where}[{i}]")
-    elif not isinstance(value, dict):
-        raise ValueError(f"{where} is no object")
-    elif isinstance(shape, _Named):
+            _check(item, drawn[0], f"{where}[{i}]")
+    elif str in drawn:
         for key, item in value.items():
-            _check(item, shape.each, f"{where}[{excerpt(key)}]")
+            _check(item, drawn[str], f"{where}[{excerpt(key)}]")
     else:
-        for key, inner in shape.items():
-            inside = f"{where}.{key}" if where else key
+        for key, inner in drawn.items():
+            inside = f"{where}.{key}".lstrip(".")
             if key not in value:
                 raise ValueError(f"{inside} is missing")
             _check(value[key], inner, inside)
 
 
 def _check_consistent(record: dict[str, Any]) -> None:
+    """Raises a ValueError where a record contradicts itself."""
     num_questions = len(record["questions"])
     if not record["runs"]:
         raise ValueError("runs is empty")

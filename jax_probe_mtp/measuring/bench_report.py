@@ -1,4 +1,4 @@
-"""Bench records in; a Markdown report and its figures out."""
+"""Makes a Markdown report and its figures out of bench records."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +52,7 @@ def write_report(paths: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _section(number_of_record: int, file_name: str, record: dict[str, Any], captions: dict[str, str]) -> str:
-    """What was run, the tables, what to know about them, and the figures (`captions` by file)."""
+    """Writes what was run, the tables, what to know about them, and the figures (`captions` by file)."""
     paragraphs = [
         f"## {number_of_record}. {cell(_title(record))}",
         cell(f"{_asked(record)}. Record: {file_name}."),

@@ -1,4 +1,4 @@
-"""What a decode call costs: the decode loop itself, timed on a state as a prefill leaves it, for any draft and any weights."""
+"""Times decode calls: the decode loop itself, on a state as a prefill leaves it, for any draft and any weights."""
 
 import dataclasses
 import functools
@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.decoding import step as decode_loop
-from jax_probe_mtp.decoding.batch import NO_LIMIT, Request
-from jax_probe_mtp.decoding.step import DecodeState
-from jax_probe_mtp.drafting.draft_config import DEFAULT_MASK_EMA, DraftConfig
-from jax_probe_mtp.model.config import DecodeConfig, ModelConfig
+from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp.decoding.loop import prefill, run_steps
+from jax_probe_mtp.decoding.request import Request, make_request
+from jax_probe_mtp.decoding.state import DecodeState
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
-from jax_probe_mtp.model.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,14 @@ class Timing:
 
     @property
     def median_ms(self) -> float:
-        """The middle of the repeats."""
+        """Gives the middle of the repeats."""
         return float(np.median(self.ms))
 
 
 def filled_state(
     params: Params,
     cfg: ModelConfig,
-    draft_cfg: DraftConfig,
+    source: DraftSource,
     decode_cfg: DecodeConfig,
     *,
     batch_size: int,
@@ -50,7 +50,7 @@ def filled_state(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> tuple[Request, DecodeState]:
-    """A request and the state of its rows after `in_use` tokens, made of noise, without running a prefill.
+    """Makes a request and the state of its rows after `in_use` tokens, made of noise, without running a prefill.
 
     The keys and values are random, not zeros: a device may multiply zeros faster. There is no end-of-text token, so each
     row goes on to its `new_tokens`.
@@ -58,7 +58,7 @@ def filled_state(
     Args:
       params: the model's parameters.
       cfg: the model.
-      draft_cfg: where drafts come from.
+      source: where drafts come from.
       decode_cfg: capacity; holds `in_use + new_tokens` tokens.
       batch_size: B.
       in_use: committed slots of each row.
@@ -72,32 +72,25 @@ def filled_state(
             f"{in_use} tokens in use and {new_tokens} new ones do not fit a capacity of {decode_cfg.capacity}; raise it, or "
             f"lower one of them to 1 or more."
         )
-    request = Request(
-        prompt_length_B=jnp.full(B, in_use, jnp.int32),
-        max_new_tokens_B=jnp.full(B, new_tokens + 1, jnp.int32),  # the root counts: it is the prefill's token
-        eos_E=jnp.zeros(0, jnp.int32),
-        sampling=Sampling(
-            temperature_B=jnp.full(B, temperature, jnp.float32),
-            top_k_B=jnp.zeros(B, jnp.int32),
-            top_p_B=jnp.full(B, top_p, jnp.float32),
-            seed_B=jnp.arange(B, dtype=jnp.uint32),
-        ),
-        mask_ema=jnp.float32(DEFAULT_MASK_EMA),
-        max_accept=jnp.int32(NO_LIMIT),
+    request = make_request(
+        lengths=[in_use] * B,
+        limits=[new_tokens + 1] * B,  # the root counts: it is the prefill's token
+        seeds=list(range(B)),
+        draws=[(temperature, 0, top_p)] * B if temperature > 0 else None,
+        eos_token_ids=[],
+        max_accept=None,
     )
-    prefill = functools.partial(decode_loop.prefill, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
-    shapes = jax.eval_shape(prefill, params, jax.ShapeDtypeStruct((B, 1), jnp.int32), request)
+    fill = functools.partial(prefill, cfg=cfg, source=source, decode_cfg=decode_cfg)
+    shapes = jax.eval_shape(fill, params, jax.ShapeDtypeStruct((B, 1), jnp.int32), request)
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.replace(cache=None, source=None))
     noise = jax.jit(lambda key: jax.random.normal(key, shapes.cache.k[0].shape, shapes.cache.k[0].dtype))
     keys = jax.random.split(jax.random.key(1), 2 * cfg.num_layers)
     slots = tuple(noise(key) for key in keys)
     cache = shapes.cache.replace(k=slots[: cfg.num_layers], v=slots[cfg.num_layers :])
     # What a source keeps starts at 0: masks of zeros, and a first tree of one token, are as good as any for timing.
-    source = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.source)
+    kept = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.source)
     token_BT = jax.random.randint(jax.random.key(2), shapes.token_BT.shape, 0, cfg.vocab_size, jnp.int32)
-    return request, state.replace(
-        token_BT=token_BT, length_B=jnp.full(B, in_use, jnp.int32), cache=cache, source=source
-    )
+    return request, state.replace(token_BT=token_BT, length_B=jnp.full(B, in_use, jnp.int32), cache=cache, source=kept)
 
 
 def time_loop(
@@ -139,7 +132,7 @@ def time_loop(
 def time_step(
     params: Params,
     cfg: ModelConfig,
-    draft_cfg: DraftConfig,
+    source: DraftSource,
     decode_cfg: DecodeConfig,
     *,
     batch_size: int,
@@ -156,7 +149,7 @@ def time_step(
     request, state = filled_state(
         params,
         cfg,
-        draft_cfg,
+        source,
         decode_cfg,
         batch_size=batch_size,
         in_use=in_use,
@@ -164,5 +157,5 @@ def time_step(
         temperature=temperature,
         top_p=top_p,
     )
-    loop = functools.partial(decode_loop.run_steps, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
+    loop = functools.partial(run_steps, cfg=cfg, source=source, decode_cfg=decode_cfg)
     return time_loop(loop, params, request, state, repeats=repeats)

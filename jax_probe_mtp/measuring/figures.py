@@ -63,7 +63,7 @@ def _own_style() -> Iterator[None]:
 
 @_own_style()
 def heatmap(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Cell]]) -> str:
-    """A table with its numbers in it, legible at 15 rows and 14 columns; `cells[row][column]`."""
+    """Draws a table with its numbers in it, legible at 15 rows and 14 columns; `cells[row][column]`."""
     from matplotlib.figure import Figure
 
     width, height = 0.62, 0.28  # of a cell, in inches
@@ -86,7 +86,7 @@ def heatmap(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequenc
 
 
 def _colour(tint: float) -> str:
-    """Blue and red that the colour-blind tell apart; black text is legible on each."""
+    """Gives blues and reds that the colour-blind tell apart; black text is legible on each."""
     full = (67, 147, 195) if tint > 0 else (214, 96, 77)
     parts = [round(255 + (part - 255) * min(abs(tint), 1)) for part in full]
     return "#" + bytes(parts).hex()
@@ -94,7 +94,7 @@ def _colour(tint: float) -> str:
 
 @_own_style()
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """Points over a logarithmic x; each group's line joins its highest point at each x.
+    """Draws points over a logarithmic x; each group's line joins its highest point at each x.
 
     Names stand in a column at the right, where they cannot overlap, each tied to its point.
     """
@@ -140,7 +140,7 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Ascending places in 0 to 1, moved up and then down as little as it takes that neighbours are `gap` apart."""
+    """Moves ascending places in 0 to 1 up and then down as little as it takes that neighbours are `gap` apart."""
     up: list[float] = []
     for place in places:
         up.append(max(place, up[-1] + gap) if up else place)
@@ -152,7 +152,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 @_own_style()
 def line_panels(panels: Sequence[Panel], x_label: str, y_label: str) -> str:
-    """Panels side by side with one y axis and one legend, that of the first; a line's x are the indices 0, 1, ..."""
+    """Draws panels side by side with one y axis and one legend, that of the first; a line's x are the indices 0, 1, ..."""
     from matplotlib.figure import Figure
 
     figure = Figure((2 + 3.8 * len(panels), 4), layout="constrained")

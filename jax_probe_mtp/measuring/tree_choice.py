@@ -1,4 +1,4 @@
-"""Which tree pays here: decode calls timed for a few block sizes, against what each can be expected to accept.
+"""Chooses the tree that pays here: times decode calls of a few sizes, against the tokens each can be expected to give.
 
 A call of more rows gives more tokens and takes longer. The time is measured, on the checkpoint's own parameters, since it
 depends on the device, the batch and the cache. The tokens, tau, are a prior: what Qwen2.5-Coder-0.5B-Instruct gave on 26
@@ -7,6 +7,7 @@ otherwise: SmolLM2-135M-Instruct gave 1.147, 1.237 and 1.317, the paper's 8B mod
 a tree may gain less than expected, or lose where little was expected; the tokens stay plain decoding's.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,16 +19,20 @@ from typing import Any
 import jax
 
 from jax_probe_mtp.decoding.batch import SMALLEST_BUCKET
-from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig, draft_name
+from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, PLAIN, draft_name, parse_draft, with_shape
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.files.whole_files import write_json
-from jax_probe_mtp.generation.decoder import DEFAULT_DRAFT, Settings
-from jax_probe_mtp.measuring import bench, call_cost
+from jax_probe_mtp.measuring import call_cost
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.config import DecodeConfig
+from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.fingerprint import model_identity
 
 FORMAT = 1  # of the files
-TREES = {10: (4,), 30: (14,), 60: (29,)}  # rows of a call -> tree
+SHAPES = {10: "4", 30: "14", 60: "29"}  # rows of a call -> shape of the default draft source
 PRIOR_TAU = {1: 1.0, 10: 1.355, 30: 1.503, 60: 1.573}  # rows of a call -> tokens it is expected to give; 1 is plain
 CALLS = 16  # of a timed loop
 REPEATS = 3
@@ -38,25 +43,25 @@ class Choice:
     """What to draft with, and why; every mapping is by rows of a call, 1 for plain decoding.
 
     Attributes:
-      draft: the tree with the best expectation; plain decoding where none is above 1.
+      source: the tree with the best expectation; plain decoding where none is above 1.
       costs: milliseconds a call; infinite where it did not fit the device's memory. What could not pay is left out.
       prior: tau, tokens that a call is expected to give.
       expected: speed over plain decoding's, tau * cost of plain decoding / cost.
       is_cached: True when the costs were read, not measured now.
     """
 
-    draft: ProbeConfig
+    source: DraftSource
     costs: Mapping[int, float]
     prior: Mapping[int, float]
     expected: Mapping[int, float]
     is_cached: bool
 
     def __str__(self) -> str:
-        rows = self.draft.num_rows
+        rows = self.source.num_rows
         gain = f"expected to be {self.expected[rows]:.2f} x as fast as plain decoding" if rows > 1 else "no tree pays"
         trees = ", ".join(f"{rows} rows {self._says(rows)}" for rows in self.prior if rows > 1)
-        source = "cached" if self.is_cached else "fresh"
-        return f"{draft_name(self.draft)}, {gain} ({source}: 1 row {self.costs[1]:.2f} ms a call, {trees})"
+        costs = "cached" if self.is_cached else "fresh"
+        return f"{draft_name(self.source)}, {gain} ({costs}: 1 row {self.costs[1]:.2f} ms a call, {trees})"
 
     def _says(self, rows: int) -> str:
         if rows not in self.costs:
@@ -69,16 +74,16 @@ def choose(
     checkpoint: Checkpoint,
     settings: Settings,
     *,
-    like: ProbeConfig = DEFAULT_DRAFT,
+    template: DraftSource | None = None,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Choice:
-    """The tree with the best expected tokens per second for these settings on this device, or plain decoding.
+    """Picks the tree with the best expected tokens per second for these settings on this device, or plain decoding.
 
     Args:
       checkpoint: the model; its own parameters are what is timed.
       settings: `batch_size` rows and `capacity` slots, which has to be given, are what is timed, greedy or sampled.
-      like: everything but the tree, such as the masks' first value.
+      template: gives everything but the tree, such as the masks' first value; the default draft source when None.
       folder: where costs are kept for the next time, a file for all that they depend on; None keeps nothing.
       say: is given a line before measuring starts, and one where the costs cannot be kept.
 
@@ -93,17 +98,16 @@ def choose(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if not math.isfinite(settings.temperature) or settings.temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or more, got {settings.temperature}.")
-    drafts = _drafts(like, checkpoint.config.vocab_size)
-    prior = {rows: PRIOR_TAU[rows] for rows in drafts}
-    decode_cfg = DecodeConfig(
-        capacity=max(capacity, SMALLEST_BUCKET), is_sampled=is_sampled, attention=settings.attention
-    )
+    sources = _sources(parse_draft(DEFAULT_DRAFT) if template is None else template, checkpoint.config)
+    prior = {rows: PRIOR_TAU[rows] for rows in sources}
+    decode_cfg = DecodeConfig(capacity=max(capacity, SMALLEST_BUCKET), is_exact=settings.is_exact)
     has_cuts = is_sampled and (settings.top_k > 0 or settings.top_p < 1)
     depends_on = _environment(checkpoint) | {
         "batch_size": settings.batch_size,
         "decode_cfg": repr(decode_cfg),
+        "is_sampled": is_sampled,
         "has_cuts": has_cuts,
-        "drafts": [repr(draft) for draft in drafts.values()],
+        "drafts": [repr(source) for source in sources.values()],
     }
     path = folder / f"{_digest(depends_on)}.json" if folder else None
 
@@ -116,15 +120,15 @@ def choose(
         )
         costs = {}
         while (rows := next_to_measure(costs, prior)) is not None:
-            costs[rows] = _time_call(checkpoint, drafts[rows], decode_cfg, settings, has_cuts=has_cuts)
+            costs[rows] = _time_call(checkpoint, sources[rows], decode_cfg, settings, has_cuts=has_cuts)
         if path:
             _keep(path, depends_on, costs, say)
     rows, expected = pick(costs, prior)
-    return Choice(draft=drafts[rows], costs=costs, prior=prior, expected=expected, is_cached=is_cached)
+    return Choice(source=sources[rows], costs=costs, prior=prior, expected=expected, is_cached=is_cached)
 
 
 def pick(costs: Mapping[int, float], prior: Mapping[int, float]) -> tuple[int, dict[int, float]]:
-    """The rows of a call with the best expected speed, and every expected speed over plain decoding's.
+    """Picks the rows of a call with the best expected speed; gives every expected speed over plain decoding's as well.
 
     1, plain decoding, is picked where nothing is above it; among equals the fewest rows.
 
@@ -140,7 +144,7 @@ def pick(costs: Mapping[int, float], prior: Mapping[int, float]) -> tuple[int, d
 
 
 def next_to_measure(costs: Mapping[int, float], prior: Mapping[int, float]) -> int | None:
-    """The fewest rows without a cost; None when all have one, or those left cannot pay.
+    """Gives the fewest rows without a cost; None when all have one, or those left cannot pay.
 
     More rows cost no less, so where the last cost is plain decoding's times the largest tau left, the rest gain nothing.
     """
@@ -150,21 +154,26 @@ def next_to_measure(costs: Mapping[int, float], prior: Mapping[int, float]) -> i
     return left[0]
 
 
-def _drafts(like: ProbeConfig, vocab_size: int) -> dict[int, ProbeConfig]:
-    """Rows of a call -> draft, of all that the vocabulary has candidates for."""
-    trees = [dataclasses.replace(like, tree=tree, num_masks=None, block_complexity=None) for tree in TREES.values()]
-    return {draft.num_rows: draft for draft in (PLAIN, *trees) if draft.num_candidates <= vocab_size}
+def _sources(template: DraftSource, cfg: ModelConfig) -> dict[int, DraftSource]:
+    """Maps rows of a call to a draft source, for all that the vocabulary has candidates for."""
+    sources = {1: parse_draft(PLAIN)}
+    for rows, shape in SHAPES.items():
+        source = with_shape(template, shape)
+        with contextlib.suppress(ValueError):
+            source.check(cfg)
+            sources[rows] = source
+    return sources
 
 
 def _time_call(
-    checkpoint: Checkpoint, draft: ProbeConfig, decode_cfg: DecodeConfig, settings: Settings, *, has_cuts: bool
+    checkpoint: Checkpoint, source: DraftSource, decode_cfg: DecodeConfig, settings: Settings, *, has_cuts: bool
 ) -> float:
-    """Milliseconds a call, with the cache half full; infinite for a tree that does not fit the device's memory."""
+    """Times a call in milliseconds, with the cache half full; infinite for a tree that does not fit the device's memory."""
     try:
         return call_cost.time_step(
             checkpoint.params,
             checkpoint.config,
-            draft,
+            source,
             decode_cfg,
             batch_size=settings.batch_size,
             in_use=decode_cfg.capacity // 2,
@@ -174,15 +183,15 @@ def _time_call(
             top_p=0.95 if has_cuts else 1.0,  # a cut costs the same at any value, by top-k or by top-p
         ).median_ms
     except jax.errors.JaxRuntimeError as error:
-        if draft == PLAIN or "RESOURCE_EXHAUSTED" not in str(error):
+        if source.num_rows == 1 or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return math.inf
 
 
 def _environment(checkpoint: Checkpoint) -> dict[str, Any]:
-    environment = bench.environment(str(checkpoint.params["embed"].dtype))
+    made_with = environment(str(checkpoint.params["embed"].dtype))
     names = ("jax_probe_mtp", "jax", "jaxlib", "backend", "device", "dtype")
-    return {name: environment[name] for name in names} | {"model": bench.model_identity(checkpoint)["fingerprint"]}
+    return {name: made_with[name] for name in names} | {"model": model_identity(checkpoint)["fingerprint"]}
 
 
 def _digest(depends_on: dict[str, Any]) -> str:
@@ -190,7 +199,7 @@ def _digest(depends_on: dict[str, Any]) -> str:
 
 
 def _read(path: Path, depends_on: dict[str, Any], prior: Mapping[int, float]) -> dict[int, float] | None:
-    """The costs of an earlier run; None where there are none, or the file is not what `_keep` wrote."""
+    """Reads the costs of an earlier run; None where there are none, or the file is not what `_keep` wrote."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT or record["depends_on"] != depends_on:

@@ -1,7 +1,7 @@
 """Several devices: a mesh of two axes, and how the model and a batch are split over it.
 
 Weights are split over the axis `TENSOR` (kv heads with their queries, mlp width, vocabulary), batch rows over `DATA`. The
-programs of `decode_loop` run under `jax.shard_map`, each device on its part, with the sums that the split needs written
+programs of `decoding/loop.py` run under `jax.shard_map`, each device on its part, with the sums that the split needs written
 out in `model.py`: so a device's part of the weights is as fused, and its kernels are the same, as on one device.
 """
 

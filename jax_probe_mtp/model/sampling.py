@@ -6,6 +6,7 @@ whatever the tree, the batch or the neighbours.
 """
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -23,9 +24,9 @@ class Sampling(flax.struct.PyTreeNode, kw_only=True):
     """
 
     seed_B: jax.Array
-    temperature_B: jax.Array | None = None
-    top_k_B: jax.Array | None = None
-    top_p_B: jax.Array | None = None
+    temperature_B: Any = None
+    top_k_B: Any = None
+    top_p_B: Any = None
 
 
 def prng_key(seed: jax.Array) -> jax.Array:
@@ -44,7 +45,7 @@ def gumbel_noise(seed_B: jax.Array, position_B: jax.Array, vocab_size: int) -> j
         return jax.vmap(draw)(seed_B, position_B)
 
 
-def scale(logits: jax.Array, temperature_B: jax.Array | None) -> jax.Array:
+def scale(logits: jax.Array, temperature_B: Any) -> jax.Array:
     """Divides logits [B, ..., V] by each row's temperature, and leaves them as they are where that is 0 or None."""
     if temperature_B is None:
         return logits

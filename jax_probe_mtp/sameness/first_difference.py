@@ -1,4 +1,4 @@
-"""Where two outputs of one prompt part, and whether rounding alone can have parted them."""
+"""Finds where two outputs of one prompt part, and judges whether rounding alone can have parted them."""
 
 import dataclasses
 import functools
@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.decoding.batch import bucket
-from jax_probe_mtp.generation.decoder import Decoder, Generation, Prompt, Settings
-from jax_probe_mtp.generation.waiting import make_newcomer
+from jax_probe_mtp.decoding.batch import bucket, make_batch
+from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
+from jax_probe_mtp.generation.answers import Generation
 from jax_probe_mtp.model import sampling, transformer
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
 
 FLOAT32_TIE = 1e-4  # rounding differences between 1 and 30 rows reach 5.5e-5 on SmolLM2
-FOREIGN_TIE = 1e-3  # of another framework's float32, whose kernels round otherwise everywhere
+OTHER_FRAMEWORK_TIE = 1e-3  # of another framework's float32, whose kernels round otherwise everywhere
 BFLOAT16_TIE = 2  # steps of bfloat16
 MANTISSA_BITS = {"float32": 23, "bfloat16": 7}
 
@@ -48,7 +49,7 @@ class Difference:
 
     @property
     def gap(self) -> float:
-        """The score of plain decoding's token less that of the other, below 0 where rounding chose otherwise here.
+        """Gives the score of plain decoding's token less that of the other, below 0 where rounding chose otherwise here.
 
         Infinite where one output ended, or where a cut leaves one of the tokens out.
         """
@@ -57,12 +58,12 @@ class Difference:
 
     @property
     def is_tie(self) -> bool:
-        """True when rounding alone may have chosen between the two."""
+        """Says whether rounding alone may have chosen between the two."""
         return abs(self.gap) <= self.tolerance
 
     @property
     def kind(self) -> str:
-        """`tie` or `diverged`."""
+        """Says `tie` or `diverged`."""
         return "tie" if self.is_tie else "diverged"
 
     def __str__(self) -> str:
@@ -73,18 +74,18 @@ class Difference:
         )
 
 
-def compare(
-    plain: Decoder,
+def compare_answers(
+    checkpoint: Checkpoint,
     prompt: Prompt,
     settings: Settings,
     expected: Generation,
     got: Generation,
     float32_tie: float | None = None,
 ) -> Difference | None:
-    """`first_difference` of what two decoders gave for one prompt.
+    """Finds the `first_difference` of what two decoders gave for one prompt.
 
     Args:
-      plain: the decoder that gave `expected`, plainly.
+      checkpoint: the model of both.
       prompt: the prompt of both.
       settings: the settings of both.
       expected: plain decoding's output.
@@ -93,11 +94,16 @@ def compare(
     """
     if expected.token_ids == got.token_ids:
         return None
-    draw = None
-    if prompt.of("temperature", settings) > 0:
-        draw = make_newcomer(plain.checkpoint, plain.draft_cfg, prompt, settings)[1].sampling
+    draw = draw_of(checkpoint, prompt, settings) if prompt.of("temperature", settings) > 0 else None
     ids = prompt.token_ids, expected.token_ids, got.token_ids
-    return first_difference(plain.checkpoint, *ids, draw, FLOAT32_TIE if float32_tie is None else float32_tie)
+    return first_difference(checkpoint, *ids, draw, FLOAT32_TIE if float32_tie is None else float32_tie)
+
+
+def draw_of(checkpoint: Checkpoint, prompt: Prompt, settings: Settings) -> sampling.Sampling:
+    """Checks a prompt, and says how its tokens are drawn, as one row with all values, be it greedy."""
+    plain, eos = parse_draft(PLAIN), checkpoint.eos_token_ids
+    batch = make_batch(checkpoint.config, plain, [prompt], settings, eos_token_ids=eos, is_sampled=True)
+    return batch.request.sampling
 
 
 def first_difference(
@@ -145,7 +151,7 @@ def first_difference(
 def rounding(
     checkpoint: Checkpoint, best_score: float, draw: sampling.Sampling | None, float32_tie: float
 ) -> tuple[float, float]:
-    """The largest gap that counts as a tie, and the step of the model's dtype at the size of the best score.
+    """Gives the largest gap that counts as a tie, and the step of the model's dtype at the size of the best score.
 
     In bfloat16 two of its steps are a tie; in float32, whose sums are long beside its steps, `float32_tie`, divided by a
     temperature below 1.
@@ -159,13 +165,13 @@ def rounding(
 
 
 def _scores(checkpoint: Checkpoint, tokens: list[int], draw: sampling.Sampling | None) -> np.ndarray:
-    """What the token after `tokens` maximises, float32 [V], by one pass over the whole text."""
+    """Gives the scores that the token after `tokens` maximises, float32 [V], by one pass over the whole text."""
     logits_1V = jnp.asarray(logits_after(checkpoint, tokens))[None]
     return np.asarray(sampling.scores(logits_1V, jnp.asarray([len(tokens)]), draw)[0])
 
 
 def logits_after(checkpoint: Checkpoint, tokens: Sequence[int]) -> np.ndarray:
-    """Logits of what comes after a text, float32 [V], by one pass over it."""
+    """Gives the logits of what comes after a text, float32 [V], by one pass over it."""
     padded = np.zeros((1, bucket(len(tokens))), np.int32)
     padded[0, : len(tokens)] = tokens
     logits_1V = _logits_at(checkpoint.params, checkpoint.config, jnp.asarray(padded), jnp.int32(len(tokens) - 1))

@@ -1,4 +1,4 @@
-"""Sampled outputs without a known seed: do the first tokens of many answers to one prompt follow the model's distribution?
+"""Judges sampled outputs without a known seed: do many answers to one prompt begin as the model's distribution says?
 
 With n answers and k classes (the most likely tokens one by one, all others together), the summed distance of observed and
 true frequencies is above sqrt(2 (k ln 2 + ln(1 / q)) / n) with a probability of at most q, for any distribution and any n:
@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.generation.prompts import Settings
 from jax_probe_mtp.model import sampling
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.sameness.first_difference import logits_after
@@ -42,7 +42,7 @@ class Distance:
 
 
 def judge_frequencies(checkpoint: Checkpoint, outputs: Iterable[Output], settings: Settings) -> list[Verdict]:
-    """A verdict for the answers to each prompt, as far as they share temperature and cuts; they may have any seeds.
+    """Judges together the answers to each prompt that share temperature and cuts; they may have any seeds.
 
     Args:
       checkpoint: the model.
@@ -105,7 +105,7 @@ def _verdict(checkpoint: Checkpoint, group: _Group, settings: Settings) -> Verdi
 
 
 def distribution(checkpoint: Checkpoint, prompt_ids: Sequence[int], draw: sampling.Sampling) -> np.ndarray:
-    """What the first new token is drawn from, float64 [V]; `draw` is of one row, its seed is not read."""
+    """Gives what the first new token is drawn from, float64 [V]; `draw` is of one row, its seed is not read."""
     scaled_1V = sampling.scale(jnp.asarray(logits_after(checkpoint, prompt_ids))[None], draw.temperature_B)
     is_kept_1V = sampling.keep_likely(scaled_1V, draw.top_k_B, draw.top_p_B)
     kept_V = np.where(np.asarray(is_kept_1V[0]), np.asarray(scaled_1V[0], np.float64), -math.inf)
@@ -114,7 +114,7 @@ def distribution(checkpoint: Checkpoint, prompt_ids: Sequence[int], draw: sampli
 
 
 def distance(tokens: Sequence[int], expected_V: np.ndarray) -> Distance:
-    """The distance of drawn tokens, at least one, from a distribution."""
+    """Measures how far drawn tokens, at least one, are from a distribution."""
     n, count_of = len(tokens), Counter(tokens)
     order = np.argsort(-expected_V, kind="stable")[: MOST_CLASSES - 1]
     alone = [int(token) for token in order if n * expected_V[token] >= LEAST_EXPECTED]

@@ -1,4 +1,4 @@
-"""Outputs of any framework: are they what plain decoding gives? Each is checked in one pass over its text."""
+"""Judges outputs of any framework: are they what plain decoding gives? Each is checked in one pass over its text."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from jax_probe_mtp.drafting.draft_config import PLAIN
+from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.generation.prompts import Prompt, Settings
 from jax_probe_mtp.generation.text_stream import TextStream
-from jax_probe_mtp.generation.waiting import make_newcomer
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.sampling import Sampling
-from jax_probe_mtp.sameness.first_difference import FOREIGN_TIE, Difference, rounding
+from jax_probe_mtp.sameness.first_difference import OTHER_FRAMEWORK_TIE, Difference, draw_of, rounding
 from jax_probe_mtp.sameness.own_choices import Choices, choices_of
 from jax_probe_mtp.sameness.verdicts import DIVERGED, UNCHECKED, Verdict, kind_of
 
@@ -40,7 +38,7 @@ class Output:
 
 
 def judge(checkpoint: Checkpoint, outputs: Iterable[Output], settings: Settings) -> Iterator[Verdict]:
-    """A verdict for every output, in the order given.
+    """Gives a verdict for every output, in the order given.
 
     After a tie the check goes on: the model is asked at every place what it would say after the output's own tokens, so an
     output passes only where each of its tokens is the model's choice or ties with it.
@@ -87,7 +85,7 @@ def _judge(checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings
 
 
 def _check(checkpoint: Checkpoint, output: Output, settings: Settings) -> Sampling:
-    """How the output was drawn, after checking that the model can read it."""
+    """Says how the output was drawn, after checking that the model can read it."""
     size = checkpoint.config.vocab_size
     if bad := next((token for token in output.token_ids if not 0 <= token < size), None):
         raise ValueError(f"the output holds token id {bad}, but ids are 0 to {size - 1}.")
@@ -95,7 +93,7 @@ def _check(checkpoint: Checkpoint, output: Output, settings: Settings) -> Sampli
 
 
 def how_drawn(checkpoint: Checkpoint, output: Output, settings: Settings, num_tokens: int) -> Sampling:
-    """How an output was drawn, of one row.
+    """Says how an output was drawn, as sampling settings of one row.
 
     Raises:
       ValueError: if the prompt could not be read, or does not fit the model with so many new tokens, or a setting is wrong.
@@ -103,7 +101,7 @@ def how_drawn(checkpoint: Checkpoint, output: Output, settings: Settings, num_to
     if output.error is not None:
         raise ValueError(output.error)
     asked = dataclasses.replace(output.prompt, max_new_tokens=num_tokens)
-    return make_newcomer(checkpoint, PLAIN, asked, settings)[1].sampling
+    return draw_of(checkpoint, asked, settings)
 
 
 def _of(
@@ -115,7 +113,7 @@ def _of(
         given = np.asarray(output.token_ids[:size])
         for place in np.flatnonzero(choices.best_BO[:size] != given).tolist():
             best_score = float(choices.best_score_BO[place])
-            tolerance, step = rounding(checkpoint, best_score, draw, FOREIGN_TIE)
+            tolerance, step = rounding(checkpoint, best_score, draw, OTHER_FRAMEWORK_TIE)
             differences.append(
                 Difference(
                     position=place,
@@ -139,9 +137,9 @@ def _of(
 
 
 def whole_part(checkpoint: Checkpoint, output: Output, settings: Settings) -> tuple[int, str | None]:
-    """How many tokens of an output belong to the answer, and why it is no whole one.
+    """Counts the tokens of an output that belong to the answer, and says why it is no whole one.
 
-    It is whole, and the reason None, where it ends with its only end of text, or at the stated limit.
+    It is whole, and the reason is None, where it ends with its only end of text, or at the stated limit.
     """
     ids, limit = output.token_ids, output.limit
     if not ids:

@@ -1,4 +1,4 @@
-"""What the model would have said at every place of a given output: one pass over each text, not token by token."""
+"""Finds what the model would have said at every place of a given output: one pass over each text, not token by token."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -47,7 +47,7 @@ def choices(
     *,
     num_outputs: int,
 ) -> Choices:
-    """One teacher-forced pass; the head is read at output positions alone.
+    """Passes over given texts once, and reads the head at output positions alone.
 
     Args:
       params: the tree of `abstract_params(cfg)`.
@@ -105,7 +105,7 @@ def choices_of(
     draws: Sequence[Sampling] | None,
     batch_size: int,
 ) -> Iterator[tuple[int, Choices]]:
-    """`choices` of any number of texts, those of like lengths together.
+    """Gives the `choices` of any number of texts, those of like lengths together.
 
     Args:
       checkpoint: the model.

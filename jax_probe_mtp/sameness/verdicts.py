@@ -1,11 +1,11 @@
-"""What is said of an output that should be plain decoding's: one verdict a record, their sums, as JSON and as Markdown."""
+"""Says of outputs that should be plain decoding's whether they are: a verdict a record, and sums, as JSON and Markdown."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jax_probe_mtp.files import markdown as tables
+from jax_probe_mtp.files.markdown import cell, number, table
 from jax_probe_mtp.sameness.first_difference import Difference
 
 SAME, TIE, DIVERGED, INCOMPLETE, UNCHECKED = KINDS = ("same", "tie", "diverged", "incomplete", "unchecked")
@@ -14,7 +14,7 @@ MOST_LISTED = 200  # records in a Markdown report that are not the same
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One record's.
+    """The verdict on one record.
 
     Attributes:
       id: the record's.
@@ -47,7 +47,7 @@ class Verdict:
         return f"{self.id}: {says}{self.more}"
 
     def as_json(self) -> dict[str, Any]:
-        """As a report holds it; what it has no value for is null."""
+        """Gives the verdict as a report holds it; null stands where it has no value."""
         record = {name: value for name, value in vars(self).items() if name not in ("difference", "more")}
         found = self.difference
         return record | {
@@ -71,7 +71,7 @@ def _finite(value: float) -> float | None:
 
 
 def kind_of(differences: Sequence[Difference], reason: str | None) -> tuple[str, Difference | None]:
-    """The verdict that follows from an output's differences and from what is incomplete about it."""
+    """Tells the kind of an output from its differences and from what is incomplete about it, and the place that decides."""
     diverged = next((found for found in differences if not found.is_tie), None)
     if diverged is not None:
         return DIVERGED, diverged
@@ -82,7 +82,7 @@ def kind_of(differences: Sequence[Difference], reason: str | None) -> tuple[str,
 
 
 def summary(verdicts: Iterable[Verdict]) -> dict[str, Any]:
-    """Counts of all verdicts, in whole and by category, and differences for every 1,000 compared tokens."""
+    """Counts verdicts, in whole and by category, and differences for every 1,000 compared tokens."""
     counts: dict[str, dict[str, int]] = {"": dict.fromkeys(KINDS, 0)}
     tokens = differences = 0
     for verdict in verdicts:
@@ -102,38 +102,38 @@ def summary(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     }
 
 
-def exit_status(totals: dict[str, Any]) -> int:
-    """0 where all are the same or tied, 1 where one diverged or is incomplete, 2 where one could not be checked."""
+def status_of(totals: dict[str, Any]) -> int:
+    """Gives the exit status: 0 if all are the same or tied, 1 if one diverged or is incomplete, 2 if one was not checked."""
     if totals[DIVERGED] or totals[INCOMPLETE]:
         return 1
     return 2 if totals[UNCHECKED] or not totals["records"] else 0
 
 
 def counts_line(totals: dict[str, Any]) -> str:
-    """The counts in one line; kinds that are seldom seen only where they were."""
+    """Writes the counts in one line; kinds that are seldom seen only where they were."""
     kinds = [kind for kind in KINDS if totals[kind] or kind in (SAME, TIE, DIVERGED)]
     return ", ".join(f"{totals[kind]} {kind}" for kind in kinds)
 
 
 def markdown(title: str, run: dict[str, Any], totals: dict[str, Any], verdicts: Sequence[Verdict]) -> str:
-    """A report for people: what was compared, the counts, and every record that is not the same."""
-    rate = tables.number(totals["differences_per_1000_tokens"], ".3f")
+    """Writes a report for people: what was compared, the counts, and every record that is not the same."""
+    rate = number(totals["differences_per_1000_tokens"], ".3f")
     lines = [
-        f"# {tables.cell(title)}",
+        f"# {cell(title)}",
         "",
-        *(f"- {name}: {tables.cell(str(value))}" for name, value in run.items()),
+        *(f"- {name}: {cell(str(value))}" for name, value in run.items()),
         "",
         f"{counts_line(totals)}. {totals['differences']} differences in {totals['compared_tokens']} tokens, {rate} for every "
         "1,000.",
     ]
     if totals["by_category"]:
         rows = [[name, *(str(count[kind]) for kind in KINDS)] for name, count in totals["by_category"].items()]
-        lines += ["", tables.table(["category", *KINDS], rows)]
+        lines += ["", table(["category", *KINDS], rows)]
     others = [verdict for verdict in verdicts if verdict.kind != SAME]
     if others:
         lines += [
             "",
             "Records that are not the same" + (f" (the first {MOST_LISTED})" if others[MOST_LISTED:] else "") + ":",
         ]
-        lines += ["", *(f"- {tables.cell(str(verdict))}" for verdict in others[:MOST_LISTED])]
+        lines += ["", *(f"- {cell(str(verdict))}" for verdict in others[:MOST_LISTED])]
     return "\n".join(lines) + "\n"

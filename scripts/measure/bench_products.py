@@ -25,13 +25,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax_probe_mtp.measuring.environment import environment
 from shapes import SHAPES
 
 from jax_probe_mtp.commands.options import positive
 from jax_probe_mtp.errors import Parser, exit_status, one_line
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.kernels.product import MAX_ROWS, STEP, Tiles, choose_tiles, gated_product, product_parts
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.config import ModelConfig
 

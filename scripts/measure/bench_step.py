@@ -19,26 +19,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig
-from jax_probe_mtp.measuring.environment import environment
 from shapes import SHAPES
 
 from jax_probe_mtp.commands.options import positive
-from jax_probe_mtp.decoding.batch import check_settings
+from jax_probe_mtp.decoding.block import Block
 from jax_probe_mtp.decoding.block_layer import block_layer
 from jax_probe_mtp.decoding.config import ATTENTIONS, DecodeConfig
 from jax_probe_mtp.decoding.loop import run_steps
 from jax_probe_mtp.decoding.request import Request
+from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.decoding.state import DecodeState
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
 from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.measuring import call_cost
+from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import transformer
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params, random_params
 
 DATA_SHEET = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}  # bytes a second
 COLUMNS = "rows batch slots | forward ms  step ms  step/forward | GB read  of bandwidth | compile s  cached s  temp MB"
+
+EXACT = "anchored"  # the order of sums of the exact mode
 
 
 def main() -> int:
@@ -52,7 +56,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    parser.add_argument("--attention", choices=ATTENTIONS, default="auto", help="of decode calls")
+    parser.add_argument("--attention", choices=(*ATTENTIONS, EXACT), default="auto", help="of decode calls")
     parser.add_argument("--layers", type=positive, metavar="L", help="another number of layers than the shape has")
     parser.add_argument("--calls", type=positive, default=64, help="of a loop")
     parser.add_argument("--repeats", type=positive, default=5)
@@ -89,8 +93,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         flush=True,
     )
     runs = []
-    for capacity, batch, draft_cfg in itertools.product(args.capacity, args.batch, drafts):
-        run = _run(params, cfg, draft_cfg, args, batch, capacity)
+    for capacity, batch, source in itertools.product(args.capacity, args.batch, drafts):
+        run = _run(params, cfg, source, args, batch, capacity)
         bytes_a_second = run["bytes_read"] / run["step_ms"] * 1e3
         run["of_bandwidth"] = bytes_a_second / bandwidth
         run["of_data_sheet"] = bytes_a_second / data_sheet if data_sheet else None
@@ -121,31 +125,24 @@ def read_bandwidth(gigabytes: float) -> float:
 
 
 def forward_loop(
-    params: Params, request: Request, state: DecodeState, cfg: ModelConfig, num_rows: int, attention: str = "auto"
+    params: Params, request: Request, state: DecodeState, cfg: ModelConfig, num_rows: int, decode_cfg: DecodeConfig
 ) -> DecodeState:
     """Runs block after block, each a root and its children, through model, head and argmax, whose tokens are the next block."""
     number_R = jnp.arange(num_rows)
-    is_visible_RR = (number_R == 0) | (number_R == number_R[:, None])
-    is_visible_BRR = jnp.broadcast_to(is_visible_RR, (state.length_B.shape[0], num_rows, num_rows))
-    position_BR = state.length_B[:, None] + (number_R > 0)
-    start = state.length_B if num_rows == 1 else state.cache.capacity
-    num_slots = state.cache.k[0].shape[2]
-    run_layer = block_layer(
-        cfg,
-        params["embed"].dtype,
-        is_visible_BRR,
-        position_BR,
-        state.length_B,
-        start,
-        num_slots,
-        attention,
+    is_visible_RR = (number_R == 0) | (number_R[None] == number_R[:, None])
+    block = Block(
+        position_BR=state.length_B[:, None] + (number_R > 0)[None],
+        is_visible_BRR=jnp.broadcast_to(is_visible_RR, (state.length_B.shape[0], num_rows, num_rows)),
+        length_B=state.length_B,
+        start=state.length_B if num_rows == 1 else state.cache.capacity,
         longest_path=1,
     )
+    run_layer = block_layer(cfg, params["embed"].dtype, block, state.cache.k[0].shape[2], decode_cfg)
 
     def body(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         token_BR, state = carry
         hidden_BRD, cache = transformer.forward(
-            params, cfg, transformer.embed(params, cfg, token_BR), position_BR, state.cache, run_layer
+            params, cfg, transformer.embed(params, cfg, token_BR), block.position_BR, state.cache, run_layer
         )
         token_BR = jnp.argmax(transformer.logits(params, cfg, hidden_BRD), axis=-1).astype(jnp.int32)
         calls_B = state.calls_B + 1
@@ -156,23 +153,21 @@ def forward_loop(
 
 
 def _run(
-    params: Params, cfg: ModelConfig, draft_cfg: ProbeConfig, args: argparse.Namespace, batch: int, capacity: int
+    params: Params, cfg: ModelConfig, source: DraftSource, args: argparse.Namespace, batch: int, capacity: int
 ) -> dict[str, Any]:
-    check_settings(
-        cfg, draft_cfg, max_new_tokens=args.calls, temperature=args.temperature, top_k=0, top_p=args.top_p, mask_ema=0
-    )
-    decode_cfg = DecodeConfig(capacity=capacity, is_sampled=args.temperature > 0, attention=args.attention)
+    Settings(max_new_tokens=args.calls, temperature=args.temperature, top_p=args.top_p).check(cfg, source)
+    decode_cfg = _decode_config(capacity, args.attention)
 
     def start() -> tuple[Request, DecodeState]:
         return call_cost.filled_state(
-            params, cfg, draft_cfg, decode_cfg, batch_size=batch, in_use=args.in_use, new_tokens=args.calls,
+            params, cfg, source, decode_cfg, batch_size=batch, in_use=args.in_use, new_tokens=args.calls,
             temperature=args.temperature, top_p=args.top_p,
         )  # fmt: skip
 
-    step = functools.partial(run_steps, cfg=cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
+    step = functools.partial(run_steps, cfg=cfg, source=source, decode_cfg=decode_cfg)
     request, state = start()
     run: dict[str, Any] = {
-        "rows": draft_cfg.num_rows,
+        "rows": source.num_rows,
         "batch": batch,
         "capacity": capacity,
         "bytes_read": _bytes_read(params, cfg, state, args.in_use),
@@ -186,7 +181,7 @@ def _run(
     del state  # it was donated
     jax.clear_caches()
     again = call_cost.time_loop(step, params, *start(), repeats=0)
-    forward = functools.partial(forward_loop, cfg=cfg, num_rows=draft_cfg.num_rows, attention=args.attention)
+    forward = functools.partial(forward_loop, cfg=cfg, num_rows=source.num_rows, decode_cfg=decode_cfg)
     alone = call_cost.time_loop(forward, params, *start(), repeats=args.repeats)
     return run | {
         "compile_cached_seconds": again.compile_seconds,
@@ -195,14 +190,20 @@ def _run(
     }
 
 
-def _draft(rows: int) -> ProbeConfig:
+def _decode_config(capacity: int, attention: str) -> DecodeConfig:
+    if attention == EXACT:
+        return DecodeConfig(capacity=capacity, is_exact=True)
+    return DecodeConfig(capacity=capacity, attention=attention)
+
+
+def _draft(rows: int) -> DraftSource:
     if rows == 1:
-        return PLAIN
+        return parse_draft(PLAIN)
     if rows < 4 or rows % 2:
         raise ValueError(
             f"--rows {rows}: give 1 (plain decoding) or an even number from 4 on (one mask, N/2 - 1 drafts)."
         )
-    return ProbeConfig(tree=(rows // 2 - 1,))
+    return parse_draft(f"probe:{rows // 2 - 1}")
 
 
 def _bytes_read(params: Params, cfg: ModelConfig, state: DecodeState, in_use: int) -> int:

@@ -15,17 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jax_probe_mtp.drafting.draft_config import PLAIN
-
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.commands.options import positive, positives
 from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
 from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.jobs.encode import encode
-from jax_probe_mtp.measuring import bench
+from jax_probe_mtp.measuring.environment import environment
+from jax_probe_mtp.model.fingerprint import model_identity
 from jax_probe_mtp.sameness import verdicts
 from jax_probe_mtp.sameness.given_outputs import Output, judge
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template) for record in PromptFile(args.input)
     ]
     settings = Settings(max_new_tokens=args.max_new_tokens, capacity=args.capacity, prompt_slots=args.prompt_slots)
-    decoder = Decoder(checkpoint, PLAIN)
+    decoder = Decoder(checkpoint, parse_draft(PLAIN))
     decode_seconds: list[float] = []
     check_seconds: dict[int, list[float]] = {size: [] for size in args.batch_sizes}
     totals: dict[int, dict[str, Any]] = {}
@@ -77,11 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(record, indent=1))
     if args.output:
-        environment = bench.environment(str(checkpoint.params["embed"].dtype))
-        whole_files.write_json(
-            args.output, record | {"model": bench.model_identity(checkpoint), "environment": environment}
-        )
-    return max(verdicts.exit_status(totals[size]) for size in check_seconds)
+        made_with = environment(str(checkpoint.params["embed"].dtype))
+        whole_files.write_json(args.output, record | {"model": model_identity(checkpoint), "environment": made_with})
+    return max(verdicts.status_of(totals[size]) for size in check_seconds)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.errors import Parser, exit_status
 
 # A run of the bench -> the reference's name for it.
@@ -21,11 +22,11 @@ REFERENCE_NAMES = {
     "probe:29": "bc60_k1_29",
     "probe:15+4": "bc60_k2_15-4",
     "probe:7+2": "bc30_k2_7-2",
-    "probe:dynamic60k2": "bc60_k2_dynamic",
-    "probe:14@ema=0": "bc30_k1_14_frozen",
-    "probe:14@init=last_k": "bc30_k1_14_last_k",
+    "dynamic:60": "bc60_k2_dynamic",
+    "probe:14@mask_ema=0.0": "bc30_k1_14_frozen",
+    "probe:14@mask_init=last_k": "bc30_k1_14_last_k",
     "probe:14@prune=0": "bc30_k1_14_prune_off",
-    "ngram:10@n=2,match=first": "pld",  # transformers' prompt lookup
+    "ngram:10@max_ngram=2,match=first": "pld",  # transformers' prompt lookup
 }
 
 
@@ -40,7 +41,7 @@ def main() -> int:
     reference = json.loads(Path(path).read_text(encoding="utf-8"))["models"][model]["runs"]
     num_compared, differs = 0, False
     for run in json.loads(args.record.read_text(encoding="utf-8"))["runs"]:
-        theirs = reference.get(REFERENCE_NAMES.get(run["run"], ""))
+        theirs = reference.get(REFERENCE_NAMES.get(renewed_name(run["run"]), ""))
         if theirs is None:
             continue
         num_compared += 1

@@ -1,6 +1,7 @@
 """Measures `generate` on a file at several batch sizes: busy rows, the host's time between chunks, tokens a second.
 
-    python scripts/measure/throughput.py --model MODEL --input F.jsonl --batch-sizes 1,8 --drafts "ar;probe:14" --output R.json
+    python scripts/measure/throughput.py --model MODEL --input F.jsonl --batch-sizes 1,8 \
+        --drafts "plain;probe:14" --output R.json
     python scripts/measure/throughput.py --model MODEL --random 1000 --longest 400 \
         --batch-sizes 16 --drafts probe:14 --output R.json
 
@@ -21,8 +22,10 @@ import numpy as np
 
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.commands.options import positive, positives
+from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings
-from jax_probe_mtp.drafting.spec import parse_run
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.spec import parse_draft
 from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
@@ -30,7 +33,8 @@ from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.jobs.encode import encode
-from jax_probe_mtp.measuring import bench
+from jax_probe_mtp.measuring.environment import environment
+from jax_probe_mtp.model.checkpoint import Checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--random", type=positive, metavar="N", help="so many prompts of random ids instead")
     parser.add_argument("--longest", type=positive, default=400, help="tokens of the longest random prompt")
     parser.add_argument("--batch-sizes", type=positives, default="1,8")
-    parser.add_argument("--drafts", default="ar;probe:14", help="as --runs of bench")
+    parser.add_argument("--drafts", default="plain;probe:14", help="as --runs of bench")
     parser.add_argument("--max-new-tokens", type=positive, default=64)
     parser.add_argument("--calls-per-chunk", type=positive, default=Settings().calls_per_chunk)
     parser.add_argument("--repeats", type=positive, default=1)
@@ -51,21 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     whole_files.check_files({"--output": args.output}, [args.input])
     checkpoint = options.load(args.model, args.dtype, args.revision)
     prompts = _prompts(args, checkpoint)
-    runs = {name: parse_run(name) for name in args.drafts.split(";")}
+    runs = {name: parse_draft(name) for name in args.drafts.split(";")}
     cells = [(draft, size) for size in args.batch_sizes for draft in runs]
-    decoders = {draft: Decoder(checkpoint, run.draft) for draft, run in runs.items()}
+    decoders = {draft: Decoder(checkpoint, source) for draft, source in runs.items()}
     passes: dict[tuple[str, int], list[Stats]] = {cell: [] for cell in cells}
     tokens: dict[tuple[str, int], list[list[int]]] = {}
     for repeat in range(1 + args.repeats):
         for draft, size in cells:
             settings = Settings(
                 max_new_tokens=args.max_new_tokens,
-                mask_ema=runs[draft].mask_ema,
                 batch_size=size,
                 calls_per_chunk=args.calls_per_chunk,
             )
             # A short pass compiles: a prompt of each padded length is enough.
-            some = prompts if repeat else _one_of_each_length(decoders[draft], prompts, settings)
+            some = prompts if repeat else _one_of_each_length(checkpoint, runs[draft], prompts, settings)
             stream = decoders[draft].stream(prompts, settings)
             stream.stats = Stats()
             got = _decode(stream, some)
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [_row(cell, passes[cell], tokens) for cell in cells]
     print(json.dumps(rows, indent=1))
     if args.output:
-        environment = bench.environment(str(checkpoint.params["embed"].dtype))
+        made_with = environment(str(checkpoint.params["embed"].dtype))
         given = {
             name: Path(value).name if name in ("model", "input") else value
             for name, value in vars(args).items()
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "arguments": {name: value for name, value in given.items() if name != "output"},
             "prompts": len(prompts),
         }
-        whole_files.write_json(args.output, record | {"environment": environment, "runs": rows})
+        whole_files.write_json(args.output, record | {"environment": made_with, "runs": rows})
     return 0
 
 
@@ -105,8 +108,12 @@ def _prompts(args: argparse.Namespace, checkpoint: Any) -> list[Prompt]:
     ]
 
 
-def _one_of_each_length(decoder: Decoder, prompts: list[Prompt], settings: Settings) -> list[Prompt]:
-    of_length = {decoder.request([prompt], settings)[0].shape: prompt for prompt in prompts}
+def _one_of_each_length(
+    checkpoint: Checkpoint, source: DraftSource, prompts: list[Prompt], settings: Settings
+) -> list[Prompt]:
+    eos = checkpoint.eos_token_ids
+    batches = [make_batch(checkpoint.config, source, [prompt], settings, eos_token_ids=eos) for prompt in prompts]
+    of_length = {batch.prompt_BT.shape: prompt for batch, prompt in zip(batches, prompts, strict=True)}
     return [dataclasses.replace(prompt, max_new_tokens=2) for prompt in of_length.values()]
 
 

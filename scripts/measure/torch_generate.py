@@ -57,12 +57,12 @@ def measure_generate(args: argparse.Namespace, header: Record) -> Iterator[Recor
         new_ids = output_1T[0, len(token_ids) :].tolist()  # waits for the device
         return time.perf_counter() - start, new_ids
 
-    warm_up_seconds = {mode: answer(mode, prompts[0].token_ids)[0] for mode in args.modes}
+    warm_up_seconds = {mode: answer(mode, list(prompts[0].token_ids))[0] for mode in args.modes}
     by_question: dict[str, Record] = {mode: {} for mode in args.modes}
     record = header | {"model": model_identity(checkpoint), "static_slots": slots, "skipped": skipped}
     for prompt in prompts:
         for mode in args.modes:
-            seconds, token_ids = answer(mode, prompt.token_ids)
+            seconds, token_ids = answer(mode, list(prompt.token_ids))
             by_question[mode][str(prompt.id)] = {"seconds": seconds, "token_ids": token_ids}
         runs = [_summary(mode, warm_up_seconds[mode], by_question) for mode in args.modes]
         record |= {"is_complete": prompt is prompts[-1], "runs": runs}

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import reference
 from checkpoints import make_checkpoint
-
-from jax_probe_mtp.decoding import step as decode_loop
 from jax_probe_mtp.drafting.draft_config import ProbeConfig
-from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
-from jax_probe_mtp.generation.prompts import record_seed
+
+from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
+from jax_probe_mtp.decoding.step import step as decode_loop
+from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.measuring import alignment, alignment_report
 from jax_probe_mtp.model import layers, transformer
 

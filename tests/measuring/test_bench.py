@@ -3,19 +3,16 @@
 import itertools
 import json
 
-import jax
 import pytest
 import reference
 from checkpoints import EOS, make_checkpoint, words
 
+from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.spec import parse_runs
 from jax_probe_mtp.files.questions import Question
 from jax_probe_mtp.generation import decoder as generation
 from jax_probe_mtp.generation import prompts
-from jax_probe_mtp.generation.decoder import Settings
-from jax_probe_mtp.measuring import bench
 from jax_probe_mtp.measuring.bench import Bench
-from jax_probe_mtp.model.params import random_params
 
 PROMPTS = {"a": [7], "b": [5, 9, 2, 44, 17, 3, 3], "c": [60, 1, 33, 8], "d": [12, 13, 14]}
 CATEGORY = {"a": "first", "b": "second", "c": "second", "d": "first"}
@@ -240,18 +237,3 @@ def test_a_run_that_a_question_cannot_have_is_named(checkpoint):
         make_bench(checkpoint, runs="probe:2+1@init=last_k")
     with pytest.raises(ValueError, match="run 'probe:61': the tree looks at 62 candidates"):
         make_bench(checkpoint, runs="probe:61")
-
-
-def test_identity_tells_models_apart(tiny, checkpoint):
-    same = bench.model_identity(make_checkpoint(tiny))
-    assert same == bench.model_identity(checkpoint)
-    assert same["name"] == "tiny"
-    other = make_checkpoint(type(tiny)(tiny.cfg, random_params(tiny.cfg, jax.random.key(99)), tiny.reference))
-    assert bench.model_identity(other)["fingerprint"] != same["fingerprint"]
-
-
-def test_the_environment_is_stated(checkpoint):
-    environment = bench.environment(str(checkpoint.params["embed"].dtype))
-    assert environment["dtype"] == "float32"
-    assert environment["backend"] == "cpu"
-    assert {"jax_probe_mtp", "git_commit", "jax", "jaxlib", "numpy", "python", "device"} < set(environment)

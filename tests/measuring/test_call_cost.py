@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from jax_probe_mtp.decoding.step import run_steps
 from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig
+
+from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp.decoding.loop import run_steps
 from jax_probe_mtp.measuring.call_cost import Timing, filled_state, time_loop, time_step
-from jax_probe_mtp.model.config import DecodeConfig
 
 PROBE = ProbeConfig(tree=(4,))
 DEEP = ProbeConfig(tree=(3, 2))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from checkpoints import make_checkpoint
 
-from jax_probe_mtp.generation.prompts import Prompt, Settings
+from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.model.sampling import Sampling
 from jax_probe_mtp.sameness.frequencies import FALSE_ALARM, distance, distribution, judge_frequencies
 from jax_probe_mtp.sameness.given_outputs import Output

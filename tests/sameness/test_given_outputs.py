@@ -10,7 +10,7 @@ import pytest
 import reference
 from checkpoints import EOS, make_checkpoint, words
 
-from jax_probe_mtp.generation.prompts import Prompt, Settings
+from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.sameness import given_outputs, verdicts
 from jax_probe_mtp.sameness.first_difference import Difference
 from jax_probe_mtp.sameness.given_outputs import Output, judge
@@ -244,7 +244,7 @@ def test_sums_and_their_exit_status():
         ([unchecked, diverged], 1),
     ]
     for found, status in [*cases, ([], 2)]:
-        assert verdicts.exit_status(verdicts.summary(found)) == status
+        assert verdicts.status_of(verdicts.summary(found)) == status
     totals = verdicts.summary([of("same", "math"), of("tie", "math"), of("diverged", "qa"), of("same"), unchecked])
     assert (totals["records"], totals["same"], totals["tie"], totals["diverged"]) == (5, 2, 1, 1)
     assert totals["by_category"]["math"] == dict.fromkeys(verdicts.KINDS, 0) | {"same": 1, "tie": 1}
