@@ -8,6 +8,7 @@ from typing import Any
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.whole_files import check_files
+from jax_probe_mtp.jobs.job import renewed_run
 
 
 def add_command(commands: Any) -> None:
@@ -27,7 +28,7 @@ def add_command(commands: Any) -> None:
 def _merge(args: argparse.Namespace) -> int:
     check_files({"--output": args.output}, [args.input])
     prompts = PromptFile(args.input) if args.input else None
-    num_written, num_missing = merge(args.parts, args.output, prompts)
+    num_written, num_missing = merge(args.parts, args.output, prompts, renewed_run)
     print(f"{args.output} holds {num_written} records", file=sys.stderr)
     if num_missing:
         print(f"{num_missing} records of {args.input} have no answer", file=sys.stderr)

@@ -8,7 +8,7 @@ import logging
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +32,7 @@ class AnswerFile:
     Args:
       path: the file, new or of an earlier run that goes on.
       run: what decides the answers, JSON values in at most two levels. It is kept beside the answers, at `run_path`.
+      renew: rewrites what an earlier version wrote there as this one would; it leaves all else as it is.
 
     Attributes:
       done: ids that were in the file when it was opened.
@@ -45,14 +46,16 @@ class AnswerFile:
       OSError: if the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, run: Mapping[str, Any], renew: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    ) -> None:
         self._path = path
         self._file = path.open("a+b", buffering=0)  # "a": a link keeps pointing where it does, and nothing is cut
         try:
             lock(self._file, path, is_shared=False)
             if not os.fstat(self._file.fileno()).st_size:
                 write_run(path, run)
-            elif different := differences(read_run(path), run):
+            elif different := differences(renew(read_run(path)), run):
                 then, now = different
                 way_out = "name another --output or give the same command"
                 raise ValueError(f"{path} was made with {then}, but this run has {now}; {way_out}.")

@@ -3,8 +3,9 @@
 import contextlib
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +18,19 @@ from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, ru
 _OFFSET_BITS = 48
 
 
-def merge(parts: Sequence[Path], output: Path, prompts: PromptFile | None) -> tuple[int, int]:
+def merge(
+    parts: Sequence[Path],
+    output: Path,
+    prompts: PromptFile | None,
+    renew: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> tuple[int, int]:
     """Makes one file of the answers of several, in the order of `prompts` or, without, one part after the other.
 
     Args:
       parts: files of answers, of runs that have ended.
       output: the file, with which a run can go on; one that is there is replaced when the new one is whole.
       prompts: the records that the answers belong to.
+      renew: as for `AnswerFile`.
 
     Returns:
       The records written, and the records of `prompts` that have no answer.
@@ -44,9 +51,9 @@ def merge(parts: Sequence[Path], output: Path, prompts: PromptFile | None) -> tu
             if first.keys() & {"prompt", "messages", "prompt_ids"} and "token_ids" not in first:
                 raise ValueError(f"{output} is there and holds prompts, no answers; name another --output.")
             lock(opened.enter_context(output.open("ab")), output, is_shared=False)
-        run = read_run(parts[0])
+        run = renew(read_run(parts[0]))
         for part in parts[1:]:
-            if different := differences(run, read_run(part)):
+            if different := differences(run, renew(read_run(part))):
                 then, now = different
                 raise ValueError(f"{parts[0]} was made with {then}, but {part} has {now}; merge files of one run.")
         places = _Places(parts, prompts)

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from jax_probe_mtp.model.fingerprint import model_identity
 from torch_step import Record, greedy
 
 from checkpoints_convert import load_checkpoint
 from checkpoints_convert.compare import torch_model
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.measuring.bench import read_prompts
+from jax_probe_mtp.model.fingerprint import model_identity
 
 LOOKUP_TOKENS = 10  # the value of transformers' guide
 
