@@ -142,7 +142,7 @@ def test_bench_says_with_its_exit_code_that_tokens_differ(run, model, questions,
 
     def wrong(self, batch, settings):
         answers = honest(self, batch, settings)
-        if self.draft_cfg.num_rows > 1:
+        if self.source.num_rows > 1:
             answers[0].token_ids[1] = (answers[0].token_ids[1] + 1) % 61
         return answers
 

@@ -6,9 +6,9 @@ import pytest
 from checkpoints import make_checkpoint
 from support.commands import PROMPT, TEXT, assert_refused
 
-from jax_probe_mtp import NgramConfig, ProbeConfig, RecycleConfig
 from jax_probe_mtp.commands.options import positives
 from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.drafting import DynamicProbe, Ngram, Probe, Recycle
 from jax_probe_mtp.errors import Parser
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.api import generate
@@ -61,14 +61,8 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
     ]
     assert run("generate", "--prompt", TEXT, *options) == (0, "", "")
     assert (seen["model"], seen["revision"], seen["dtype"]) == ("org/name", "main", "bfloat16")
-    assert seen["probe"] == ProbeConfig(
-        tree="dynamic",
-        num_masks=2,
-        block_complexity=60,
-        mask_init="offset",
-        mask_offset=1.5,
-        prune=False,
-        rank_with_noise=False,
+    assert seen["probe"] == DynamicProbe(
+        rows=60, num_masks=2, mask_init="offset", mask_offset=1.5, prune=False, rank_with_noise=False
     )
     assert seen["settings"] == Settings(
         max_new_tokens=9,
@@ -83,17 +77,17 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
     )
     assert [prompt.token_ids for prompt in seen["prompts"]] == [PROMPT]
     others = {
-        "--method ngram": NgramConfig(),
-        "--method ngram --tree 4 --max-ngram 2 --match first": NgramConfig(num_drafts=4, max_ngram=2, match="first"),
-        "--method recycle": RecycleConfig(),
-        "--method recycle --tree 30 --warm": RecycleConfig(tree=30, is_warm=True),
-        "--method recycle --tree static80": RecycleConfig(tree="static80"),
+        "--method ngram": Ngram(),
+        "--method ngram --tree 4 --max-ngram 2 --match first": Ngram(num_drafts=4, max_ngram=2, match="first"),
+        "--method recycle": Recycle(),
+        "--method recycle --tree 30 --warm": Recycle(tree=30, warm=True),
+        "--method recycle --tree static80": Recycle(tree="static80"),
     }
     for options, draft in others.items():
         assert run("generate", "--model", "m", "--prompt", TEXT, *options.split()) == (0, "", "")
         assert seen["probe"] == draft
     run("generate", "--model", "m", "--prompt", TEXT)
-    assert seen["probe"] == ProbeConfig(tree=(14,))
+    assert seen["probe"] == Probe(widths=(14,))
     assert seen["settings"] == Settings()
     assert (seen["dtype"], seen["revision"]) == (None, None)
 

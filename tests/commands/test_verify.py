@@ -65,7 +65,7 @@ def plant(monkeypatch):
 
         def wrong(self, prompts, settings):
             for generation in honest(self, prompts, settings):
-                if self.draft_cfg.num_nodes > 1 and generation.id == "b":
+                if self.source.num_nodes > 1 and generation.id == "b":
                     generation.token_ids[position] = (generation.token_ids[position] + 1) % 61
                 yield generation
 

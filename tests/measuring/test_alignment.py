@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import reference
 from checkpoints import make_checkpoint
-from jax_probe_mtp.drafting.draft_config import ProbeConfig
 
 from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
 from jax_probe_mtp.decoding.step import step as decode_loop
+from jax_probe_mtp.drafting import Plain, Probe
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.measuring import alignment, alignment_report
 from jax_probe_mtp.model import layers, transformer
 
 PROMPTS = [Prompt(id="a", token_ids=[5, 9, 2, 44, 17, 3, 3]), Prompt(id=7, token_ids=[60, 1, 33, 8])]
 SETTINGS = Settings(max_new_tokens=24, mask_ema=0.3, batch_size=5)
-PROBE = ProbeConfig(tree=(9, 4, 2), prune=False)
+PROBE = Probe(widths=(9, 4, 2), prune=False)
 NEVER = (49,)  # an end that no text here has
 
 
@@ -152,13 +152,13 @@ def test_masks_enter_in_the_models_dtype(tiny):
     assert [(x.shape, x.dtype) for x in shapes] == [((5 + 2 * 3, 24), jnp.bfloat16)] * 3
 
 
-_draft_tree = jax.jit(decode_loop.draft_tree, static_argnames="draft_cfg")
+_draft_tree = jax.jit(decode_loop.draft_tree, static_argnames="source")
 
 
 def _trees(checkpoint, probe, prompt):
     """Drafts of each decode call."""
     prompt_BT, request, decode_cfg = Decoder(checkpoint, probe).request([prompt], SETTINGS)
-    static = {"cfg": checkpoint.config, "draft_cfg": probe, "decode_cfg": decode_cfg}
+    static = {"cfg": checkpoint.config, "source": probe, "decode_cfg": decode_cfg}
     state = alignment._step(
         checkpoint.params, request, alignment._prefill(checkpoint.params, prompt_BT, request, **static), **static
     )
@@ -222,7 +222,7 @@ def test_progress_passes_the_prompts_one_by_one(tiny):
 def test_what_cannot_be_measured_is_refused(tiny):
     checkpoint = checkpoint_of(tiny)
     with pytest.raises(ValueError, match="got 2 and 0"):
-        alignment.measure(checkpoint, PROMPTS, ProbeConfig(), SETTINGS)
+        alignment.measure(checkpoint, PROMPTS, Plain(), SETTINGS)
     with pytest.raises(ValueError, match="got 0 and 3"):
         alignment.measure(checkpoint, [], PROBE, SETTINGS)
     with pytest.raises(ValueError, match="prompt b holds token id 61"):

@@ -153,7 +153,7 @@ def test_runs_take_turns(checkpoint, monkeypatch):
     honest = generation.Decoder.run_batch
 
     def watched(self, batch, settings):
-        order.append((batch[0].id, self.draft_cfg.num_rows))
+        order.append((batch[0].id, self.source.num_rows))
         return honest(self, batch, settings)
 
     monkeypatch.setattr(generation.Decoder, "run_batch", watched)
@@ -202,7 +202,7 @@ def test_a_wrong_token_is_found(checkpoint, monkeypatch):
 
     def wrong(self, batch, settings):
         answers = honest(self, batch, settings)
-        if self.draft_cfg.num_rows == 5 and batch[0].id == "b":
+        if self.source.num_rows == 5 and batch[0].id == "b":
             answers[0].token_ids[4] = (answers[0].token_ids[4] + 1) % 61
         return answers
 

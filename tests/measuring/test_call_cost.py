@@ -6,30 +6,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_probe_mtp.drafting.draft_config import PLAIN, ProbeConfig
 
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.loop import run_steps
+from jax_probe_mtp.drafting import Plain, Probe
 from jax_probe_mtp.measuring.call_cost import Timing, filled_state, time_loop, time_step
 
-PROBE = ProbeConfig(tree=(4,))
-DEEP = ProbeConfig(tree=(3, 2))
+PROBE = Probe(widths=(4,))
+DEEP = Probe(widths=(3, 2))
 B, IN_USE, NEW_TOKENS, CAPACITY = 3, 20, 9, 32
 SIZES = {"batch_size": B, "in_use": IN_USE, "new_tokens": NEW_TOKENS}
 
 
-def fill(tiny, draft_cfg, **changes):
-    return filled_state(tiny.params, tiny.cfg, draft_cfg, DecodeConfig(capacity=CAPACITY), **SIZES | changes)
+def fill(tiny, source, **changes):
+    return filled_state(tiny.params, tiny.cfg, source, DecodeConfig(capacity=CAPACITY), **SIZES | changes)
 
 
-def loop_of(tiny, draft_cfg, **settings):
+def loop_of(tiny, source, **settings):
     decode_cfg = DecodeConfig(capacity=CAPACITY, **settings)
-    return functools.partial(run_steps, cfg=tiny.cfg, draft_cfg=draft_cfg, decode_cfg=decode_cfg)
+    return functools.partial(run_steps, cfg=tiny.cfg, source=source, decode_cfg=decode_cfg)
 
 
-@pytest.mark.parametrize("draft_cfg", [PLAIN, PROBE], ids=["plain", "probe"])
-def test_the_state_is_that_of_rows_with_one_new_token(tiny, draft_cfg):
-    request, state = fill(tiny, draft_cfg, temperature=0.5, top_p=0.9)
+@pytest.mark.parametrize("source", [Plain(), PROBE], ids=["plain", "probe"])
+def test_the_state_is_that_of_rows_with_one_new_token(tiny, source):
+    request, state = fill(tiny, source, temperature=0.5, top_p=0.9)
     assert state.length_B.tolist() == request.prompt_length_B.tolist() == [IN_USE] * B  # the root is no prompt token
     assert request.max_new_tokens_B.tolist() == [NEW_TOKENS + 1] * B
     assert request.eos_E.size == 0
@@ -59,20 +59,20 @@ def test_the_cache_holds_noise_and_no_zeros(tiny):
 
 
 @pytest.mark.parametrize(
-    ("draft_cfg", "is_sampled"),
-    [(PLAIN, False), (PROBE, True), (DEEP, False)],
+    ("source", "is_sampled"),
+    [(Plain(), False), (PROBE, True), (DEEP, False)],
     ids=["plain", "probe-sampled", "deep"],
 )
-def test_a_row_makes_its_new_tokens_in_decode_calls(tiny, draft_cfg, is_sampled):
-    request, state = fill(tiny, draft_cfg, temperature=float(is_sampled))
-    after = jax.jit(loop_of(tiny, draft_cfg, is_sampled=is_sampled))(tiny.params, request, state)
+def test_a_row_makes_its_new_tokens_in_decode_calls(tiny, source, is_sampled):
+    request, state = fill(tiny, source, temperature=float(is_sampled))
+    after = jax.jit(loop_of(tiny, source, is_sampled=is_sampled))(tiny.params, request, state)
     assert after.length_B.tolist() == [IN_USE + NEW_TOKENS] * B
     assert np.all(after.is_done_B)
     made_B = np.asarray(after.calls_B) + np.sum(after.accepted_by_depth_BD, axis=1)
-    if draft_cfg is PLAIN:
+    if source is Plain():
         assert after.calls_B.tolist() == [NEW_TOKENS] * B
     assert np.all(made_B >= NEW_TOKENS)  # counted before the cut at the end of the text
-    assert np.all(made_B <= NEW_TOKENS + draft_cfg.max_depth)
+    assert np.all(made_B <= NEW_TOKENS + source.max_depth)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_row_makes_its_new_tokens_in_decode_calls(tiny, draft_cfg, is_sampled)
 def test_what_does_not_fit_is_refused_with_the_numbers(tiny, in_use, new_tokens):
     words = f"^{in_use} tokens in use and {new_tokens} new ones do not fit a capacity of {CAPACITY}; "
     with pytest.raises(ValueError, match=words):
-        fill(tiny, PLAIN, in_use=in_use, new_tokens=new_tokens)
+        fill(tiny, Plain(), in_use=in_use, new_tokens=new_tokens)
 
 
 def test_a_full_capacity_is_not_refused(tiny):
@@ -90,17 +90,17 @@ def test_a_full_capacity_is_not_refused(tiny):
     assert after.length_B.tolist() == [CAPACITY] * B
 
 
-@pytest.mark.parametrize("draft_cfg", [PLAIN, PROBE], ids=["plain", "probe"])
-def test_each_repeat_begins_at_the_same_length(tiny, draft_cfg):
+@pytest.mark.parametrize("source", [Plain(), PROBE], ids=["plain", "probe"])
+def test_each_repeat_begins_at_the_same_length(tiny, source):
     begins, ends = [], []
 
     def watched(params, request, state):
         jax.debug.callback(lambda *values: begins.append(values), state.length_B, state.calls_B, state.is_done_B)
-        state = loop_of(tiny, draft_cfg)(params, request, state)
+        state = loop_of(tiny, source)(params, request, state)
         jax.debug.callback(lambda *values: ends.append(values), state.length_B, state.calls_B)
         return state
 
-    request, state = fill(tiny, draft_cfg)
+    request, state = fill(tiny, source)
     timing = time_loop(watched, tiny.params, request, state, repeats=3)
     jax.effects_barrier()
     assert len(timing.ms) == 3
@@ -112,7 +112,7 @@ def test_each_repeat_begins_at_the_same_length(tiny, draft_cfg):
     for length_B, calls_B in ends:
         assert length_B.tolist() == [IN_USE + NEW_TOKENS] * B
         assert 0 < calls_B.max() <= NEW_TOKENS
-        if draft_cfg is PLAIN:
+        if source is Plain():
             assert calls_B.tolist() == [NEW_TOKENS] * B
 
 
@@ -124,7 +124,7 @@ def test_a_time_is_of_one_call_and_compiling_is_not_in_it(tiny, monkeypatch):
     def counted(params, request, state):  # two calls in the slowest row
         return state.replace(calls_B=state.calls_B + jnp.array([1, 2, 0]))
 
-    timing = time_loop(counted, tiny.params, *fill(tiny, PLAIN), repeats=2)
+    timing = time_loop(counted, tiny.params, *fill(tiny, Plain()), repeats=2)
     assert timing.ms == (500.0, 500.0)
     assert timing.compile_seconds == 1.0
 
@@ -134,14 +134,14 @@ def test_the_median_is_the_middle_of_the_repeats():
 
 
 @pytest.mark.parametrize(
-    ("draft_cfg", "temperature"),
-    [(PLAIN, 0.0), (PROBE, 0.0), (PROBE, 0.7)],
+    ("source", "temperature"),
+    [(Plain(), 0.0), (PROBE, 0.0), (PROBE, 0.7)],
     ids=["plain", "probe", "probe-sampled"],
 )
-def test_a_step_is_timed(tiny, draft_cfg, temperature):
+def test_a_step_is_timed(tiny, source, temperature):
     decode_cfg = DecodeConfig(capacity=CAPACITY, is_sampled=temperature > 0)
     timing = time_step(
-        tiny.params, tiny.cfg, draft_cfg, decode_cfg,
+        tiny.params, tiny.cfg, source, decode_cfg,
         batch_size=2, in_use=8, calls=5, repeats=3, temperature=temperature, top_p=0.9,
     )  # fmt: skip
     assert len(timing.ms) == 3

@@ -8,7 +8,8 @@ import pytest
 from checkpoints import make_checkpoint
 from support.tree_timer import Timer
 
-from jax_probe_mtp import ProbeConfig, Settings
+from jax_probe_mtp import Settings
+from jax_probe_mtp.drafting import Probe
 from jax_probe_mtp.measuring import call_cost, tree_choice
 from jax_probe_mtp.measuring.tree_choice import choose
 
@@ -68,7 +69,7 @@ def test_another_key_is_measured_by_itself(checkpoint, timer, tmp_path, monkeypa
     if isinstance(change, dict):
         settings = dataclasses.replace(SETTINGS, **change)
     elif change == "template":
-        more["template"] = ProbeConfig(tree=(14,), prune=False)
+        more["template"] = Probe(widths=(14,), prune=False)
     elif change == "model":
         params = checkpoint.params | {"final_norm": checkpoint.params["final_norm"] * 2}
         other = dataclasses.replace(checkpoint, params=params)

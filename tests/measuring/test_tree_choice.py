@@ -7,10 +7,10 @@ import re
 import jax
 import pytest
 from checkpoints import make_checkpoint, words
-from jax_probe_mtp.drafting.draft_config import PLAIN
 from support.tree_timer import CHEAP, Timer
 
-from jax_probe_mtp import ProbeConfig, Settings, generate
+from jax_probe_mtp import Settings, generate
+from jax_probe_mtp.drafting import Plain, Probe
 from jax_probe_mtp.measuring import call_cost
 from jax_probe_mtp.measuring.tree_choice import PRIOR_TAU, choose, next_to_measure, pick
 
@@ -90,7 +90,7 @@ def test_measures_what_can_pay_with_fewer_rows_first(costs, rows):
 
 def test_the_choice_says_what_and_why(checkpoint, timer):
     choice = choose(checkpoint, SETTINGS)
-    assert choice.draft == ProbeConfig(tree=(14,))
+    assert choice.draft == Probe(widths=(14,))
     assert (choice.costs, choice.prior, choice.is_cached) == (CHEAP, PRIOR_TAU, False)
     assert choice.expected == pytest.approx({1: 1, 10: 13.55 / 10.5, 30: 15.03 / 11, 60: 15.73 / 13})
     assert str(choice) == (
@@ -99,7 +99,7 @@ def test_the_choice_says_what_and_why(checkpoint, timer):
     )
     timer.costs = {1: 10.0, 10: 16.0}
     plain = choose(checkpoint, SETTINGS)
-    assert plain.draft == PLAIN
+    assert plain.draft == Plain()
     assert str(plain) == (
         "ar, no tree pays (fresh: 1 row 10.00 ms a call, 10 rows 16.00 ms for 0.85 x, 30 rows skipped, 60 rows skipped)"
     )
@@ -112,11 +112,11 @@ def test_times_the_run_that_is_asked_for(checkpoint, timer):
         assert (decode_cfg.capacity, decode_cfg.is_sampled) == (128, False)
         assert (more["batch_size"], more["in_use"], more["temperature"], more["top_p"]) == (2, 64, 0.0, 1.0)
     timer.asked.clear()
-    template = ProbeConfig(tree=(7, 3), mask_init="last_k", rank_with_noise=False)
+    template = Probe(widths=(7, 3), mask_init="last_k", rank_with_noise=False)
     drawn = dataclasses.replace(SETTINGS, temperature=0.5, top_k=3, capacity=1)
     assert choose(checkpoint, drawn, template=template).draft == dataclasses.replace(template, tree=(14,), num_masks=1)
-    assert [draft_cfg.num_rows for draft_cfg, _, _ in timer.asked] == [1, 10, 30, 60]
-    assert timer.asked[0][0] == PLAIN
+    assert [source.num_rows for source, _, _ in timer.asked] == [1, 10, 30, 60]
+    assert timer.asked[0][0] == Plain()
     for _, decode_cfg, more in timer.asked:
         assert (decode_cfg.capacity, decode_cfg.is_sampled) == (64, True)  # no cache is smaller than a bucket
         assert more["temperature"] == 0.5
@@ -127,7 +127,7 @@ def test_stops_where_more_rows_cannot_pay(checkpoint, timer):
     timer.costs = {1: 10.0, 10: 14.0, 30: 20.0}
     choice = choose(checkpoint, SETTINGS)
     assert timer.rows == [1, 10, 30]
-    assert choice.draft == PLAIN
+    assert choice.draft == Plain()
 
 
 def test_trees_wider_than_the_vocabulary_are_left_out(tiny, timer):
@@ -140,7 +140,7 @@ def test_a_tree_that_does_not_fit_is_not_chosen_and_not_kept(checkpoint, timer, 
     out_of_memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
     timer.costs = {1: 10.0, 10: 11.0, 30: out_of_memory}
     choice = choose(checkpoint, SETTINGS, folder=tmp_path)
-    assert choice.draft == ProbeConfig(tree=(4,))
+    assert choice.draft == Probe(widths=(4,))
     assert "30 rows do not fit, 60 rows skipped" in str(choice)
     assert list(tmp_path.iterdir()) == []
     timer.costs = {1: out_of_memory}
@@ -174,5 +174,5 @@ def test_measures_a_real_model_and_decodes_with_the_choice(checkpoint):
     assert 10 in choice.costs
     assert all(0 < cost < 1e4 for cost in choice.costs.values())
     (got,) = generate(checkpoint, [PROMPT], draft=choice.draft, settings=settings)
-    (plain,) = generate(checkpoint, [PROMPT], draft=PLAIN, settings=settings)
+    (plain,) = generate(checkpoint, [PROMPT], draft=Plain(), settings=settings)
     assert got.token_ids == plain.token_ids

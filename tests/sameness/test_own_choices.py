@@ -71,7 +71,9 @@ def test_sampled_choices_have_each_texts_own_cuts_and_noise(tiny, texts):
 
 def test_the_head_is_read_at_output_positions_alone(tiny, texts, monkeypatch):
     honest, sizes = own_choices.transformer.logits, []
-    monkeypatch.setattr(own_choices.transformer, "logits", lambda *args: sizes.append(args[2].shape[:2]) or honest(*args))
+    monkeypatch.setattr(
+        own_choices.transformer, "logits", lambda *args: sizes.append(args[2].shape[:2]) or honest(*args)
+    )
     cfg = dataclasses.replace(tiny.cfg, context_length=511)  # another model: nothing is traced yet
     tokens = jnp.zeros((2, 256), jnp.int32)
     own_choices.choices(tiny.params, cfg, tokens, jnp.asarray([200, 250]), jnp.asarray([4, 5]), None, num_outputs=5)

@@ -13,13 +13,13 @@ class Timer:
     def __init__(self):
         self.asked = []
 
-    def __call__(self, params, cfg, draft_cfg, decode_cfg, **more):
-        self.asked.append((draft_cfg, decode_cfg, more))
-        cost = self.costs[draft_cfg.num_rows]
+    def __call__(self, params, cfg, source, decode_cfg, **more):
+        self.asked.append((source, decode_cfg, more))
+        cost = self.costs[source.num_rows]
         if isinstance(cost, Exception):
             raise cost
         return Timing(ms=(cost / 2, cost, cost * 9), compile_seconds=0.0, temp_bytes=None)
 
     @property
     def rows(self):
-        return [draft_cfg.num_rows for draft_cfg, _, _ in self.asked]
+        return [source.num_rows for source, _, _ in self.asked]

@@ -8,9 +8,10 @@ import pytest
 from checkpoints import EOS, make_checkpoint, words, write_folder
 
 from checkpoints_convert import load_checkpoint
+from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting import Plain
 from jax_probe_mtp.errors import exit_status
-from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
+from jax_probe_mtp.generation.decoder import Decoder
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
