@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from jax_probe_mtp.decoding.batch import bucket
+from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.generation import tokenizer
-from jax_probe_mtp.generation.prompts import Prompt, Settings
 from jax_probe_mtp.model.config import ModelConfig
 
 

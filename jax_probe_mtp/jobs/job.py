@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from jax_probe_mtp.drafting.draft_config import DraftConfig
+from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.files.answer_file import AnswerFile
 from jax_probe_mtp.files.prompt_file import PromptFile
-from jax_probe_mtp.generation.prompts import Generation, Prompt, Settings, Stats
-from jax_probe_mtp.generation.scheduler import ContinuousDecoder, InOrder, Item
+from jax_probe_mtp.generation.answers import Generation, Item, Stats
+from jax_probe_mtp.generation.in_order import InOrder
+from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.jobs import processes
 from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.jobs.progress import Progress
@@ -36,7 +38,7 @@ class Job:
         output: Path,
         run: Mapping[str, Any],
         checkpoint: Checkpoint,
-        draft_cfg: DraftConfig,
+        source: DraftSource,
         settings: Settings,
         *,
         use_chat_template: bool,
@@ -49,7 +51,7 @@ class Job:
           output: where the answers go; with several processes, each writes to its own file beside it.
           run: what decides the answers; a file made by another run is refused.
           checkpoint: the model.
-          draft_cfg: where drafts come from.
+          source: where drafts come from.
           settings: what records have no own value for, and the sizes, the capacity among them.
           use_chat_template: True puts prompts into the checkpoint's template.
           is_ordered: True for answers in the order of the prompts, which then wait for each other.
@@ -59,13 +61,13 @@ class Job:
         """
         self.stats = Stats()
         self._prompts, self._output, self._run = prompts, processes.own_path(output), run
-        self._checkpoint, self._draft_cfg, self._settings = checkpoint, draft_cfg, settings
+        self._checkpoint, self._settings = checkpoint, settings
         self._use_chat_template, self._is_ordered = use_chat_template, is_ordered
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
         self._decoder = ContinuousDecoder(
             checkpoint,
-            draft_cfg,
+            source,
             settings,
             capacity=settings.capacity,
             is_sampled=max(temperatures) > 0,

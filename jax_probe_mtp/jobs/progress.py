@@ -6,7 +6,7 @@ import time
 
 from tqdm import tqdm
 
-from jax_probe_mtp.generation.prompts import Stats
+from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.jobs import processes
 
 _logger = logging.getLogger("jax_probe_mtp")
