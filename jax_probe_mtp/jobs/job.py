@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from jax_probe_mtp.decoding.settings import Prompt, Settings
-from jax_probe_mtp.drafting.draft_config import DraftConfig
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.answer_file import AnswerFile
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.answers import Generation, Item, Stats
@@ -38,7 +39,7 @@ class Job:
         output: Path,
         run: Mapping[str, Any],
         checkpoint: Checkpoint,
-        draft_cfg: DraftConfig,
+        source: DraftSource,
         settings: Settings,
         *,
         use_chat_template: bool,
@@ -51,7 +52,7 @@ class Job:
           output: where the answers go; with several processes, each writes to its own file beside it.
           run: what decides the answers; a file made by another run is refused.
           checkpoint: the model.
-          draft_cfg: where drafts come from.
+          source: where drafts come from.
           settings: what records have no own value for, and the sizes, the capacity among them.
           use_chat_template: True puts prompts into the checkpoint's template.
           is_ordered: True for answers in the order of the prompts, which then wait for each other.
@@ -61,13 +62,13 @@ class Job:
         """
         self.stats = Stats()
         self._prompts, self._output, self._run = prompts, processes.own_path(output), run
-        self._checkpoint, self._draft_cfg, self._settings = checkpoint, draft_cfg, settings
+        self._checkpoint, self._settings = checkpoint, settings
         self._use_chat_template, self._is_ordered = use_chat_template, is_ordered
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
         self._decoder = ContinuousDecoder(
             checkpoint,
-            draft_cfg,
+            source,
             settings,
             capacity=settings.capacity,
             is_sampled=max(temperatures) > 0,
@@ -76,7 +77,7 @@ class Job:
 
     def run(self) -> int:
         """Answers what has no answer yet. Returns 0, `EXIT_ERRORS`, or 128 + the number of the signal that stopped it."""
-        with AnswerFile(self._output, self._run) as answers, Signals() as signals:
+        with AnswerFile(self._output, self._run, renewed_run) as answers, Signals() as signals:
             is_kept = (record.id in answers.done for record in self._prompts)
             is_done = processes.union(np.fromiter(is_kept, np.bool_, count=self._prompts.num_records))
             total, num_done = len(is_done), int(is_done.sum())
@@ -132,6 +133,16 @@ class Job:
             except ValueError as error:
                 item = self._decoder.refusal(Prompt(id=record.id, token_ids=[]), error)
             yield record.index, item
+
+
+def renewed_run(run: dict[str, Any]) -> dict[str, Any]:
+    """Gives what made a file of answers with today's names of draft sources, where an earlier version wrote it."""
+    renewed = dict(run)
+    for part in ("settings", "program"):
+        values = renewed.get(part)
+        if isinstance(values, dict) and isinstance(values.get("draft"), str):
+            renewed[part] = values | {"draft": renewed_name(values["draft"])}
+    return renewed
 
 
 def as_json(generation: Generation) -> dict[str, Any]:
