@@ -134,10 +134,10 @@ def block_can_attend(
       bool [B, R, S].
     """
     R = is_visible_BRR.shape[1]
-    slot_S = jnp.arange(num_slots)
-    is_prefix_B1S = (slot_S < length_B[:, None])[:, None]
+    slot_1S = jnp.arange(num_slots)[None]
+    is_prefix_B1S = (slot_1S < length_B[:, None])[:, None]
     if R == 1:
-        return is_prefix_B1S | (slot_S == jnp.reshape(start, (-1, 1)))[:, None]
+        return is_prefix_B1S | (slot_1S == jnp.reshape(start, (-1, 1)))[:, None]
     if jnp.ndim(start):
         raise ValueError(
             f"a block of {R} rows begins at the same slot in all batch rows, got an array of {jnp.shape(start)}."
@@ -171,7 +171,7 @@ def absolute_tail(
       int32 [B, R] anchor, int32 [B, R, 2 W] slots of the positions from there on, bool [B, R, 2 W] True where one is read.
     """
     anchor_BR = window * jnp.maximum(position_BR // window - 1, 0)
-    place_BRJ = anchor_BR[..., None] + jnp.arange(2 * window)
+    place_BRJ = anchor_BR[..., None] + jnp.arange(2 * window)[None, None]
     is_on_path_BRJR = is_visible_BRR[:, :, None, :] & (position_BR[:, None, None, :] == place_BRJ[..., None])
     row_BRJ = jnp.argmax(is_on_path_BRJR, axis=-1).astype(jnp.int32)
     slot_BRJ = jnp.where(place_BRJ < length_B[:, None, None], place_BRJ, jnp.reshape(start, (-1, 1, 1)) + row_BRJ)

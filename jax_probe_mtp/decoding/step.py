@@ -178,7 +178,7 @@ def _commit(
         token_BT=state.token_BT.at[at].set(accepted.token_BP, mode="drop"),
         length_B=state.length_B + num_new_B,
         is_done_B=state.is_done_B | has_eos_B | (num_new_B >= room_B),
-        calls_B=state.calls_B + is_counted_B,
-        accepted_by_depth_BD=state.accepted_by_depth_BD + is_counted_BD,
+        calls_B=state.calls_B + is_counted_B.astype(jnp.int32),
+        accepted_by_depth_BD=state.accepted_by_depth_BD + is_counted_BD.astype(jnp.int32),
         accepted_by_kind_BK=state.accepted_by_kind_BK + jnp.sum(is_kind_BKD, axis=2, dtype=jnp.int32),
     )

@@ -57,7 +57,7 @@ def walk(
             is_match_B &= depth <= max_accept
         node_B = jnp.where(is_match_B, jnp.argmax(is_match_BN, axis=1).astype(jnp.int32), node_B)
         token_B = jnp.where(is_match_B, next_token(node_B, depth), token_B)
-        return node_B, token_B, num_taken_B + is_match_B
+        return node_B, token_B, num_taken_B + is_match_B.astype(jnp.int32)
 
     root_B = jnp.zeros(tree.token_BN.shape[0], jnp.int32)
     if is_looped:

@@ -38,12 +38,12 @@ def init_masks(
     """
     (B, T, D), k = prompt_BTD.shape, num_masks
     if init == "mean":
-        is_prompt_BT1 = (jnp.arange(T) < prompt_length_B[:, None])[..., None]
+        is_prompt_BT1 = (jnp.arange(T)[None] < prompt_length_B[:, None])[..., None]
         total_BD = jnp.sum(prompt_BTD.astype(jnp.float32), axis=1, where=is_prompt_BT1)
         mean_BD = total_BD / prompt_length_B[:, None].astype(jnp.float32)
         return jnp.broadcast_to(mean_BD[:, None], (B, k, D))
     if init == "last_k":
-        last_Bk = prompt_length_B[:, None] - k + jnp.arange(k)
+        last_Bk = prompt_length_B[:, None] - k + jnp.arange(k)[None]
         return jnp.take_along_axis(prompt_BTD, last_Bk[..., None], axis=1, mode="clip").astype(jnp.float32)
     table_VD = embed_VD.astype(jnp.float32)
     mean_D, deviation_D = jnp.mean(table_VD, axis=0), jnp.std(table_VD, axis=0)
@@ -51,7 +51,7 @@ def init_masks(
         return jnp.broadcast_to(mean_D + offset * deviation_D, (B, k, D))
     with jax.threefry_partitionable(True):  # a flag that also changes the bits
         noise_BkD = jax.vmap(lambda seed: jax.random.normal(prng_key(seed), (k, D), jnp.float32))(seed_B)
-    return mean_D + deviation_D * noise_BkD
+    return mean_D[None, None] + deviation_D[None, None] * noise_BkD
 
 
 def update_masks(masks_BMD: jax.Array, committed_BPD: jax.Array, num_committed_B: jax.Array, ema: float) -> jax.Array:

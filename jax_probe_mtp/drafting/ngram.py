@@ -51,20 +51,20 @@ class Ngram(DraftSource):
         """
         token_BT, root_position_B = text.token_BT, text.root_position_B
         T = token_BT.shape[1]
-        place_T = jnp.arange(T)
-        is_earlier_BT = place_T < root_position_B[:, None]  # an earlier place of the newest token itself
+        place_1T = jnp.arange(T)[None]
+        is_earlier_BT = place_1T < root_position_B[:, None]  # an earlier place of the newest token itself
         is_match_BT, match_length_BT = is_earlier_BT, jnp.zeros_like(token_BT)
         for back in range(self.max_ngram):  # match_length[j]: how many tokens up to place j equal those up to the root
             newest_B1 = jnp.take_along_axis(token_BT, jnp.maximum(root_position_B - back, 0)[:, None], axis=1)
             behind_BT = jnp.roll(token_BT, back, axis=1)
-            is_match_BT &= (behind_BT == newest_B1) & (place_T >= back)  # j < root, so the root has as many behind it
-            match_length_BT += is_match_BT
+            is_match_BT &= (behind_BT == newest_B1) & (place_1T >= back)  # j < root, so the root has as many behind it
+            match_length_BT += is_match_BT.astype(jnp.int32)
         if self.match == "first":
             end_B = jnp.argmax(match_length_BT, axis=1)
         else:
             end_B = T - 1 - jnp.argmax(match_length_BT[:, ::-1], axis=1)
         is_found_B1 = jnp.max(match_length_BT, axis=1, keepdims=True) > 0
-        place_BP = end_B[:, None] + 1 + jnp.arange(self.num_drafts)
+        place_BP = end_B[:, None] + 1 + jnp.arange(self.num_drafts)[None]
         is_text_BP = is_found_B1 & (place_BP <= root_position_B[:, None])
         token_BP = jnp.take_along_axis(token_BT, jnp.minimum(place_BP, T - 1), axis=1)
         score_BP = jnp.broadcast_to(_log_accepted(self.num_drafts), token_BP.shape)

@@ -183,7 +183,7 @@ class MaskProbe(DraftSource):
         if not self.prune:
             return id_BC, score_BC
         is_behind_BC = jnp.cumsum(id_BC == token_B[:, None], axis=1) > 0
-        source_BC = jnp.minimum(jnp.arange(id_BC.shape[1]) + is_behind_BC, id_BC.shape[1] - 1)
+        source_BC = jnp.minimum(jnp.arange(id_BC.shape[1])[None] + is_behind_BC.astype(jnp.int32), id_BC.shape[1] - 1)
         return jnp.take_along_axis(id_BC, source_BC, axis=1), jnp.take_along_axis(score_BC, source_BC, axis=1)
 
 

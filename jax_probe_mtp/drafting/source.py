@@ -164,7 +164,7 @@ class FinishedCall:
         place_B1 = last_B1
         if self.owner_BO is not None:
             place_B1 = jnp.argmax(self.owner_BO == last_B1, axis=1, keepdims=True).astype(jnp.int32)
-        row_BM = self.tree.token_BN.shape[1] + place_B1 * self.num_masks + jnp.arange(self.num_masks)
+        row_BM = self.tree.token_BN.shape[1] + place_B1 * self.num_masks + jnp.arange(self.num_masks)[None]
         return jnp.take_along_axis(self.logits_BRV, row_BM[..., None], axis=1)
 
 

@@ -53,7 +53,7 @@ def build_tree(root_B: jax.Array, candidates: Candidates, num_nodes: int) -> Tre
     # Node n + 1 is candidate kept_BN[n]; a parent's node is found by where its candidate went.
     is_parent_BNN = kept_BN[:, None, :] == keep(candidates.parent_BP)[:, :, None]
     number_N = jnp.arange(1, num_nodes, dtype=jnp.int32)
-    parent_BN = jnp.sum(jnp.where(is_parent_BNN, number_N, 0), axis=-1, dtype=jnp.int32)  # none found: the root, 0
+    parent_BN = jnp.sum(jnp.where(is_parent_BNN, number_N[None, None], 0), axis=-1, dtype=jnp.int32)  # none found: the root, 0
     before_root = ((0, 0), (1, 0))
     return Tree(
         token_BN=jnp.concatenate([root_B[:, None], keep(candidates.token_BP)], axis=1),
@@ -82,10 +82,10 @@ def ancestors_or_self(parent_BN: jax.Array, *, max_depth: int) -> jax.Array:
     if parent_BN.ndim != 2:
         raise ValueError(f"parent_BN must be [B, N], got shape {parent_BN.shape}.")
     node_N = jnp.arange(parent_BN.shape[1])
-    reach_BNN = jnp.broadcast_to(node_N[:, None] == node_N, (*parent_BN.shape, parent_BN.shape[1]))
+    reach_BNN = jnp.broadcast_to(node_N[:, None] == node_N[None], (*parent_BN.shape, parent_BN.shape[1]))
     ancestor_BN = parent_BN
     for _ in range(max_depth):  # each pass marks the ancestor one edge further up
-        reach_BNN |= ancestor_BN[:, :, None] == node_N  # NO_PARENT equals no node
+        reach_BNN |= ancestor_BN[:, :, None] == node_N[None, None]  # NO_PARENT equals no node
         above_BN = jnp.take_along_axis(parent_BN, jnp.maximum(ancestor_BN, 0), axis=1)
         ancestor_BN = jnp.where(ancestor_BN == NO_PARENT, NO_PARENT, above_BN)
     return reach_BNN

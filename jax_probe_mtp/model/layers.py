@@ -24,7 +24,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last axis; statistics in float32, the result in x's dtype."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return weight * normed.astype(x.dtype)
+    return jnp.expand_dims(weight, range(x.ndim - 1)) * normed.astype(x.dtype)
 
 
 def rope_table(cfg: ModelConfig, position_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -34,7 +34,7 @@ def rope_table(cfg: ModelConfig, position_BT: jax.Array) -> tuple[jax.Array, jax
     """
     exponents = np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim
     frequencies = cfg.rope_theta**-exponents / np.asarray(cfg.rope_divisors or 1.0)
-    angles = position_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+    angles = position_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -101,7 +101,7 @@ def anchored_attention(
     S, J = k_BKSh.shape[2], tail_slot_BTJ.shape[2]
     q_BKRh = q_BTKGh.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, h)
     scores = product("bkrh,bksh->bkrs", q_BKRh, k_BKSh, out_dtype=jnp.float32).reshape(B, K, G, T, S)
-    scores = jnp.where((jnp.arange(S) < anchor_BT[..., None])[:, None, None], scores, -jnp.inf)
+    scores = jnp.where((jnp.arange(S)[None, None] < anchor_BT[..., None])[:, None, None], scores, -jnp.inf)
 
     def tail(slots_BKSh: jax.Array) -> jax.Array:
         return jax.vmap(lambda slots_KSh, slot_TJ: slots_KSh[:, slot_TJ])(slots_BKSh, tail_slot_BTJ).astype(jnp.float32)

@@ -129,7 +129,7 @@ def _top_of_weight(value_BV: jax.Array, weight_BV: jax.Array, target_B: jax.Arra
 
     def add_digit(i: jax.Array, threshold_B: jax.Array) -> jax.Array:
         shift = (32 - digit_bits * (i + 1)).astype(jnp.uint32)
-        higher_BG = threshold_B[:, None] | (digit_G << shift)
+        higher_BG = threshold_B[:, None] | (digit_G << shift)[None]
         mass_BG = jnp.sum(weight_BV[:, None], axis=-1, where=ordered_BV[:, None] >= higher_BG[..., None])
         return jnp.max(jnp.where(mass_BG >= target_B[:, None], higher_BG, threshold_B[:, None]), axis=-1)
 

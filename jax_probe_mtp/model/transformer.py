@@ -106,7 +106,7 @@ def decoder_layer(
     qkv_BTI = layers.product("btd,di->bti", normed_BTD, layer["qkv"].reshape(cfg.width, -1))
     qkv_BTKnh = qkv_BTI.reshape(*x_BTD.shape[:2], *layer["qkv"].shape[1:])
     if cfg.has_qkv_bias:
-        qkv_BTKnh += layer["qkv_bias"]
+        qkv_BTKnh += layer["qkv_bias"][None, None]
     q_BTKGh, k_BTKh, v_BTKh = qkv_BTKnh[:, :, :, :G], qkv_BTKnh[:, :, :, G], qkv_BTKnh[:, :, :, G + 1]
     if cfg.has_qk_norm:
         q_BTKGh = layers.rms_norm(q_BTKGh, layer["q_norm"], cfg.norm_eps)
@@ -174,7 +174,7 @@ def read_text(
         start = jnp.minimum(i * chunk, T - chunk)
         ids_BC = jax.lax.dynamic_slice_in_dim(token_BT, start, chunk, axis=1)
         position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
-        can_attend_BCS = jnp.arange(num_slots) <= position_BC[..., None]
+        can_attend_BCS = jnp.arange(num_slots)[None, None] <= position_BC[..., None]
         x_BCD = embed(params, cfg, ids_BC)
         hidden_BCD, cache = forward(params, cfg, x_BCD, position_BC, cache, text_layer(cfg, start, can_attend_BCS))
         return cache, look(seen, start, ids_BC, hidden_BCD)
