@@ -144,7 +144,7 @@ def run_calls(
     no_length_BQ = jnp.full((start_B.shape[0], num_calls), -1, jnp.int32)
     _, state, length_BQ = jax.lax.while_loop(is_going_on, call, (jnp.int32(0), state, no_length_BQ))
 
-    position_BU = start_B[:, None] + 1 + jnp.arange(num_calls * (source.max_depth + 1))
+    position_BU = start_B[:, None] + 1 + jnp.arange(num_calls * (source.max_depth + 1))[None]
     report = Report(
         length_BQ=length_BQ,
         token_BU=jnp.take_along_axis(state.token_BT, position_BU, axis=1, mode="clip"),

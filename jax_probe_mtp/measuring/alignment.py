@@ -178,10 +178,10 @@ def residuals(
         mask i of call 2        0 .. L' - 1  |                 |  1 .. i
     """
     (T,), (Q, M, D) = token_T.shape, masks_QMD.shape
-    place_QM = end_Q[:, None] + jnp.arange(M)
+    place_QM = end_Q[:, None] + jnp.arange(M)[None]
     position_R = jnp.concatenate([jnp.arange(T), place_QM.reshape(-1)])
     num_read_R = jnp.concatenate([jnp.arange(T) + 1, jnp.repeat(end_Q, M)])
-    can_attend_RT = jnp.arange(T) < num_read_R[:, None]
+    can_attend_RT = jnp.arange(T)[None] < num_read_R[:, None]
     own_masks = np.kron(np.eye(Q), np.tril(np.ones((M, M)))) > 0  # [Q M, Q M]
     can_attend_RR = jnp.concatenate([can_attend_RT, np.pad(own_masks, ((T, 0), (0, 0)))], axis=1)
     cache = allocate(cfg, batch_size=1, capacity=0, scratch=T + Q * M, dtype=params["embed"].dtype)

@@ -70,9 +70,8 @@ def choices(
     chunk = min(max(MIN_ROWS // B, MIN_CHUNK), T)
     _, hidden_BTD = transformer.read_text(params, cfg, token_BT, cache, num_tokens, chunk, keep, nothing_BTD)
 
-    place_BO = prompt_length_B[:, None] + jnp.arange(
-        num_outputs
-    )  # of the given tokens; each is chosen one place before
+    place_1O = jnp.arange(num_outputs)[None]
+    place_BO = prompt_length_B[:, None] + place_1O  # of the given tokens; each is chosen one place before
     given_BO = jnp.take_along_axis(token_BT, place_BO, axis=1, mode="clip")
     hidden_BOD = jnp.take_along_axis(hidden_BTD, place_BO[..., None] - 1, axis=1, mode="clip")
     rows = min(max(HEAD_ROWS // B, 1), num_outputs)
