@@ -11,6 +11,7 @@ from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request, make_request
 from jax_probe_mtp.decoding.settings import SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Prompt, Settings, record_seed
 from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model.config import ModelConfig
 
 SMALLEST_BUCKET = 64
@@ -108,7 +109,7 @@ def _as_prompt(number: int, prompt: Any) -> Prompt:
     token_ids = prompt if own is None else own.token_ids
     is_list = hasattr(token_ids, "__len__") and not isinstance(token_ids, str | bytes | dict)
     if not is_list or getattr(token_ids, "ndim", 1) != 1:
-        raise ValueError(f"each prompt must be a list of token ids, got {token_ids!r:.60}.")
+        raise ValueError(f"each prompt must be a list of token ids, got {one_line(repr(token_ids)):.60}.")
     if hasattr(token_ids, "dtype"):
         token_ids = np.asarray(token_ids).tolist()  # of JAX, whose items are arrays
     return Prompt(id=number, token_ids=token_ids) if own is None else own.with_ids(token_ids)
@@ -133,7 +134,9 @@ def _check_prompt(cfg: ModelConfig, source: DraftSource, prompt: Prompt, setting
         raise ValueError(f"prompt {prompt.id} is empty: it needs at least one token.")
     for token in prompt.token_ids:
         if not _is_token(cfg, token):
-            raise ValueError(f"prompt {prompt.id} holds token id {token}, but ids are 0 to {cfg.vocab_size - 1}.")
+            raise ValueError(
+                f"prompt {prompt.id} holds token id {one_line(token):.60}, but ids are 0 to {cfg.vocab_size - 1}."
+            )
     if length + new > cfg.context_length:
         raise ValueError(
             f"prompt {prompt.id} has {length} tokens, with {new} new ones more than the model's context of "

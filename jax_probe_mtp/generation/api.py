@@ -7,6 +7,7 @@ from typing import Any
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, parse_draft
+from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.generation import tokenizer
 from jax_probe_mtp.generation.answers import Generation
 from jax_probe_mtp.generation.decoder import Decoder
@@ -40,7 +41,7 @@ def generate(
       ValueError: one line with the values and a way out.
     """
     if isinstance(prompts, str | Prompt | Mapping) or not hasattr(prompts, "__len__"):
-        raise ValueError(f"prompts must be a list, got {prompts!r:.60}; put it into a list.")
+        raise ValueError(f"prompts must be a list, got {one_line(repr(prompts)):.60}; put it into a list.")
     decoder = Decoder(checkpoint, _source(draft))
     records = [
         as_prompt(checkpoint, number, prompt, use_chat_template=use_chat_template)
@@ -75,7 +76,10 @@ def stream(
     """
     decoder = Decoder(checkpoint, _source(draft))
     record = as_prompt(checkpoint, 0, prompt, use_chat_template=use_chat_template)
-    _tokenizer_of(checkpoint, record.id)
+    if checkpoint.tokenizer is None:
+        raise ValueError(
+            "the checkpoint has no tokenizer, hence no text to stream; use generate, which gives token ids."
+        )
     return decoder.stream_text(record, Settings(calls_per_chunk=1) if settings is None else settings)
 
 
@@ -95,7 +99,9 @@ def as_prompt(checkpoint: Checkpoint, number: int, prompt: Any, *, use_chat_temp
             raise ValueError(f"prompt {number} is a conversation, which needs the chat template; give a text instead.")
         for message in prompt:
             if not all(isinstance(message.get(name), str) for name in ("role", "content")):
-                raise ValueError(f"prompt {number}: each message needs texts as role and content, got {message!r:.60}.")
+                raise ValueError(
+                    f"prompt {number}: each message needs texts as role and content, got {one_line(repr(message)):.60}."
+                )
         return Prompt(id=number, token_ids=tokenizer.encode_messages(_tokenizer_of(checkpoint, number), prompt))
     return Prompt(id=number, token_ids=_token_ids(number, prompt))
 
@@ -116,6 +122,7 @@ def _token_ids(name: str | int, ids: Any) -> list[int]:
         ids = ids.tolist()
     if not isinstance(ids, Sequence) or isinstance(ids, str | bytes):
         raise ValueError(
-            f"prompt {name} must be a text, a list of messages, token ids or a Prompt, got {type(ids).__name__} {ids!r:.60}."
+            f"prompt {name} must be a text, a list of messages, token ids or a Prompt, got {type(ids).__name__} "
+            f"{one_line(repr(ids)):.60}."
         )
     return list(ids)

@@ -55,6 +55,10 @@ class Decoder:
         for prompt in prompts:
             batch = make_batch(self.checkpoint.config, self.source, [prompt], settings, eos_token_ids=eos)
             capacity = max(capacity, batch.config.capacity)
+            if self.checkpoint.tokenizer is None and prompt.of("stop", settings):
+                raise ValueError(
+                    f"prompt {prompt.id} has stop texts, but the checkpoint has no tokenizer; leave them out."
+                )
         shards = self.programs.num_shards
         rows = max(1, -(-len(prompts) // shards)) * shards
         if settings.batch_size > rows:

@@ -28,7 +28,7 @@ from jax_probe_mtp.decoding.step import run_block
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.drafting.tree import NO_PARENT, Tree
-from jax_probe_mtp.generation.programs import ROWS, STATE, Programs
+from jax_probe_mtp.generation.programs import EVERYWHERE, REQUEST, ROWS, STATE, Programs
 from jax_probe_mtp.model import cache as kv
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
@@ -85,11 +85,11 @@ def _compare(
     rows: int,
     in_use: int,
 ) -> tuple[int, int]:
-    """Rows of logits that differ, and how many were compared, `in_use` committed tokens into a text."""
+    """Counts rows of logits that differ, and those that were compared, `in_use` committed tokens into a text."""
     B, N, D = rows, source.num_nodes, source.max_depth
     draw = np.random.default_rng(in_use)
     path = draw.integers(0, checkpoint.config.vocab_size, D + 1)
-    state = _noisy_state(programs, checkpoint, decode_cfg, B)
+    state = _noisy_state(programs, checkpoint, source, decode_cfg, B)
 
     def call(token_BN: np.ndarray, parent_BN: np.ndarray, depth_BN: np.ndarray, length: int) -> Any:
         nonlocal state
@@ -128,11 +128,15 @@ def _compare(
     return differ, compared
 
 
-def _noisy_state(programs: Programs, checkpoint: Checkpoint, decode_cfg: DecodeConfig, rows: int) -> DecodeState:
-    """A state as the run's, its rows alike, their caches full of noise."""
+def _noisy_state(
+    programs: Programs, checkpoint: Checkpoint, source: DraftSource, decode_cfg: DecodeConfig, rows: int
+) -> DecodeState:
+    """Makes a state as the run's, by the run's program, its rows alike and their caches full of noise."""
     request = programs.place(join_requests([idle_request(1, checkpoint.eos_token_ids)] * rows))
-    begin = programs.get(empty, request, None, gives=STATE, decode_cfg=decode_cfg)
-    state: DecodeState = begin(checkpoint.params, request, None)
+    shared = programs.place(source.init_shared(checkpoint.config), EVERYWHERE)
+    takes = REQUEST, EVERYWHERE
+    begin = programs.get(empty, request, shared, takes=takes, gives=STATE, decode_cfg=decode_cfg)
+    state: DecodeState = begin(checkpoint.params, request, shared)
 
     def noise(slots: jax.Array, seed: int) -> jax.Array:
         def draw() -> jax.Array:
@@ -153,7 +157,7 @@ def _run_call(
     source: DraftSource,
     decode_cfg: DecodeConfig,
 ) -> tuple[jax.Array, DecodeState]:
-    """Logits [B, N, V] of a call's nodes, and the state with its root kept."""
+    """Computes the logits [B, N, V] of a call's nodes, and the state with its root kept."""
     # A source with owners has as many in every call; which nodes they are does not matter here.
     owner_BO = None if source.num_owners is None else jnp.zeros((tree.token_BN.shape[0], source.num_owners), jnp.int32)
     logits_BRV, cache = run_block(params, cfg, tree, owner_BO, state, source, decode_cfg)
@@ -163,7 +167,7 @@ def _run_call(
 
 
 def _count_other(programs: Programs, logits_BNV: jax.Array, expected_11V: jax.Array, is_there_BN: np.ndarray) -> int:
-    """How many of the marked rows have other bits than the expected one."""
+    """Counts the marked rows that have other bits than the expected one."""
     return int(_other_bits(logits_BNV, expected_11V, programs.place(is_there_BN)))
 
 

@@ -24,6 +24,7 @@ from jax_probe_mtp.generation.programs import EVERYWHERE, REQUEST, STATE, Functi
 from jax_probe_mtp.generation.row import RowText
 from jax_probe_mtp.generation.waiting import WaitingPrompt
 from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.sampling import Sampling
 
 MOST_REFUSALS = 1000  # that are kept before they are handed on
 
@@ -65,7 +66,7 @@ class ContinuousDecoder:
         stats: Stats | None = None,
         shared: Any = None,
     ) -> None:
-        """A decoder for one stream.
+        """Prepares a decoder for one stream.
 
         Args:
           checkpoint: the model, on one device or on a mesh.
@@ -152,7 +153,7 @@ class ContinuousDecoder:
         yield self._update()
 
     def refusal(self, prompt: Prompt, error: ValueError) -> Generation:
-        """What comes of a prompt that cannot run."""
+        """Says what comes of a prompt that cannot run."""
         return make_refusal(prompt, error, draft=self._draft_name, max_depth=self._source.max_depth)
 
     def _call(self, function: Function, *args: Any, **how: Any) -> Any:
@@ -193,7 +194,9 @@ class ContinuousDecoder:
     def _empty_batch(self) -> tuple[Request, DecodeState]:
         request = self._programs.place(join_requests([self._idle] * len(self._rows)))
         shared = self._programs.place(self.shared, EVERYWHERE)
-        return request, self._call(empty, request, shared, takes=(REQUEST, EVERYWHERE), gives=STATE)
+        # Nothing is drawn before there are prompts: a greedy batch's program, which the exact mode's test has compiled.
+        greedy = request.replace(sampling=Sampling(seed_B=request.sampling.seed_B))
+        return request, self._call(empty, greedy, shared, takes=(REQUEST, EVERYWHERE), gives=STATE)
 
     def _admit(self, request: Request, state: DecodeState) -> tuple[Request, DecodeState]:
         """Puts those who wait into the free rows. One call takes one prompt a shard, all padded to the same length."""

@@ -31,7 +31,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """What has to fit; a program's temporaries come on top."""
+        """Sums up what has to fit; a program's temporaries come on top."""
         return self.weights + self.shared + self.per_row * self.rows
 
     def __str__(self) -> str:

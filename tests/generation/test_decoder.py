@@ -1,20 +1,17 @@
 """Prompts in, generations out: order, batches, seeds, texts, counts, programs. Expected values come from `reference.py`."""
 
 import dataclasses
-import itertools
 
-import numpy as np
 import pytest
 import reference
 from checkpoints import ASSISTANT, BOS, EOS, SPECIAL, USER, make_checkpoint, words
 
-from jax_probe_mtp import Settings, decode, generate
-from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp import Prompt, Settings, generate, stream
 from jax_probe_mtp.decoding.settings import record_seed
-from jax_probe_mtp.drafting import Plain, Probe, Recycle
-from jax_probe_mtp.generation import decoder as module
+from jax_probe_mtp.drafting import Plain, Probe
 from jax_probe_mtp.generation import tokenizer
-from jax_probe_mtp.generation.decoder import Decoder, Prompt, Stats
+from jax_probe_mtp.generation.answers import Stats
+from jax_probe_mtp.generation.decoder import Decoder
 
 TREE = {
     "tree": (7, 3),
@@ -170,7 +167,7 @@ def test_programs_are_compiled_once_a_shape(checkpoint):
     decoder = Decoder(checkpoint, PROBE)
     list(decoder.run(PROMPTS[:1], DRAWN))
     assert decoder.stats.compile_seconds > 0
-    assert len(decoder.programs) == 3  # an empty batch, a newcomer, the calls
+    assert len(decoder.programs) == 3  # an empty batch, a prompt that comes, the calls
 
     def added(prompts, **changes):
         programs, seconds = len(decoder.programs), decoder.stats.compile_seconds
@@ -181,7 +178,7 @@ def test_programs_are_compiled_once_a_shape(checkpoint):
 
     assert added(PROMPTS[:1]) == 0
     assert added(PROMPTS[1:]) == 0  # other lengths of the same bucket, three batches
-    assert added(PROMPTS[1:2], seed=9, temperature=0.5, top_k=3, top_p=0.5, mask_ema=0.0, max_new_tokens=5) == 0
+    assert added(PROMPTS[1:2], seed=9, temperature=0.5, top_k=3, top_p=0.5, max_new_tokens=5) == 0
     short, longer = [Prompt(id=0, token_ids=[1] * 30)], [Prompt(id=0, token_ids=[1] * 70)]
     larger = {"temperature": 0.0, "capacity": 128, "max_new_tokens": 2}
     assert added(short, **larger) == 3
@@ -249,40 +246,11 @@ def test_generate_uses_one_mask_and_14_candidates_by_default(checkpoint, monkeyp
             probes.append(probe)
             super().__init__(checkpoint, probe)
 
-    monkeypatch.setattr("jax_probe_mtp.generation.decoder.Decoder", Spy)
+    monkeypatch.setattr("jax_probe_mtp.generation.api.Decoder", Spy)
     settings = Settings(max_new_tokens=1)
     generate(checkpoint, [], settings=settings)
     generate(checkpoint, [], settings=settings, draft=Plain())  # no drafts: a value, not "left out"
     assert probes == [Probe(widths=(14,)), Plain()]
-
-
-def test_a_first_batch_is_run_for_two_tokens_first_and_that_leaves_no_trace(tiny, checkpoint, monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
-    draft, settings = Recycle(tree=12, warm=True), Settings(max_new_tokens=8, batch_size=2)
-    decoder = Decoder(checkpoint, draft)
-    batch = PROMPTS[1:3]
-    answers = decoder.run_batch(batch, settings)
-    assert [answer.token_ids for answer in answers] == [
-        reference.plain_decode(tiny.reference, prompt.token_ids, max_new_tokens=8, eos=(EOS,))[0] for prompt in batch
-    ]
-    assert (decoder.stats.prefill_seconds, decoder.stats.seconds) == (1, 2)  # one run: start, filled, end
-    assert decoder.stats.new_tokens == sum(len(answer.token_ids) for answer in answers)
-    once = decode(checkpoint.params, *decoder.request(batch, settings)[:2], tiny.cfg, draft, DecodeConfig(capacity=64))
-    np.testing.assert_array_equal(decoder._table.id_EVC, once.table.id_EVC)
-    decoder.run_batch(batch, settings)
-    assert decoder.stats.seconds == 4
-
-
-def test_a_batch_of_known_shapes_traces_nothing(checkpoint, monkeypatch):
-    honest, traces = module.decode_loop.prefill, []
-    monkeypatch.setattr(module.decode_loop, "prefill", lambda *args, **how: traces.append(1) or honest(*args, **how))
-    decoder, settings = Decoder(checkpoint, Probe(widths=(4,))), Settings(max_new_tokens=3, batch_size=2)
-    decoder.run_batch(PROMPTS[:2], settings)
-    assert traces, "the spy saw no trace at all"
-    traces.clear()
-    decoder.run_batch(PROMPTS[1:3], settings)
-    assert not traces
 
 
 def test_a_context_that_is_no_power_of_two_is_used_to_its_end(tiny):
@@ -299,7 +267,7 @@ def test_a_stop_text_alone_is_no_list_of_letters(decoder):
 
 def test_a_stream_is_checked_before_its_first_piece_is_asked_for(checkpoint):
     with pytest.raises(ValueError, match="max_new_tokens must be"):
-        module.stream(checkpoint, "w5", settings=Settings(max_new_tokens=0))
+        stream(checkpoint, "w5", settings=Settings(max_new_tokens=0))
 
 
 @pytest.mark.parametrize(
@@ -312,5 +280,7 @@ def test_a_decoder_says_what_it_takes(args, says):
 
 
 def test_a_decoder_takes_drafts_alone(checkpoint):
-    with pytest.raises(ValueError, match="source must be a ProbeConfig, NgramConfig or RecycleConfig, got 'probe:14'"):
+    with pytest.raises(
+        ValueError, match=r"source must be a DraftSource such as Probe\(widths=\(14,\)\), got 'probe:14'"
+    ):
         Decoder(checkpoint, "probe:14")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,17 +12,17 @@ import reference
 from checkpoints import EOS, make_checkpoint
 from support.batches import batch_of
 
-from jax_probe_mtp.decoding import step as decode_loop
-from jax_probe_mtp.decoding.batch import NO_LIMIT
+from jax_probe_mtp import Prompt, Settings
 from jax_probe_mtp.decoding.block import absolute_tail
 from jax_probe_mtp.decoding.config import DecodeConfig
-from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.decoding.loop import prefill, run_steps
+from jax_probe_mtp.decoding.request import NO_LIMIT
+from jax_probe_mtp.decoding.step import run_block
 from jax_probe_mtp.drafting import DynamicProbe, Ngram, Probe, Recycle
 from jax_probe_mtp.generation import exact_check
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.programs import Programs
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
-from jax_probe_mtp.model.config import DecodeConfig
 
 PROMPTS = [[5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
 SEEDS = [7, 2**32 - 1, 5]
@@ -41,30 +42,27 @@ def of_dtype(tiny, dtype):
 
 
 @functools.cache
-def program(cfg, source, decode_cfg):
-    """Prefill and loop as one program; both ways of decoding go through the same compiled one."""
+def program(cfg, source, decode_cfg, dtype):
+    """Makes prefill and loop one program: another limit of accepted drafts compiles no other one."""
+    chex.clear_trace_counter()  # it takes all functions of one source code for one
 
+    @chex.assert_max_traces(n=1)
     def run(params, prompt_BT, request):
-        state = decode_loop.prefill(params, prompt_BT, request, cfg, source, decode_cfg)
-        return decode_loop.run_steps(params, request, state, cfg, source, decode_cfg)
+        state = prefill(params, prompt_BT, request, cfg, source, decode_cfg)
+        return run_steps(params, request, state, cfg, source, decode_cfg)
 
     return jax.jit(run)
 
 
-def decode_twice(tiny, dtype, case, attention):
-    """The states at the end, without and with accepted drafts, of the same executable."""
+def decode_twice(tiny, dtype, case, *, is_exact):
+    """Gives the states at the end, without and with accepted drafts, of the same executable."""
     source, draw = CASES[case]
     sizes = {"max_new_tokens": NEW_TOKENS, "eos_token_ids": [], "seeds": SEEDS, "capacity": CAPACITY}
-    prompt_BT, request, decode_cfg = batch_of(tiny.cfg, source, PROMPTS, **sizes, **draw)
-    decode_cfg = dataclasses.replace(decode_cfg, attention=attention, has_logprobs=True)
-    run = program(tiny.cfg, source, decode_cfg)
-    states = [run(of_dtype(tiny, dtype), prompt_BT, request.replace(max_accept=np.int32(n))) for n in (0, NO_LIMIT)]
-    assert run._cache_size() == len(dtypes_of(run, dtype)), "another limit compiled another program"
+    batch = batch_of(tiny.cfg, source, PROMPTS, is_exact=is_exact, logprobs=True, **sizes, **draw)
+    run = program(tiny.cfg, source, dataclasses.replace(batch.config, attention="plain"), dtype)
+    params, request = of_dtype(tiny, dtype), batch.request
+    states = [run(params, batch.prompt_BT, request.replace(max_accept=np.int32(n))) for n in (0, NO_LIMIT)]
     return jax.device_get(states)
-
-
-def dtypes_of(run, dtype, seen={}):  # noqa: B006 - remembers what each program was called with
-    return seen.setdefault(run, set()).add(dtype) or seen[run]
 
 
 def bits(array):
@@ -91,7 +89,7 @@ def differing(plain, drafted):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_accepted_drafts_change_no_bit(tiny, case, dtype):
-    plain, drafted = decode_twice(tiny, dtype, case, "anchored")
+    plain, drafted = decode_twice(tiny, dtype, case, is_exact=True)
     assert differing(plain, drafted) == set()
     assert plain.accepted_by_depth_BD.sum() == 0
     assert plain.calls_B.tolist() == [NEW_TOKENS - 1] * 3
@@ -100,13 +98,13 @@ def test_accepted_drafts_change_no_bit(tiny, case, dtype):
 
 
 def test_slot_order_does_change_bits(tiny):
-    plain, drafted = decode_twice(tiny, "float32", "recycle-12", "plain")
+    plain, drafted = decode_twice(tiny, "float32", "recycle-12", is_exact=False)
     assert {"k", "v", "logprob_BT"} <= differing(plain, drafted)
 
 
 def test_float32_tokens_are_the_references(tiny):
     for case, (_, draw) in CASES.items():
-        for state in decode_twice(tiny, "float32", case, "anchored"):
+        for state in decode_twice(tiny, "float32", case, is_exact=True):
             for row, prompt in enumerate(PROMPTS):
                 row_draw = {"temperature": 0.0} | draw | {"seed": SEEDS[row]}
                 expected, gap = reference.plain_decode(tiny.reference, prompt, max_new_tokens=NEW_TOKENS, **row_draw)
@@ -120,8 +118,9 @@ def test_a_limit_between_none_and_all(tiny):
     sizes = {"max_new_tokens": NEW_TOKENS, "eos_token_ids": [], "capacity": CAPACITY}
     results = {}
     for limit in (0, 1, None):
-        prompt_BT, request, decode_cfg = batch_of(tiny.cfg, source, PROMPTS, max_accept=limit, **sizes)
-        results[limit] = program(tiny.cfg, source, decode_cfg)(tiny.params, prompt_BT, request)
+        batch = batch_of(tiny.cfg, source, PROMPTS, max_accept=limit, **sizes)
+        run = program(tiny.cfg, source, batch.config, "float32")
+        results[limit] = run(tiny.params, batch.prompt_BT, batch.request)
     accepted = {limit: np.asarray(state.accepted_by_depth_BD).sum(0) for limit, state in results.items()}
     assert accepted[0].tolist() == [0] * 6
     assert accepted[1][0] > 0
@@ -173,34 +172,33 @@ def test_the_self_test_tells_the_two_apart(checkpoints, dtype, source, rows):
     checkpoint = checkpoints[dtype]
     programs = Programs(checkpoint, source)
 
-    def check(attention):
-        decode_cfg = DecodeConfig(capacity=CAPACITY, attention=attention)
+    def check(is_exact):
+        decode_cfg = DecodeConfig(capacity=CAPACITY, attention="plain", is_exact=is_exact)
         return exact_check.check(programs, checkpoint, source, decode_cfg, rows)
 
     N, D = source.num_nodes, source.max_depth
     # Three lengths; of a row D + 1 roots, and in the call with drafts of depth d all nodes from d on.
-    assert check("anchored") == 3 * rows * (D + 1 + sum(N - d for d in range(1, D + 1)))
-    assert check("anchored") == 0  # known already
+    assert check(is_exact=True) == 3 * rows * (D + 1 + sum(N - d for d in range(1, D + 1)))
+    assert check(is_exact=True) == 0  # known already
     if dtype == "float32":
         with pytest.raises(
             ValueError, match=r"^not exact on this device: \d+ of \d+ rows of logits .* leave --exact out"
         ):
-            check("plain")
-    small = DecodeConfig(capacity=1, attention="anchored")  # no room for a draft: the test makes some
+            check(is_exact=False)
+    small = DecodeConfig(capacity=1, is_exact=True)  # no room for a draft: the test makes some
     assert exact_check.check(programs, checkpoint, source, small, rows) > 0
 
 
 def test_one_row_of_logits_that_differs_is_enough(checkpoints, monkeypatch):
     checkpoint, (source, _) = checkpoints["float32"], CASES["probe-7"]
-    honest = decode_loop.run_block
 
-    def run_block(params, cfg, tree, state, *static):
-        logits_BRV, cache = honest(params, cfg, tree, state, *static)
+    def run_badly(*args):
+        logits_BRV, cache = run_block(*args)
         last_place = logits_BRV[1, source.num_nodes - 1, 17]
         return logits_BRV.at[1, source.num_nodes - 1, 17].set(last_place * (1 + 2**-20)), cache
 
-    monkeypatch.setattr(decode_loop, "run_block", run_block)
-    decode_cfg = DecodeConfig(capacity=CAPACITY, attention="anchored")
+    monkeypatch.setattr(exact_check, "run_block", run_badly)
+    decode_cfg = DecodeConfig(capacity=CAPACITY, is_exact=True)
     with pytest.raises(ValueError, match=r"^not exact on this device: 3 of 54 rows of logits"):  # one at each length
         exact_check.check(Programs(checkpoint, source), checkpoint, source, decode_cfg, 2)
 

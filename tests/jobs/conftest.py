@@ -6,7 +6,6 @@ import pytest
 from checkpoints import make_checkpoint, write_folder
 from support.job_runs import FAILING, FLAGS, IDS, RECORDS, ids_of, read, write
 
-from jax_probe_mtp.commands.main import main
 from jax_probe_mtp.generation.programs import Programs
 
 COMPILED = {}  # programs of all files' tests, by their settings
@@ -55,6 +54,8 @@ def generate(run, model, monkeypatch, log_level_stays, programs_are_compiled_onc
 @pytest.fixture(scope="module")
 def whole_run(model, tmp_path_factory, programs_are_compiled_once):
     """The lines of the run over `RECORDS` that nothing cut off, in the order in which they were written; and what made them."""
+    from jax_probe_mtp.commands.main import main
+
     folder = tmp_path_factory.mktemp("whole")
     files = ["--input", write(folder, RECORDS), "--output", folder / "answers.jsonl"]
     with pytest.MonkeyPatch.context() as patch:

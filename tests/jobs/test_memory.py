@@ -11,7 +11,7 @@ import pytest
 from checkpoints import make_checkpoint, write_folder
 from conftest import BASE
 
-from jax_probe_mtp.drafting import Plain, Probe, Recycle, recycle
+from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle, recycle
 from jax_probe_mtp.jobs import memory
 from jax_probe_mtp.jobs.memory import Estimate, check, estimate
 from jax_probe_mtp.model import cache
@@ -23,27 +23,41 @@ NORMS = 2 * 2 * 24 + 24
 WEIGHTS = 2 * LAYER + 2 * 61 * 24 + NORMS
 HALF = LAYER + 61 * 24 + NORMS  # of two devices that share the weights; norms are whole on each
 ROW = 2 * 2 * 2 * 8  # numbers of a cache slot: keys and values of 2 layers, 2 heads of 8
+# 2 masks of 24 numbers; of each the 8 best tokens (7, and one more for pruning), an id and a score.
+MASKS = 4 * 2 * 24 + 2 * 8 * (4 + 4)
+TABLE = 61 * 8 * (4 + 4)  # of each token 8 successors, an id and a score
 
 
 @pytest.mark.parametrize(
-    ("draft", "more", "weights", "per_row", "rows"),
+    ("draft", "more", "weights", "per_row", "rows", "shared"),
     [
         # A tree of 7 + 3 drafts and a root, each with 2 masks: 33 rows a call.
-        (Probe(widths=(7, 3)), {}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61, 6),
-        (Probe(widths=(7, 3)), {"data": 3}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61, 2),
-        (Probe(widths=(7, 3)), {"tensor": 2}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61, 6),
-        (Probe(widths=(7, 3)), {"tensor": 2, "data": 6}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61, 1),
-        (Probe(widths=(7, 3)), {"dtype": "bfloat16"}, 2 * WEIGHTS, 2 * ROW * (64 + 33) + 4 * 33 * 61, 6),
-        (Probe(widths=(7, 3)), {"capacity": 100}, 4 * WEIGHTS, 4 * ROW * (100 + 33) + 4 * 33 * 61, 6),
-        (Plain(), {}, 4 * WEIGHTS, 4 * ROW * (64 + 1) + 4 * 61, 6),
-        # Of each token 8 successors, an id and a score.
-        (Recycle(tree=12), {}, 4 * WEIGHTS, 4 * ROW * (64 + 12) + 4 * 12 * 61 + 61 * 8 * 8, 6),
+        (Probe(widths=(7, 3)), {}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61 + MASKS, 6, 0),
+        (Probe(widths=(7, 3)), {"data": 3}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61 + MASKS, 2, 0),
+        (Probe(widths=(7, 3)), {"tensor": 2}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61 + MASKS, 6, 0),
+        (Probe(widths=(7, 3)), {"tensor": 2, "data": 6}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61 + MASKS, 1, 0),
+        # Masks stay in float32.
+        (Probe(widths=(7, 3)), {"dtype": "bfloat16"}, 2 * WEIGHTS, 2 * ROW * (64 + 33) + 4 * 33 * 61 + MASKS, 6, 0),
+        (Probe(widths=(7, 3)), {"capacity": 100}, 4 * WEIGHTS, 4 * ROW * (100 + 33) + 4 * 33 * 61 + MASKS, 6, 0),
+        # 15 rows hold 5 nodes with 2 masks each: at most 4 drafts, and one more for pruning.
+        (
+            DynamicProbe(rows=15, num_masks=2),
+            {},
+            4 * WEIGHTS,
+            4 * ROW * (64 + 15) + 4 * 15 * 61 + 4 * 2 * 24 + 2 * 5 * (4 + 4),
+            6,
+            0,
+        ),
+        (Plain(), {}, 4 * WEIGHTS, 4 * ROW * (64 + 1) + 4 * 61, 6, 0),
+        (Ngram(num_drafts=4), {}, 4 * WEIGHTS, 4 * ROW * (64 + 5) + 4 * 5 * 61, 6, 0),
+        (Recycle(tree=12), {}, 4 * WEIGHTS, 4 * ROW * (64 + 12) + 4 * 12 * 61 + TABLE, 6, 0),
+        (Recycle(tree=12, warm=True), {}, 4 * WEIGHTS, 4 * ROW * (64 + 12) + 4 * 12 * 61, 6, TABLE),
     ],
 )
-def test_counts_weights_cache_logits_and_table(draft, more, weights, per_row, rows):
+def test_counts_weights_cache_logits_and_what_the_source_keeps(draft, more, weights, per_row, rows, shared):
     needed = estimate(BASE, draft, **{"dtype": "float32", "batch_size": 6, "capacity": 64} | more)
-    assert needed == Estimate(weights=weights, per_row=per_row, rows=rows)
-    assert needed.total == weights + rows * per_row
+    assert needed == Estimate(weights=weights, per_row=per_row, rows=rows, shared=shared)
+    assert needed.total == weights + shared + rows * per_row
 
 
 def num_bytes(tree):
@@ -58,7 +72,7 @@ def test_counts_what_the_arrays_take(dtype):
     assert needed.weights == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     slots = cache.allocate(BASE, batch_size=3, capacity=64, scratch=draft.num_rows, dtype=jnp.dtype(dtype))
     logits = jnp.zeros((3, draft.num_rows, 61), jnp.float32)
-    table = recycle.empty_table(3, 61, draft)
+    table = recycle.empty_table(3, 61)
     assert needed.per_row * 3 == num_bytes(slots) + num_bytes(logits) + num_bytes(table)
 
 
@@ -80,6 +94,17 @@ def test_names_the_largest_batch_that_fits(monkeypatch, data, spare, rows):
     check(needs(named), data)
     with pytest.raises(ValueError, match=f"the largest --batch-size that fits is {named}"):
         check(needs(named + data), data)
+
+
+def test_a_warm_table_is_there_once_whatever_the_batch(monkeypatch):
+    def needs(batch_size):
+        draft = Recycle(tree=12, warm=True)
+        return estimate(BASE, draft, dtype="float32", batch_size=batch_size, capacity=64)
+
+    limit_to(monkeypatch, 4 * WEIGHTS + TABLE + 3 * (4 * ROW * 76 + 4 * 12 * 61))
+    with pytest.raises(ValueError, match=r"drafts .* \+ 100 rows of .*; the largest --batch-size that fits is 3\.\Z"):
+        check(needs(100))
+    check(needs(3))
 
 
 def test_says_the_sizes_in_full(monkeypatch):
@@ -138,7 +163,7 @@ def test_the_command_refuses_before_it_reads_weights(run, tiny, tmp_path, monkey
     model = write_folder(tmp_path / "tiny", make_checkpoint(tiny))
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"id": i, "prompt_ids": [i + 1] * 30}) + "\n" for i in range(9)))
-    limit_to(monkeypatch, 4 * WEIGHTS + 2 * (4 * ROW * (128 + 33) + 4 * 33 * 61) + 9)
+    limit_to(monkeypatch, 4 * WEIGHTS + 2 * (4 * ROW * (128 + 33) + 4 * 33 * 61 + MASKS) + 9)
     command = ["--model", model, "--input", prompts, "--output", tmp_path / "answers.jsonl", "--tree", "7,3"]
     code, out, err = run("generate", *command, "--max-new-tokens", "40", "--batch-size", "4")
     assert (code, out, reads) == (2, "", [])

@@ -1,0 +1,206 @@
+"""What a mesh of eight devices does, measured: `python -m support.mesh_program MODEL RESULTS`.
+
+The devices are eight that XLA makes of one CPU. Their number is fixed when JAX starts, so all that needs them is done by
+this program of its own.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import reference
+from checkpoints import EOS, make_checkpoint
+from conftest import BASE, FAMILIES
+
+from jax_probe_mtp import Prompt, Settings
+from jax_probe_mtp.decoding.rows import run_calls
+from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle
+from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.model.mesh import make_mesh, mesh_of, sharded_params
+from jax_probe_mtp.model.params import abstract_params
+
+
+def of_probe(probe):
+    """Makes the decoding of `reference` with a probe."""
+    return functools.partial(reference.probe_decode, probe=probe)
+
+
+PROBE = {"num_masks": 2, "block_complexity": None, "prune": True, "mask_init": "mean", "mask_offset": 5.0}
+DYNAMIC = {"tree": "dynamic", "num_masks": 2, "block_complexity": 30}
+DRAWN = {"tree": (5,), "mask_init": "sample", "num_masks": 1}
+CASES = {  # model, draft source, the same in `reference`, sizes of the mesh, and whether every other prompt is drawn
+    "probe": (BASE, Probe(widths=(7, 3)), of_probe(PROBE | {"tree": (7, 3)}), (4, 2), True),
+    "masks drawn": (FAMILIES["qwen2"], Probe(widths=(5,), mask_init="sample"), of_probe(PROBE | DRAWN), (1, 2), True),
+    "dynamic": (FAMILIES["qwen3"], DynamicProbe(rows=30, num_masks=2), of_probe(PROBE | DYNAMIC), (2, 1), True),
+    "ngram": (
+        FAMILIES["llama"],
+        Ngram(num_drafts=4, max_ngram=3),
+        functools.partial(reference.ngram_decode, num_drafts=4, max_ngram=3, match="recent"),
+        (1, 2),
+        False,
+    ),
+    "recycle": (
+        BASE,
+        Recycle(tree=12),
+        functools.partial(reference.recycle_decode, num_nodes=12, max_depth=6),
+        (2, 2),
+        False,
+    ),
+}
+PROMPTS = [
+    Prompt(id=i, token_ids=[(7 * i + j * j) % 57 for j in range(1 + (i * 5) % 23)], seed=i, max_new_tokens=12 + i)
+    for i in range(10)
+]
+SETTINGS = Settings(batch_size=4, top_p=0.95, logprobs=True)
+
+
+def measure(model, results):
+    measured = {"cases": {name: measure_case(*case) for name, case in CASES.items()}}
+    measured["exact"] = [measure_exact(dtype) for dtype in ("float32", "bfloat16")]
+    measured["program"] = measure_program(measured["cases"]["probe"].pop("decoder"))
+    measured["weights"] = measure_weights(model)
+    measured["refusals"] = measure_refusals()
+    measured["commands"] = measure_commands(model)
+    results.write_text(json.dumps(measured))
+
+
+def measure_case(cfg, source, decode_again, sizes, is_sampled):
+    """Decodes on a mesh, by `reference` and, in one case, on one device."""
+    checkpoint = random_checkpoint(cfg)
+    prompts = [dataclasses.replace(prompt, temperature=is_sampled * (prompt.id % 2) * 1.0) for prompt in PROMPTS]
+    several = Decoder(split(checkpoint, *sizes), source)
+    answers = list(several.run(prompts, SETTINGS))
+    model = reference.Model(checkpoint.params, cfg)
+    case = {
+        "got": [[answer.token_ids, answer.calls, answer.accepted_by_depth] for answer in answers],
+        "expected": [decode_slowly(model, source, decode_again, prompt) for prompt in prompts],
+        "programs": len(several.programs),
+    }
+    if sizes == (4, 2):
+        alone = Decoder(checkpoint, source).run(prompts, SETTINGS)
+        case["logprobs"] = [[answer.logprobs for answer in answers], [answer.logprobs for answer in alone]]
+        case["decoder"] = several
+    return case
+
+
+def measure_exact(dtype):
+    """Decodes in the exact mode, without and with accepted drafts: tokens, log-probabilities and calls."""
+    checkpoint = random_checkpoint(BASE)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), checkpoint.params)
+    decoder = Decoder(split(dataclasses.replace(checkpoint, params=params), 2, 2), Probe(widths=(7, 3)))
+    measured = []
+    for limit in (0, None):
+        settings = dataclasses.replace(SETTINGS, is_exact=True, max_accept=limit)
+        answers = list(decoder.run(PROMPTS, settings))
+        measured.append([[[a.token_ids, a.logprobs] for a in answers], sum(a.calls for a in answers)])
+    return measured
+
+
+def decode_slowly(model, source, decode_again, prompt):
+    how = {"max_new_tokens": prompt.max_new_tokens, "eos": (EOS,), "temperature": prompt.temperature}
+    how |= {"seed": prompt.seed, "top_p": SETTINGS.top_p}
+    tokens, _, accepted, *_ = decode_again(model, prompt.token_ids, **how)
+    by_depth = [sum(count >= depth for count in accepted) for depth in range(1, source.max_depth + 1)]
+    return tokens, len(accepted), by_depth
+
+
+def random_checkpoint(cfg):
+    """Makes a model like those of `random_params`, its numbers NumPy's: compiling that takes as long as all else of a case."""
+    draw = np.random.default_rng(3)
+
+    def leaf(path, wanted):
+        noise, name = draw.standard_normal(wanted.shape, np.float32), path[-1].key
+        if name.endswith("norm"):
+            return jax.device_put(1 + 0.1 * noise)
+        fan_in = {"embed": cfg.width, "head": cfg.width, "out": noise.size // cfg.width, "qkv_bias": 100}
+        return jax.device_put(noise * fan_in.get(name, wanted.shape[0]) ** -0.5)
+
+    params = jax.tree_util.tree_map_with_path(leaf, abstract_params(cfg))
+    return make_checkpoint(SimpleNamespace(params=params, cfg=cfg))
+
+
+def split(checkpoint, data, tensor):
+    """Lays a checkpoint out on a mesh, its vocabulary padded with zeros."""
+
+    def leaf(wanted, array):
+        padding = [(0, after - before) for before, after in zip(array.shape, wanted.shape, strict=True)]
+        return jax.device_put(np.pad(np.asarray(array), padding), wanted.sharding)
+
+    wanted = sharded_params(checkpoint.config, make_mesh(data, tensor))
+    return dataclasses.replace(checkpoint, params=jax.tree.map(leaf, wanted, checkpoint.params))
+
+
+def measure_program(decoder):
+    """Lists what the decode program exchanges, and the shapes that it knows."""
+    programs = {key[0].__name__: program for key, program in decoder.programs._compiled.items()}
+    text = programs[run_calls.__name__].as_text()
+    return {
+        "all-gather": sorted(re.findall(r" = (\S+?\])\S* all-gather\(", text)),
+        "all-reduce": sorted(set(re.findall(r" = (\S+?\])\S* all-reduce\(", text))),
+        "others": re.findall(r" (all-to-all|collective-permute|reduce-scatter)\S*\(", text),
+        "shapes": sorted(set(re.findall(r"\b\w+\[[\d,]*\]", text))),
+    }
+
+
+def measure_weights(model):
+    """Loads a folder onto a mesh: the shape of each device's part of the weights, and whether the parts are the whole's."""
+    from checkpoints_convert import load_checkpoint
+
+    mesh = make_mesh(2, 2)
+    whole, parts = load_checkpoint(model).params, load_checkpoint(model, mesh=mesh).params
+    shapes, are_parts = {}, {}
+    for (path, array), leaf in zip(jax.tree_util.tree_leaves_with_path(parts), jax.tree.leaves(whole), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        shapes[name] = sorted({shard.data.shape for shard in array.addressable_shards})
+        padded = np.zeros(array.shape, leaf.dtype)
+        padded[tuple(slice(n) for n in leaf.shape)] = leaf
+        are_parts[name] = len(array.addressable_shards) == 4 and all(
+            np.array_equal(shard.data, padded[shard.index]) for shard in array.addressable_shards
+        )
+    is_on_mesh = mesh_of(parts) == mesh and mesh_of(whole) is None
+    return {"shapes": shapes, "are_parts": are_parts, "is_on_mesh": is_on_mesh}
+
+
+def measure_refusals():
+    checkpoint = split(random_checkpoint(BASE), 2, 1)
+    plain = Decoder(checkpoint, Plain())
+
+    def message(do):
+        try:
+            do()
+        except ValueError as error:
+            return str(error)
+        return None
+
+    return {
+        "warm": message(lambda: Decoder(checkpoint, Recycle(tree=12, warm=True))),
+        "rows": message(lambda: list(plain.run(PROMPTS, dataclasses.replace(SETTINGS, batch_size=3)))),
+        "fewer prompts": message(lambda: plain.stream(PROMPTS[:3], SETTINGS)),
+    }
+
+
+def measure_commands(model):
+    """Runs `generate --prompt` on several meshes: exit code, stdout and stderr of each."""
+    from jax_probe_mtp.commands.main import main
+
+    def run(*flags):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(["generate", "--model", str(model), "--prompt", "w5 w9 w2", *flags])
+        return code, out.getvalue(), err.getvalue()
+
+    short = ["--method", "ar", "--max-new-tokens", "9"]
+    meshes = ["data=2,tensor=3", "tensor=2,data=3", "data=64", "tensor", "tensor=2"]
+    return {mesh: run(*short, "--mesh", mesh) for mesh in meshes}
+
+
+if __name__ == "__main__":
+    measure(Path(sys.argv[1]), Path(sys.argv[2]))
