@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import reference
 
-from jax_probe_mtp.drafting import Probe
-from jax_probe_mtp.drafting.probe import init_masks, update_masks
+from jax_probe_mtp.drafting.mask_tokens import init_masks, update_masks
 
 D = 6
 TABLE = np.random.default_rng(0).normal(1.0, 2.0, (50, D)).astype(np.float32)
@@ -24,9 +23,9 @@ class TableOnly:
 
 @pytest.mark.parametrize("init", ["mean", "last_k", "sample", "offset"])
 def test_first_masks_are_the_references_and_padding_never_enters(init):
-    probe = Probe(widths=(2, 2), mask_init=init, mask_offset=5.0)
+    how = {"num_masks": 2, "init": init, "offset": 5.0}
     padded = jnp.asarray(TABLE)[jnp.asarray([[*PROMPT, 1, 2], [*PROMPT[:3], 1, 2, 7, 8, 9]])]
-    got = init_masks(jnp.asarray(TABLE), padded, jnp.asarray([6, 3]), jnp.asarray([17, 18], jnp.uint32), probe)
+    got = init_masks(jnp.asarray(TABLE), padded, jnp.asarray([6, 3]), jnp.asarray([17, 18], jnp.uint32), **how)
     for row, (prompt, seed) in enumerate([(PROMPT, 17), (PROMPT[:3], 18)]):
         expected = reference.first_masks(TableOnly(), prompt, init=init, num_masks=2, offset=5.0, seed=seed)
         np.testing.assert_allclose(got[row], expected, rtol=1e-5, atol=1e-5)
@@ -34,29 +33,29 @@ def test_first_masks_are_the_references_and_padding_never_enters(init):
 
 
 def test_sampled_masks_do_not_move_with_global_flags():
-    probe = Probe(widths=(2, 2), mask_init="sample")
-    args = (jnp.asarray(TABLE), jnp.asarray(TABLE)[None, :3], jnp.asarray([3]), jnp.asarray([17], jnp.uint32), probe)
-    before = np.asarray(init_masks(*args))
+    how = {"num_masks": 2, "init": "sample", "offset": 5.0}
+    args = (jnp.asarray(TABLE), jnp.asarray(TABLE)[None, :3], jnp.asarray([3]), jnp.asarray([17], jnp.uint32))
+    before = np.asarray(init_masks(*args, **how))
     with jax.threefry_partitionable(False), jax.default_prng_impl("rbg"):
-        np.testing.assert_array_equal(init_masks(*args), before)
+        np.testing.assert_array_equal(init_masks(*args, **how), before)
 
 
 def test_update_moves_once_for_each_committed_token():
     masks = jnp.asarray([[[0.0, 8.0]], [[0.0, 8.0]], [[0.0, 8.0]]])
     committed = jnp.asarray([[[4.0, 0.0], [8.0, 0.0]]] * 3)
-    got = update_masks(masks, committed, jnp.asarray([0, 1, 2]), jnp.float32(0.5))
+    got = update_masks(masks, committed, jnp.asarray([0, 1, 2]), 0.5)
     # by hand: (0, 8) -> toward (4, 0): (2, 4) -> toward (8, 0): (5, 2)
     np.testing.assert_array_equal(got, [[[0, 8]], [[2, 4]], [[5, 2]]])
 
 
 def test_frozen_masks_stay():
     masks = jnp.ones((1, 2, 3))
-    np.testing.assert_array_equal(update_masks(masks, jnp.zeros((1, 2, 3)), jnp.asarray([2]), jnp.float32(0)), masks)
+    np.testing.assert_array_equal(update_masks(masks, jnp.zeros((1, 2, 3)), jnp.asarray([2]), 0.0), masks)
 
 
 def test_masks_stay_in_float32_for_a_bfloat16_model():
-    probe = Probe(widths=(2,))
+    how = {"num_masks": 1, "init": "mean", "offset": 5.0}
     embed = jnp.asarray(TABLE, jnp.bfloat16)
-    masks = init_masks(embed, embed[jnp.asarray([PROMPT])], jnp.asarray([6]), jnp.asarray([0], jnp.uint32), probe)
+    masks = init_masks(embed, embed[jnp.asarray([PROMPT])], jnp.asarray([6]), jnp.asarray([0], jnp.uint32), **how)
     assert masks.dtype == jnp.float32
-    assert update_masks(masks, embed[jnp.asarray([[1]])], jnp.asarray([1]), jnp.float32(0.1)).dtype == jnp.float32
+    assert update_masks(masks, embed[jnp.asarray([[1]])], jnp.asarray([1]), 0.1).dtype == jnp.float32
