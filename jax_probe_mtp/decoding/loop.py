@@ -41,7 +41,8 @@ def decode(params: Params, batch: Batch, cfg: ModelConfig, source: DraftSource, 
       The same tokens for every source; only the number of calls differs.
 
     Raises:
-      ValueError: if the padded prompts are longer than the capacity by more than one token.
+      ValueError: if the padded prompts are longer than the capacity by more than one token, or `shared` has other arrays
+        than the source's `init_shared`.
     """
     state = prefill(params, batch.prompt_BT, batch.request, cfg, source, batch.config, shared)
     state = run_steps(params, batch.request, state, cfg, source, batch.config)
@@ -95,7 +96,7 @@ def prefill(
     chunk = min(T, decode_cfg.prefill_chunk)
     model = Model(params, cfg)
     prompts = Prompts(token_BT=prompt_BT, length_B=request.prompt_length_B, seed_B=request.sampling.seed_B)
-    begun = source.start(model, prompts, source.init_shared(cfg) if shared is None else shared)
+    begun = source.start(model, prompts, _checked_shared(cfg, source, shared))
 
     def read(begun: SourceState, start: jax.Array, token_BC: jax.Array, hidden_BCD: jax.Array) -> SourceState:
         place_1C = start + jnp.arange(chunk)[None]
@@ -123,3 +124,20 @@ def prefill(
         accepted_by_kind_BK=jnp.zeros((B, len(source.kinds)), jnp.int32),
         logprob_BT=jnp.zeros((B, S + 1), jnp.float32) if decode_cfg.has_logprobs else None,
     )
+
+
+def _checked_shared(cfg: ModelConfig, source: DraftSource, shared: Any) -> Any:
+    """Gives what the rows begin to share: what the caller brought, if it has the arrays of the source's own."""
+    if shared is None:
+        return source.init_shared(cfg)
+    own = jax.eval_shape(lambda: source.init_shared(cfg))
+    if jax.tree.structure(shared) != jax.tree.structure(own) or _shapes(shared) != _shapes(own):
+        raise ValueError(
+            f"{source} begins with shared arrays of {_shapes(own)}, got {_shapes(shared)}; leave shared out, or give what "
+            f"the same source made for this model."
+        )
+    return shared
+
+
+def _shapes(tree: Any) -> str:
+    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)) or "no kind"

@@ -54,7 +54,7 @@ def parse_draft(text: str) -> DraftSource:
         )
     name, shape, options = matched.groups()
     try:
-        if name not in SOURCES and not shape:
+        if name not in SOURCES and not (shape or "").isidentifier():
             raise ValueError(f"the name is none of {', '.join(SOURCES)}, and no module:Class.")
         source_class = _find_class(SOURCES.get(name, f"{name}:{shape}"))
         return _build(source_class, shape if name in SOURCES else None, options)

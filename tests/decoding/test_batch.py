@@ -1,18 +1,24 @@
 """A batch: what is refused, in one line with the values, and how the rest is laid out."""
 
-from jax_probe_mtp.drafting import Probe, DynamicProbe, Plain, Recycle
-from support.batches import batch_of
 import dataclasses
+import hashlib
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BASE
+from support.batches import batch_of
 
+from jax_probe_mtp import Prompt, Settings, make_batch
 from jax_probe_mtp.decoding.batch import bucket
+from jax_probe_mtp.drafting import DynamicProbe, Plain, Probe, Recycle
 
-Plain() = Plain()
+PLAIN = Plain()
 GOOD = {"max_new_tokens": 4, "eos_token_ids": [2]}
+
+
+def make(cfg, source, prompts, *, eos_token_ids, rows=None, **settings):
+    return make_batch(cfg, source, prompts, Settings(**settings), eos_token_ids=eos_token_ids, rows=rows)
 
 
 def _name(value):
@@ -24,7 +30,7 @@ def _name(value):
     [
         ([], {}, ["no prompts"]),
         ([[1], []], {}, ["prompt 1 is empty"]),
-        ([[1], []], {"names": ["a", "b"]}, ["prompt b is empty"]),
+        ([Prompt(id="a", token_ids=[1]), Prompt(id="b", token_ids=[])], {}, ["prompt b is empty"]),
         ([[5, 61]], {}, ["prompt 0", "61", "0 to 60"]),
         ([[5, -1]], {}, ["prompt 0", "-1", "0 to 60"]),
         ([[5, 1.5]], {}, ["prompt 0", "1.5", "0 to 60"]),
@@ -48,22 +54,24 @@ def _name(value):
         ([[1]], {"top_p": 1.5}, ["top_p", "got 1.5"]),
         ([[1]], {"top_p": float("nan")}, ["top_p", "nan"]),
         ([[1]], {"top_k": -1}, ["top_k", "-1"]),
-        ([[1]], {"mask_ema": 1.01}, ["mask_ema", "1.01"]),
-        ([[1]], {"mask_ema": -0.1}, ["mask_ema", "-0.1"]),
-        ([[1], [2]], {"seeds": [0, 2**32]}, ["seeds", "2 numbers", "4294967296"]),
-        ([[1]], {"seeds": [-1]}, ["seeds", "1 numbers", "[-1]"]),
-        ([[1], [2]], {"seeds": [7]}, ["seeds", "2 numbers", "[7]"]),
+        ([Prompt(id=1, token_ids=[1], seed=2**32)], {}, ["prompt 1 has seed 4294967296", "0 to 2**32 - 1"]),
+        ([Prompt(id=0, token_ids=[1], seed=-1)], {}, ["prompt 0 has seed -1"]),
+        ([Prompt(id=1, token_ids=[1], top_p=0.0)], {}, ["top_p", "got 0.0"]),  # a prompt's own
     ],
     ids=_name,
 )
 def test_refuses(prompts, changes, says):
-    _assert_refused(Plain(), prompts, changes, says)
+    _assert_refused(PLAIN, prompts, changes, says)
 
 
 @pytest.mark.parametrize(
     ("probe", "prompts", "says"),
     [
-        (Probe(widths=(2, 2, 2), mask_init="last_k"), [[1, 2, 3], [1, 2]], ["prompt 1 has 2", "3 masks"]),
+        (
+            Probe(widths=(2, 2, 2), mask_init="last_k"),
+            [[1, 2, 3], [1, 2]],
+            ["prompt 1", "2 tokens are too few", "3 masks"],
+        ),
         (Probe(widths=(61,)), [[1]], ["62 candidates", "61 tokens"]),  # one is looked at for pruning
         (Probe(widths=(2, 62), prune=False), [[1]], ["62 candidates", "61 tokens"]),
         (DynamicProbe(rows=124, num_masks=1), [[1]], ["62 candidates", "61 tokens"]),
@@ -83,7 +91,7 @@ def test_refuses_a_table_of_more_successors_than_tokens():
 
 def _assert_refused(probe, prompts, changes, says):
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as refusal:
-        batch_of(BASE, probe, prompts, **(GOOD | changes))
+        make(BASE, probe, prompts, **(GOOD | changes))
     for part in says:
         assert part in str(refusal.value)
 
@@ -91,10 +99,10 @@ def _assert_refused(probe, prompts, changes, says):
 @pytest.mark.parametrize(
     ("probe", "prompts", "changes"),
     [
-        (Plain(), [[0, 60]], {}),
-        (Plain(), [[1] * 508], {}),  # 508 + 4 is the whole context
-        (Plain(), [[1] * 29, [1]], {"capacity": 32}),  # 29 + 4 - 1: the last token needs no slot
-        (Plain(), [[1]], {"seeds": [2**32 - 1], "top_p": 1e-6, "top_k": 10**12, "mask_ema": 1, "temperature": 1e-3}),
+        (PLAIN, [[0, 60]], {}),
+        (PLAIN, [[1] * 508], {}),  # 508 + 4 is the whole context
+        (PLAIN, [[1] * 29, [1]], {"capacity": 32}),  # 29 + 4 - 1: the last token needs no slot
+        (PLAIN, [[1]], {"seeds": [2**32 - 1], "top_p": 1e-6, "top_k": 10**12, "temperature": 1e-3}),
         (Probe(widths=(2, 2, 2), mask_init="last_k"), [[1, 2, 3]], {}),
         (Probe(widths=(60,)), [[1]], {}),
         (Probe(widths=(61,), prune=False), [[1]], {}),
@@ -102,19 +110,19 @@ def _assert_refused(probe, prompts, changes, says):
     ids=_name,
 )
 def test_takes_the_last_good_value(probe, prompts, changes):
-    _, request, _ = batch_of(BASE, probe, prompts, **(GOOD | changes))
+    request = batch_of(BASE, probe, prompts, **(GOOD | changes)).request
     assert request.prompt_length_B.tolist() == [len(prompt) for prompt in prompts]
 
 
 def test_a_top_k_beyond_int32_keeps_all_tokens():
-    _, request, _ = batch_of(BASE, Plain(), [[1]], top_k=10**12, temperature=1.0, **GOOD)
+    request = batch_of(BASE, PLAIN, [[1]], top_k=10**12, temperature=1.0, **GOOD).request
     assert request.sampling.top_k_B.tolist() == [61]
 
 
 def test_layout():
-    prompt_BT, request, decode_cfg = batch_of(
+    batch = batch_of(
         BASE,
-        Plain(),
+        PLAIN,
         [[5, 6, 7], [8]],
         rows=4,
         max_new_tokens=9,
@@ -123,8 +131,8 @@ def test_layout():
         top_k=10,
         top_p=0.25,
         seeds=[11, 2**32 - 1],
-        mask_ema=0.75,
     )
+    prompt_BT, request = batch.prompt_BT, batch.request
     assert prompt_BT.shape == (4, 64)
     assert prompt_BT[0].tolist() == [5, 6, 7] + [0] * 61
     assert prompt_BT[1].tolist() == [8] + [0] * 63
@@ -133,14 +141,13 @@ def test_layout():
     assert request.max_new_tokens_B.tolist() == [9, 9, 0, 0]  # no new token: the rows behind the prompts are idle
     assert request.eos_E.tolist() == [2, 3]
     sampling = request.sampling
-    assert sampling.temperature_B.tolist() == [0.5] * 4
-    assert sampling.top_k_B.tolist() == [10] * 4
-    assert sampling.top_p_B.tolist() == [0.25] * 4
+    assert sampling.temperature_B.tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert sampling.top_k_B.tolist() == [10, 10, 0, 0]
+    assert sampling.top_p_B.tolist() == [0.25, 0.25, 1.0, 1.0]
     assert sampling.seed_B.tolist() == [11, 2**32 - 1, 0, 0]
     assert sampling.seed_B.dtype == jnp.uint32
-    assert float(request.mask_ema) == 0.75
-    assert decode_cfg.is_sampled
-    assert decode_cfg.capacity == 64  # 3 + 9 - 1 fit
+    assert request.draw is sampling
+    assert batch.config.capacity == 64  # 3 + 9 - 1 fit
 
 
 @pytest.mark.parametrize(
@@ -153,37 +160,56 @@ def test_layout():
     ],
 )
 def test_capacity_and_columns_are_powers_of_two(length, new, capacity, columns):
-    prompt_BT, _, decode_cfg = batch_of(BASE, Plain(), [[1] * length], max_new_tokens=new, eos_token_ids=[])
-    assert (decode_cfg.capacity, prompt_BT.shape[1]) == (capacity, columns)
-    assert not decode_cfg.is_sampled
+    batch = batch_of(BASE, PLAIN, [[1] * length], max_new_tokens=new, eos_token_ids=[])
+    assert (batch.config.capacity, batch.prompt_BT.shape[1]) == (capacity, columns)
+    assert batch.request.draw is None
+
+
+def test_a_greedy_batch_is_asked_to_be_of_a_program_that_draws():
+    greedy = make_batch(BASE, PLAIN, [[1]], eos_token_ids=[])
+    drawn = make_batch(BASE, PLAIN, [[1]], eos_token_ids=[], is_sampled=True)
+    assert greedy.request.sampling.temperature_B is None
+    assert drawn.request.draw.temperature_B.tolist() == [0.0]
+    assert make_batch(BASE, PLAIN, [[1]], Settings(temperature=1e-31), eos_token_ids=[]).request.draw is None
+
+
+def test_prompts_bring_settings_of_their_own():
+    prompts = [
+        Prompt(id="a", token_ids=[1], temperature=0.5, top_k=3, max_new_tokens=2),
+        Prompt(id="b", token_ids=[2, 3], seed=5, top_p=0.5),
+    ]
+    request = make_batch(BASE, PLAIN, prompts, Settings(max_new_tokens=9, seed=1), eos_token_ids=[]).request
+    assert request.max_new_tokens_B.tolist() == [2, 9]
+    draw = request.draw
+    assert (draw.temperature_B.tolist(), draw.top_k_B.tolist(), draw.top_p_B.tolist()) == ([0.5, 0], [3, 0], [1, 0.5])
+    digest = hashlib.sha256(b"1:a").digest()
+    assert draw.seed_B.tolist() == [int.from_bytes(digest[:4], "little"), 5]
 
 
 def test_a_context_that_is_no_power_of_two_is_used_to_its_end():
     cfg = dataclasses.replace(BASE, context_length=100)
-    _, _, decode_cfg = batch_of(cfg, Plain(), [[1] * 60], max_new_tokens=40, eos_token_ids=[])
-    assert decode_cfg.capacity == 100
-    again, _, same = batch_of(cfg, Plain(), [[1] * 60], max_new_tokens=40, eos_token_ids=[], capacity=100)
-    assert (same, again.shape) == (decode_cfg, (1, 64))
+    batch = batch_of(cfg, PLAIN, [[1] * 60], max_new_tokens=40, eos_token_ids=[])
+    assert batch.config.capacity == 100
+    again = batch_of(cfg, PLAIN, [[1] * 60], max_new_tokens=40, eos_token_ids=[], capacity=100)
+    assert (again.config, again.prompt_BT.shape) == (batch.config, (1, 64))
 
 
 def test_numbers_and_prompts_may_be_numpys():
     prompts = np.array([[1, 2], [3, 4]], np.uint8)
-    prompt_BT, request, _ = batch_of(BASE, Plain(), prompts, **GOOD | {"max_new_tokens": np.int64(4)})
-    assert prompt_BT[:, :2].tolist() == prompts.tolist()
-    assert request.max_new_tokens_B.tolist() == [4, 4]
+    batch = batch_of(BASE, PLAIN, prompts, **GOOD | {"max_new_tokens": np.int64(4)})
+    assert batch.prompt_BT[:, :2].tolist() == prompts.tolist()
+    assert batch.request.max_new_tokens_B.tolist() == [4, 4]
 
 
-@pytest.mark.parametrize("draft", [None, (14,), "probe:14"])
-def test_a_draft_is_one_of_three_configurations(draft):
-    with pytest.raises(
-        ValueError, match=r"source must be a ProbeConfig, NgramConfig or RecycleConfig, got [^\n]+\Z"
-    ):
+@pytest.mark.parametrize("draft", [None, (14,), "probe:14", Probe])
+def test_a_draft_is_a_source(draft):
+    with pytest.raises(ValueError, match=r"source must be a DraftSource such as Probe\(widths=\(14,\)\), got [^\n]+\Z"):
         batch_of(BASE, draft, [[1]], **GOOD)
 
 
 def test_columns_never_pass_the_capacity_that_was_given():
-    prompt_BT, _, decode_cfg = batch_of(BASE, Plain(), [[1] * 6], max_new_tokens=5, eos_token_ids=[], capacity=10)
-    assert (decode_cfg.capacity, prompt_BT.shape[1]) == (10, 11)  # the prompt and its root's slot
+    batch = batch_of(BASE, PLAIN, [[1] * 6], max_new_tokens=5, eos_token_ids=[], capacity=10)
+    assert (batch.config.capacity, batch.prompt_BT.shape[1]) == (10, 11)  # the prompt and its root's slot
 
 
 @pytest.mark.parametrize(("size", "holds"), [(1, 64), (64, 64), (65, 128), (128, 128), (129, 256), (4097, 8192)])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,28 +13,28 @@ from checkpoints import make_checkpoint
 from conftest import BASE, FAMILIES, make_tiny
 from support.batches import batch_of
 
-from jax_probe_mtp import decode
+from jax_probe_mtp import Prompt, Settings, decode
 from jax_probe_mtp.decoding.config import DecodeConfig
-from jax_probe_mtp.decoding.step import prefill, run_steps, step
+from jax_probe_mtp.decoding.loop import prefill, run_steps
+from jax_probe_mtp.decoding.step import step
 from jax_probe_mtp.drafting import DynamicProbe, Plain, Probe
-from jax_probe_mtp.generation.decoder import Decoder, Prompt, Settings
+from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.model.params import abstract_params
-from jax_probe_mtp.sameness.first_difference import first_difference
 
 PROMPTS = [[7, 8], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
 PROBE = Probe(widths=(9, 3))
 DYNAMIC = DynamicProbe(rows=30, num_masks=2)
 STATIC = ("cfg", "source", "decode_cfg")
-jit_decode = jax.jit(decode, static_argnames=STATIC)
+jit_decode = jax.jit(decode, static_argnames=("cfg", "source"))
 jit_prefill = jax.jit(prefill, static_argnames=STATIC)
 jit_step = jax.jit(step, static_argnames=STATIC)
 
 
 def run(tiny, prompts, *, probe=PROBE, eos=(), max_new_tokens=15, capacity=64, **settings):
-    prompt_BT, request, decode_cfg = batch_of(
+    batch = batch_of(
         tiny.cfg, probe, prompts, max_new_tokens=max_new_tokens, eos_token_ids=eos, capacity=capacity, **settings
     )
-    result = jit_decode(tiny.params, prompt_BT, request, tiny.cfg, probe, decode_cfg)
+    result = jit_decode(tiny.params, batch, tiny.cfg, probe)
     texts = [
         np.asarray(result.token_BT)[row, len(p) : len(p) + int(result.num_emitted_B[row])].tolist()
         for row, p in enumerate(prompts)
@@ -80,32 +81,34 @@ def test_capacity_exactly_full(tiny):
 
 
 def test_a_row_that_was_not_checked_stops_where_its_cache_is_full(tiny):
-    prompt_BT, request, _ = batch_of(tiny.cfg, PROBE, [PROMPTS[1]], max_new_tokens=40, eos_token_ids=[])
-    result = jit_decode(tiny.params, prompt_BT[:, :7], request, tiny.cfg, PROBE, DecodeConfig(capacity=20))
+    batch = batch_of(tiny.cfg, PROBE, [PROMPTS[1]], max_new_tokens=40, eos_token_ids=[])
+    small = batch.replace(prompt_BT=batch.prompt_BT[:, :7], config=DecodeConfig(capacity=20))
+    result = jit_decode(tiny.params, small, tiny.cfg, PROBE)
     assert result.num_emitted_B.tolist() == [14]
     tokens = np.asarray(result.token_BT)[0, 7 : 7 + 14].tolist()
     assert tokens == plain(tiny, PROMPTS[1], max_new_tokens=14)  # 7 + 14 - 1 = 20 slots
 
 
 def test_prompts_longer_than_the_capacity_are_refused(tiny):
-    prompt_BT, request, _ = batch_of(tiny.cfg, PROBE, [PROMPTS[3]], max_new_tokens=4, eos_token_ids=[], capacity=60)
+    batch = batch_of(tiny.cfg, PROBE, [PROMPTS[3]], max_new_tokens=4, eos_token_ids=[], capacity=60)
     with pytest.raises(ValueError, match="padded to 61 tokens need a capacity of 60, got 10"):
-        decode(tiny.params, prompt_BT, request, tiny.cfg, PROBE, DecodeConfig(capacity=10))
+        decode(tiny.params, batch.replace(config=DecodeConfig(capacity=10)), tiny.cfg, PROBE)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5, 64])
 def test_chunked_prefill_leaves_the_same_cache(tiny, chunk):
     prompts = [[*range(1, 20)], [40, 41]]
-    prompt_BT, request, _ = batch_of(tiny.cfg, PROBE, prompts, max_new_tokens=4, eos_token_ids=[], capacity=40)
-    prompt_BT = prompt_BT[:, :19]  # no padding behind the longest: the last chunk has to overlap the one before
-    cfg = DecodeConfig(capacity=40, prefill_chunk=chunk)
-    state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, PROBE, cfg)
-    whole = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, PROBE, DecodeConfig(capacity=40))
+    batch = batch_of(tiny.cfg, PROBE, prompts, max_new_tokens=4, eos_token_ids=[], capacity=40)
+    # No padding behind the longest: the last chunk has to overlap the one before.
+    batch = batch.replace(prompt_BT=batch.prompt_BT[:, :19], config=DecodeConfig(capacity=40, prefill_chunk=chunk))
+    args = tiny.params, batch.prompt_BT, batch.request, tiny.cfg, PROBE
+    state = jit_prefill(*args, batch.config)
+    whole = jit_prefill(*args, DecodeConfig(capacity=40))
     for row, length in enumerate([18, 1]):
         for got, expected in zip(state.cache.k + state.cache.v, whole.cache.k + whole.cache.v, strict=True):
             np.testing.assert_allclose(got[row, :, :length], expected[row, :, :length], atol=1e-5)
             assert np.abs(expected[row, :, :length]).min() > 0
-    result = jit_decode(tiny.params, prompt_BT, request, tiny.cfg, PROBE, cfg)
+    result = jit_decode(tiny.params, batch, tiny.cfg, PROBE)
     for row, prompt in enumerate(prompts):
         assert np.asarray(result.token_BT)[row, len(prompt) : len(prompt) + 4].tolist() == plain(
             tiny, prompt, max_new_tokens=4
@@ -113,12 +116,14 @@ def test_chunked_prefill_leaves_the_same_cache(tiny, chunk):
 
 
 def test_cache_after_steps_equals_a_fresh_prefill(tiny):
-    prompt_BT, request, cfg = batch_of(tiny.cfg, PROBE, PROMPTS, max_new_tokens=12, eos_token_ids=[], capacity=64)
-    state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, PROBE, cfg)
-    state = run_steps(tiny.params, request, state, tiny.cfg, PROBE, cfg)
+    def prefilled(prompts, max_new_tokens):
+        batch = batch_of(tiny.cfg, PROBE, prompts, max_new_tokens=max_new_tokens, eos_token_ids=[], capacity=64)
+        return batch, jit_prefill(tiny.params, batch.prompt_BT, batch.request, tiny.cfg, PROBE, batch.config)
+
+    batch, state = prefilled(PROMPTS, 12)
+    state = run_steps(tiny.params, batch.request, state, tiny.cfg, PROBE, batch.config)
     texts = [np.asarray(state.token_BT)[row, : int(state.length_B[row]) + 1].tolist() for row in range(4)]
-    prompt_BT, request, _ = batch_of(tiny.cfg, PROBE, texts, max_new_tokens=1, eos_token_ids=[], capacity=64)
-    fresh = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, PROBE, cfg)
+    _, fresh = prefilled(texts, 1)
     np.testing.assert_array_equal(state.length_B, fresh.length_B)
     for got, expected in zip(state.cache.k + state.cache.v, fresh.cache.k + fresh.cache.v, strict=True):
         for row in range(4):
@@ -129,10 +134,8 @@ def test_cache_after_steps_equals_a_fresh_prefill(tiny):
 def _with_true_drafts(tiny, prompts, texts, *, depth=3, wrong_from=None, eos=(), max_new_tokens=13):
     """Decodes with the true continuation put in as the draft of each call, spoilt from depth `wrong_from[row]` on."""
     probe = Probe(widths=(1,) * depth, prune=False)
-    prompt_BT, request, cfg = batch_of(
-        tiny.cfg, probe, prompts, max_new_tokens=max_new_tokens, eos_token_ids=eos, capacity=64
-    )
-    state = jit_prefill(tiny.params, prompt_BT, request, tiny.cfg, probe, cfg)
+    batch = batch_of(tiny.cfg, probe, prompts, max_new_tokens=max_new_tokens, eos_token_ids=eos, capacity=64)
+    state = jit_prefill(tiny.params, batch.prompt_BT, batch.request, tiny.cfg, probe, batch.config)
     while not np.all(state.is_done_B):
         ids = np.full((len(prompts), depth, 1), -1)
         for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
@@ -141,8 +144,9 @@ def _with_true_drafts(tiny, prompts, texts, *, depth=3, wrong_from=None, eos=(),
                 true = text[emitted + i] if emitted + i < len(text) else 0
                 is_wrong = wrong_from is not None and i >= wrong_from[row]
                 ids[row, i, 0] = (true + 1) % tiny.cfg.vocab_size if is_wrong else true
-        state = state.replace(source=state.source.replace(id_BMC=jnp.asarray(ids, jnp.int32)))
-        state = jit_step(tiny.params, request, state, tiny.cfg, probe, cfg)
+        rows = state.source.rows.replace(id_BMC=jnp.asarray(ids, jnp.int32))
+        state = state.replace(source=state.source.replace(rows=rows))
+        state = jit_step(tiny.params, batch.request, state, tiny.cfg, probe, batch.config)
     new = [
         np.asarray(state.token_BT)[row, len(p) : int(state.length_B[row]) + 1].tolist() for row, p in enumerate(prompts)
     ]
@@ -223,11 +227,13 @@ def test_in_bfloat16_a_first_difference_is_within_rounding(tiny, temperature):
     expected, _ = run(short, PROMPTS, probe=Plain(), **settings)
     got, result = run(short, PROMPTS, **settings)
     assert int(result.accepted_by_depth_BD.sum()) > 0
+    from jax_probe_mtp.sameness.first_difference import first_difference  # from a package below: for this test alone
+
     checkpoint = make_checkpoint(short)
     for prompt, plain_ids, ids, seed in zip(PROMPTS, expected, got, settings["seeds"], strict=True):
         draw = batch_of(
             tiny.cfg, PROBE, [prompt], max_new_tokens=1, eos_token_ids=[], temperature=temperature, seeds=[seed]
-        )[1].sampling
+        ).request.draw
         found = first_difference(checkpoint, prompt, plain_ids, ids, draw)
         assert found is None or found.is_tie, found
 
@@ -236,45 +242,38 @@ def test_in_bfloat16_a_first_difference_is_within_rounding(tiny, temperature):
 def test_ids_of_any_whole_dtype_are_widened(tiny, dtype):
     big = dataclasses.replace(tiny.cfg, vocab_size=300)  # ids that a byte does not hold
     params = make_tiny(big, seed=3).params
-    prompt_BT, request, decode_cfg = batch_of(big, PROBE, PROMPTS, max_new_tokens=15, eos_token_ids=[], capacity=64)
-    expected = jit_decode(params, prompt_BT, request, big, PROBE, decode_cfg).token_BT
+    batch = batch_of(big, PROBE, PROMPTS, max_new_tokens=15, eos_token_ids=[], capacity=64)
+    expected = jit_decode(params, batch, big, PROBE).token_BT
     assert int(expected.max()) > 255
-    got = jit_decode(params, prompt_BT.astype(dtype), request, big, PROBE, decode_cfg).token_BT
+    got = jit_decode(params, batch.replace(prompt_BT=batch.prompt_BT.astype(dtype)), big, PROBE).token_BT
     assert got.dtype == jnp.int32
     assert got.tolist() == expected.tolist()
 
 
 def test_other_values_do_not_recompile(tiny):
-    counted = []
-
-    @functools.partial(jax.jit, static_argnames=STATIC)
-    def counting(params, prompt_BT, request, cfg, source, decode_cfg):
-        counted.append(1)  # runs when traced
-        return decode(params, prompt_BT, request, cfg, source, decode_cfg)
-
-    def call(prompts, **settings):
+    def call(counted, prompts, **settings):
         args = {"max_new_tokens": 9, "eos_token_ids": [3], "temperature": 0.5, "capacity": 64} | settings
-        prompt_BT, request, cfg = batch_of(tiny.cfg, PROBE, prompts, **args)
-        return counting(tiny.params, prompt_BT, request, tiny.cfg, PROBE, cfg)
+        return counted(tiny.params, batch_of(tiny.cfg, PROBE, prompts, **args), tiny.cfg, PROBE)
 
-    call(PROMPTS)
-    call(PROMPTS[::-1], temperature=1.5, top_k=4, top_p=0.5, seeds=[4, 5, 6, 7])
-    call([[1], [2], [3], [4]], max_new_tokens=20, eos_token_ids=[8], mask_ema=0.7)
-    assert len(counted) == 1
-    call(PROMPTS, capacity=65)
-    assert len(counted) == 2
+    chex.clear_trace_counter()
+    once = jax.jit(chex.assert_max_traces(decode, n=1), static_argnames=("cfg", "source"))
+    call(once, PROMPTS)
+    call(once, PROMPTS[::-1], temperature=1.5, top_k=4, top_p=0.5, seeds=[4, 5, 6, 7])
+    call(once, [[1], [2], [3], [4]], max_new_tokens=20, eos_token_ids=[8])
+    with pytest.raises(AssertionError, match="traced > 1 times"):
+        call(once, PROMPTS, capacity=65)
 
 
 def test_inside_the_callers_own_jit(tiny):
-    prompt_BT, request, cfg = batch_of(tiny.cfg, PROBE, PROMPTS, max_new_tokens=10, eos_token_ids=[], capacity=64)
+    batch = batch_of(tiny.cfg, PROBE, PROMPTS, max_new_tokens=10, eos_token_ids=[], capacity=64)
 
     @jax.jit
-    def most_common(params, prompt_BT, scale):
+    def most_common(params, batch, scale):
         scaled = jax.tree.map(lambda leaf: leaf * scale, params)
-        result = decode(scaled, prompt_BT, request, tiny.cfg, PROBE, cfg)
+        result = decode(scaled, batch, tiny.cfg, PROBE)
         return jnp.bincount(result.token_BT.ravel(), length=tiny.cfg.vocab_size), result.token_BT
 
-    counts, tokens = most_common(tiny.params, prompt_BT, 1.0)
+    counts, tokens = most_common(tiny.params, batch, 1.0)
     for row, prompt in enumerate(PROMPTS):
         assert np.asarray(tokens)[row, len(prompt) : len(prompt) + 10].tolist() == plain(
             tiny, prompt, max_new_tokens=10
@@ -287,12 +286,13 @@ def test_inside_the_callers_own_jit(tiny):
 def test_prefill_and_steps_lower_for_a_tpu(probe, is_sampled):
     cfg = dataclasses.replace(BASE, num_layers=1)
     params = abstract_params(cfg, jnp.bfloat16)
-    prompt_BT, request, decode_cfg = batch_of(
+    batch = batch_of(
         cfg, probe, PROMPTS, max_new_tokens=9, eos_token_ids=[1], temperature=float(is_sampled), capacity=64
     )
-    static = {"cfg": cfg, "source": probe, "decode_cfg": decode_cfg}
-    state = jax.eval_shape(functools.partial(prefill, **static), params, prompt_BT, request)
-    for function, args in [(prefill, (params, prompt_BT, request)), (run_steps, (params, request, state))]:
+    static = {"cfg": cfg, "source": probe, "decode_cfg": batch.config}
+    prompt_and_request = batch.prompt_BT, batch.request
+    state = jax.eval_shape(functools.partial(prefill, **static), params, *prompt_and_request)
+    for function, args in [(prefill, (params, *prompt_and_request)), (run_steps, (params, batch.request, state))]:
         exported = jax.export.export(jax.jit(functools.partial(function, **static)), platforms=["tpu"])(*args)
         assert exported.platforms == ("tpu",)
         assert "stablehlo.dot_general" in exported.mlir_module()

@@ -13,9 +13,8 @@ from support.batches import batch_of
 
 from jax_probe_mtp import decode
 from jax_probe_mtp.decoding.config import DecodeConfig
-from jax_probe_mtp.decoding.step import prefill, run_steps
+from jax_probe_mtp.decoding.loop import prefill, run_steps
 from jax_probe_mtp.drafting import Plain, Probe, Recycle
-from jax_probe_mtp.measuring.call_cost import filled_state
 from jax_probe_mtp.model.params import abstract_params
 
 CFG = dataclasses.replace(BASE, head_dim=16, num_layers=1)  # the smallest head that the kernel takes
@@ -32,7 +31,7 @@ CASES = {
 }
 H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 STATIC = ("cfg", "source", "decode_cfg")
-jit_decode = jax.jit(decode, static_argnames=STATIC)
+jit_decode = jax.jit(decode, static_argnames=("cfg", "source"))
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +45,11 @@ def wide():
 def run(tiny, case, attention):
     """Tokens, calls and accepted drafts of every row."""
     source, draw = CASES[case]
-    prompt_BT, request, decode_cfg = batch_of(
+    batch = batch_of(
         tiny.cfg, source, PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_ids=[], seeds=SEEDS, capacity=CAPACITY, **draw
-    )  # fmt: skip
-    decode_cfg = dataclasses.replace(decode_cfg, attention=attention)
-    result = jax.device_get(jit_decode(tiny.params, prompt_BT, request, tiny.cfg, source, decode_cfg))
+    )
+    batch = batch.replace(config=dataclasses.replace(batch.config, attention=attention))
+    result = jax.device_get(jit_decode(tiny.params, batch, tiny.cfg, source))
     assert result.num_emitted_B.tolist() == [NEW_TOKENS] * len(PROMPTS)
     tokens = [result.token_BT[row, len(p) : len(p) + NEW_TOKENS].tolist() for row, p in enumerate(PROMPTS)]
     return tokens, result.calls_B.tolist(), result.accepted_by_depth_BD.tolist()
@@ -74,15 +73,21 @@ def test_tokens_calls_and_accepted_drafts_are_those_of_plain_attention(wide, cas
         assert min(calls) < NEW_TOKENS - 1
 
 
-def abstract_step(cfg, source, attention, batch_size=1):
+def abstract_step(cfg, source, attention, batch_size=1, is_exact=False):
     """`run_steps`, ready to be lowered, and its arguments without values."""
-    prompt_BT, request, decode_cfg = batch_of(
-        cfg, source, [[7, 8]] * batch_size, max_new_tokens=9, eos_token_ids=[], capacity=CAPACITY
+    batch = batch_of(
+        cfg,
+        source,
+        [[7, 8]] * batch_size,
+        max_new_tokens=9,
+        eos_token_ids=[],
+        capacity=CAPACITY,
+        is_exact=is_exact,
     )
-    static = {"cfg": cfg, "source": source, "decode_cfg": dataclasses.replace(decode_cfg, attention=attention)}
+    static = {"cfg": cfg, "source": source, "decode_cfg": dataclasses.replace(batch.config, attention=attention)}
     params = abstract_params(cfg, jnp.bfloat16)
-    state = jax.eval_shape(functools.partial(prefill, **static), params, prompt_BT, request)
-    return jax.jit(functools.partial(run_steps, **static)), (params, request, state)
+    state = jax.eval_shape(functools.partial(prefill, **static), params, batch.prompt_BT, batch.request)
+    return jax.jit(functools.partial(run_steps, **static)), (params, batch.request, state)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU gets the kernel")
@@ -99,21 +104,20 @@ def test_auto_on_a_cpu_has_no_kernel(case):
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU gets the kernel")
 def test_auto_on_a_cpu_gives_the_bits_of_plain_attention(wide):
     source, _ = CASES["probe-4"]
+    batch = batch_of(CFG, source, PROMPTS[:2], max_new_tokens=5, eos_token_ids=[], capacity=CAPACITY)
+    begun = prefill(wide.params, batch.prompt_BT, batch.request, CFG, source, batch.config)
     states = {}
     for how in ("plain", "auto", "fused"):
-        decode_cfg = DecodeConfig(capacity=CAPACITY, attention=how)
-        request, state = filled_state(
-            wide.params, CFG, source, decode_cfg, batch_size=2, in_use=9, new_tokens=3
-        )  # fmt: skip
-        state = jax.jit(run_steps, static_argnames=STATIC)(wide.params, request, state, CFG, source, decode_cfg)
+        decode_cfg = dataclasses.replace(batch.config, attention=how)
+        state = jax.jit(run_steps, static_argnames=STATIC)(wide.params, batch.request, begun, CFG, source, decode_cfg)
         states[how] = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
     assert states["auto"] == states["plain"]
     assert states["fused"] != states["plain"], "the kernel rounds alike here: this does not tell them apart"
 
 
-def gpu_program(cfg, source, attention, batch_size=1):
+def gpu_program(cfg, source, attention, batch_size=1, is_exact=False):
     """The program for a CUDA GPU, before it is compiled."""
-    step, args = abstract_step(cfg, source, attention, batch_size)
+    step, args = abstract_step(cfg, source, attention, batch_size, is_exact)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
         return step.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
@@ -132,16 +136,16 @@ PRODUCTS = 4
     [("plain", 1, 0), ("plain", 2, 0), ("probe-3-2", 1, 1), ("probe-3-2", 2, 1)],
     ids=["a-row", "two-rows", "a-tree", "two-trees"],  # the copy of the accepted path
 )
-@pytest.mark.parametrize("how", ["auto", "anchored"])
-def test_a_gpu_gets_the_kernels_unless_it_is_to_be_plain(case, batch_size, others, how):
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_a_gpu_gets_the_kernels_unless_it_is_to_be_plain(case, batch_size, others, is_exact):
     source, _ = CASES[case]
-    assert num_kernels(CFG, source, "plain", batch_size) == others
-    assert num_kernels(CFG, source, how, batch_size) == others + OF_A_LAYER
+    assert num_kernels(CFG, source, "plain", batch_size, is_exact) == others
+    assert num_kernels(CFG, source, "auto", batch_size, is_exact) == others + OF_A_LAYER
 
 
-@pytest.mark.parametrize(("how", "kernel"), [("auto", "_visible_kernel"), ("anchored", "_anchored_kernel")])
-def test_a_gpu_gets_the_attention_of_the_mode(how, kernel):
-    program = gpu_program(CFG, CASES["probe-3-2"][0], how)
+@pytest.mark.parametrize(("is_exact", "kernel"), [(False, "_visible_kernel"), (True, "_anchored_kernel")])
+def test_a_gpu_gets_the_attention_of_the_mode(is_exact, kernel):
+    program = gpu_program(CFG, CASES["probe-3-2"][0], "auto", is_exact=is_exact)
     assert [name for name in ("_visible_kernel", "_anchored_kernel") if f'"{name}"' in program] == [kernel]
 
 
@@ -160,5 +164,5 @@ def test_heads_without_a_kernel_get_plain_attention_everywhere():
 
 
 def test_another_word_for_the_attention_is_refused():
-    with pytest.raises(ValueError, match="attention must be one of auto, plain, fused, anchored, got 'flash'"):
+    with pytest.raises(ValueError, match="attention must be one of auto, plain, fused, got 'flash'"):
         DecodeConfig(capacity=8, attention="flash")

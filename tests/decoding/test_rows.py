@@ -1,6 +1,5 @@
-"""A row that is given a new text: what its neighbours keep, what it leaves behind, and what a few calls report."""
+"""A row that is given a new text: what its neighbours keep, and what it leaves behind."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,139 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from support.batches import batch_of
+from support.row_batches import (
+    EOS,
+    GREEDY_LONG,
+    LONG,
+    SOURCES,
+    A,
+    B,
+    C,
+    D,
+    RowBatch,
+    S,
+    T,
+    Text,
+    bits,
+    copy_of,
+    of_reference,
+    rows_of,
+)
 
-from jax_probe_mtp.decoding import rows as row_batch
-from jax_probe_mtp.decoding.batch import Request, idle_request
-from jax_probe_mtp.drafting import Ngram, Probe, Recycle, recycle
-
-EOS, B, S, T, R = 26, 3, 40, 12, 3  # rows, capacity, padded prompts, calls between two looks
-SOURCES = {  # shallow trees: each depth is compiled for itself
-    "probe": Probe(widths=(7, 3)),
-    "ngram": Ngram(num_drafts=2, max_ngram=3),
-    "recycle": Recycle(tree=4),
-    "warm": Recycle(tree=4, warm=True),
-}
-PROBE_OF_REFERENCE = {
-    "tree": (7, 3),
-    "num_masks": 2,
-    "block_complexity": None,
-    "prune": True,
-    "mask_init": "mean",
-    "mask_offset": 5.0,
-}
-CUTS = {"temperature": 1.0, "top_k": 40, "top_p": 0.95}
-STATIC = ("cfg", "source", "decode_cfg")
-jit_empty = jax.jit(row_batch.empty, static_argnames=STATIC)
-jit_admit = jax.jit(row_batch.admit, static_argnames=STATIC)
-jit_run_calls = jax.jit(row_batch.run_calls, static_argnames=(*STATIC, "num_calls"))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
-    """A prompt and how to go on with it."""
-
-    prompt: list[int]
-    new: int = 15
-    seed: int = 0
-    draw: dict = dataclasses.field(default_factory=dict)
-
-
-A = Text(prompt=[5, 9, 2, 44, 17, 3, 3])
-C = Text(prompt=[60, 1, 33, 8], seed=4, draw=CUTS)
-D = Text(prompt=[*range(12, 23)], new=18, seed=2**32 - 1, draw={"temperature": 0.7})
-LONG = Text(prompt=[60, 1, 33, 8, 60, 1, 33, 8, 60, 1, 33, 8], new=29, seed=9, draw={"temperature": 1.5})  # fills S
-GREEDY_LONG = dataclasses.replace(LONG, draw={})
-
-
-class Batch:
-    """The functions under test with their arguments; nothing is donated, so that every state can be looked at."""
-
-    def __init__(self, tiny, source, *, is_sampled=True, capacity=S):
-        self.tiny, self.source, self.capacity = tiny, SOURCES[source], capacity
-        *_, decode_cfg = self.newcomer(A)
-        decode_cfg = dataclasses.replace(decode_cfg, is_sampled=is_sampled, has_logprobs=True)
-        self.static = {"cfg": tiny.cfg, "source": self.source, "decode_cfg": decode_cfg}
-        table = recycle.empty_table(1, tiny.cfg.vocab_size, self.source) if source == "warm" else None
-        self.request = idle_request(B, [EOS], 0.1)
-        self.state = jit_empty(tiny.params, self.request, table, **self.static)
-        self.texts = [None] * B
-        self.reports = []
-
-    def newcomer(self, text, slots=T):
-        return batch_of(
-            self.tiny.cfg,
-            self.source,
-            [text.prompt],
-            max_new_tokens=text.new,
-            eos_token_ids=[EOS],
-            seeds=[text.seed],
-            capacity=self.capacity,
-            prompt_slots=slots,
-            **text.draw,
-        )
-
-    def put(self, row, prompt_1T, request):
-        args = (prompt_1T, request, np.asarray([row], np.int32), self.request, self.state)
-        self.request, self.state = jit_admit(self.tiny.params, *args, **self.static)
-
-    def admit(self, row, text, slots=T):
-        self.put(row, *self.newcomer(text, slots)[:2])
-        self.texts[row] = text
-
-    def run(self, num_calls=R, stopped=()):
-        is_stopped_B = np.isin(np.arange(B), stopped)
-        args = (self.request, self.state, is_stopped_B)
-        self.state, report = jit_run_calls(self.tiny.params, *args, **self.static, num_calls=num_calls)
-        self.reports.append(report)
-        return report
-
-    def run_until_done(self, row):
-        while not self.state.is_done_B[row]:
-            self.run()
-
-    def new_tokens(self, row):
-        return self.slice(self.state.token_BT, row).tolist()
-
-    def slice(self, array_BT, row):
-        return np.asarray(array_BT)[row, len(self.texts[row].prompt) : int(self.state.length_B[row]) + 1]
-
-    def outcome(self, row):
-        """Everything of a row that a caller sees."""
-        return (
-            self.new_tokens(row),
-            int(self.state.calls_B[row]),
-            self.state.accepted_by_depth_BD[row].tolist(),
-            self.slice(self.state.logprob_BT, row).view(np.int32).tolist(),  # bit for bit
-        )
-
-
-def of_reference(tiny, source, text):
-    """Tokens, and the drafts accepted in each call."""
-    limits = {"max_new_tokens": text.new, "eos": (EOS,), "seed": text.seed} | text.draw
-    plain, gap = reference.plain_decode(tiny.reference, text.prompt, **limits)
-    assert gap > 1e-3, "choose another prompt: rounding could decide this one"
-    if source == "probe":
-        tokens, _, accepted = reference.probe_decode(tiny.reference, text.prompt, PROBE_OF_REFERENCE, **limits)
-    elif source == "ngram":
-        how = {"num_drafts": 2, "max_ngram": 3, "match": "recent"}
-        tokens, _, accepted = reference.ngram_decode(tiny.reference, text.prompt, **how, **limits)
-    else:
-        how = {"num_nodes": 4, "max_depth": 3}
-        tokens, _, accepted, _, _ = reference.recycle_decode(tiny.reference, text.prompt, **how, **limits)
-    assert tokens == plain
-    return tokens, accepted
-
-
-def rows_of(tree):
-    """Leaves by name, each with its rows in front; what rows share is left out."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-    return {name: leaf for name, leaf in named.items() if leaf.shape[:1] == (B,)}
-
-
-def bits(array):
-    return np.ascontiguousarray(array).tobytes()
+from jax_probe_mtp.decoding.request import idle_request
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +35,7 @@ def busy(tiny):
 
     @functools.cache
     def make(source):
-        batch = Batch(tiny, source)
+        batch = RowBatch(tiny, source)
         for row, text in enumerate((A, D, LONG)):
             batch.admit(row, text)
         batch.run()
@@ -159,27 +45,20 @@ def busy(tiny):
     return make
 
 
-def _copy(batch):
-    copy = object.__new__(Batch)
-    copy.__dict__.update(batch.__dict__, texts=list(batch.texts), reports=[])
-    return copy
-
-
 @pytest.mark.parametrize("row", range(B))
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_newcomer_leaves_all_other_rows_bit_for_bit(busy, source, row):
     batch = busy(source)
-    after = _copy(batch)
+    after = copy_of(batch)
     after.admit(row, C)
     others = [r for r in range(B) if r != row]
     before_rows, after_rows = rows_of((batch.request, batch.state)), rows_of((after.request, after.state))
     num_caches = 2 * batch.tiny.cfg.num_layers
     num_of_source = {"probe": 3, "ngram": 0, "recycle": 2, "warm": 0}[source]
-    assert len(before_rows) == 6 + 6 + num_caches + num_of_source, "a leaf without rows is not looked at"
+    assert len(before_rows) == 6 + 7 + num_caches + num_of_source, "a leaf without rows is not looked at"
     for name, old in before_rows.items():
         assert bits(old[others]) == bits(after_rows[name][others]), name
     assert after.request.eos_E.tolist() == [EOS]
-    assert np.float32(0.1) == after.request.mask_ema
 
     prompt, state = C.prompt, after.state
     assert state.token_BT[row, : len(prompt)].tolist() == prompt
@@ -198,11 +77,11 @@ def test_a_newcomer_leaves_all_other_rows_bit_for_bit(busy, source, row):
 def test_nobody_changes_nothing(busy, source, has_prompt):
     """An idle place, and a prompt that may have no tokens; a shared table would learn from such a prompt."""
     batch = busy(source)
-    after = _copy(batch)
-    nobody = jnp.zeros((1, T), jnp.int32), idle_request(1, [EOS], 0.1)
+    after = copy_of(batch)
+    nobody = jnp.zeros((1, T), jnp.int32), idle_request(1, [EOS], is_sampled=True)
     if has_prompt:
-        prompt_1T, request, _ = batch.newcomer(C)
-        nobody = prompt_1T, request.replace(max_new_tokens_B=jnp.zeros(1, jnp.int32))
+        arriving = batch.arriving(C)
+        nobody = arriving.prompt_BT, arriving.request.replace(max_new_tokens_B=jnp.zeros(1, jnp.int32))
     for row in range(B):
         after.put(row, *nobody)
     before_leaves, after_leaves = (jax.tree.leaves((one.request, one.state)) for one in (batch, after))
@@ -212,14 +91,14 @@ def test_nobody_changes_nothing(busy, source, has_prompt):
 
 def test_a_warm_table_goes_on(busy, tiny):
     batch = busy("warm")
-    after = _copy(batch)
+    after = copy_of(batch)
     after.admit(1, C)
     logits_TV = tiny.reference.logits(tiny.reference.embed(C.prompt)) / C.draw["temperature"]
     learnt = {}
     for token, logits in zip(C.prompt[:-1], logits_TV[:-1], strict=True):
         learnt[token], gap = reference.successors(logits)
         assert gap > 1e-5
-    old, new = np.asarray(batch.state.source.id_EVC)[0], np.asarray(after.state.source.id_EVC)[0]
+    old, new = np.asarray(batch.state.source.shared.id_EVC)[0], np.asarray(after.state.source.shared.id_EVC)[0]
     for token in range(tiny.cfg.vocab_size):
         expected = [successor for successor, _ in learnt[token]] if token in learnt else old[token].tolist()
         assert new[token].tolist() == expected
@@ -237,18 +116,18 @@ def placed(request, tiny):
     long, texts = (LONG, (A, C)) if is_sampled else (GREEDY_LONG, (A,))
     outcomes = {}
     for i, text in enumerate(texts):
-        alone = Batch(tiny, source, is_sampled=is_sampled)
+        alone = RowBatch(tiny, source, is_sampled=is_sampled)
         alone.admit(0, text)
         alone.run_until_done(0)
 
-        beside = Batch(tiny, source, is_sampled=is_sampled)
+        beside = RowBatch(tiny, source, is_sampled=is_sampled)
         beside.admit(2, long)
         beside.run()
         beside.admit(0, text)
         beside.admit(1, texts[i - 1])
         beside.run_until_done(0)
 
-        refilled = Batch(tiny, source, is_sampled=is_sampled)
+        refilled = RowBatch(tiny, source, is_sampled=is_sampled)
         refilled.admit(1, long)
         refilled.run_until_done(1)
         assert int(refilled.state.length_B[1]) > len(text.prompt) + text.new, "the row held no longer text"
@@ -298,100 +177,6 @@ def test_logprobs_are_of_the_models_own_softmax(placed, tiny):
         assert len(new) > 10
 
 
-def lengths_after_calls(tiny, text):
-    """Committed slots after the prefill's call and each of the others, to the end."""
-    tokens, accepted = of_reference(tiny, "probe", text)
-    lengths = [len(text.prompt)]
-    for count in accepted:
-        lengths.append(min(lengths[-1] + count + 1, len(text.prompt) + len(tokens) - 1))
-    assert lengths[-1] == len(text.prompt) + len(tokens) - 1
-    return lengths
-
-
-@pytest.fixture(scope="module")
-def probe_rows(tiny):
-    """Rows 0 and 2 with a text before their first call, row 1 empty; and their lengths after each call."""
-    batch = Batch(tiny, "probe")
-    batch.admit(0, A)
-    batch.admit(2, C)
-    return batch, {0: lengths_after_calls(tiny, A), 2: lengths_after_calls(tiny, C)}
-
-
-def _expected_lengths(lengths, first, num_calls):
-    num_made = min(num_calls, max(map(len, lengths.values())) - first)
-    return [
-        [lengths[row][min(i, len(lengths[row]) - 1)] if row in lengths else 0 for i in range(first, first + num_made)]
-        + [-1] * (num_calls - num_made)
-        for row in range(B)
-    ]
-
-
-def test_reports_say_what_each_call_gave(probe_rows, tiny):
-    batch, lengths = probe_rows
-    assert len(lengths[0]) != len(lengths[2]), "choose texts of unequal numbers of calls"
-    batch, first = _copy(batch), 0
-    given = {0: [], 2: []}
-    before = {0: len(A.prompt) - 1, 2: len(C.prompt) - 1}
-    while first < max(map(len, lengths.values())):
-        report = batch.run()
-        assert report.length_BK.tolist() == _expected_lengths(lengths, first, R)
-        for row in (0, 2):
-            num_new = int(report.length_BK[row].max()) - before[row]
-            before[row] += num_new
-            given[row] += report.token_BL[row, :num_new].tolist()
-            place = slice(before[row] - num_new + 1, before[row] + 1)
-            assert bits(report.logprob_BL[row, :num_new]) == bits(batch.state.logprob_BT[row, place])
-        first += R
-        assert report.is_done_B.tolist() == [first >= len(lengths[0]), True, first >= len(lengths[2])]
-    assert np.any(report.length_BK == -1), "the last chunk was full: choose another number of calls"
-    for row, text in ((0, A), (2, C)):
-        tokens, accepted = of_reference(tiny, "probe", text)
-        assert given[row] == tokens == batch.new_tokens(row)
-        assert report.calls_B[row] == len(accepted)
-        assert report.accepted_by_depth_BD[row].tolist() == [sum(n > d for n in accepted) for d in range(2)]
-
-    report = batch.run()  # nobody is left
-    assert np.all(np.asarray(report.length_BK) == -1)
-
-
-def test_chunks_of_one_call_are_one_of_as_many(probe_rows):
-    batch, _ = probe_rows
-    ones, together = _copy(batch), _copy(batch)
-    for _ in range(R):
-        ones.run(1)
-    together.run(R)
-    for one, other in zip(jax.tree.leaves(ones.state), jax.tree.leaves(together.state), strict=True):
-        if jnp.issubdtype(one.dtype, jnp.floating):
-            np.testing.assert_allclose(one, other, atol=1e-5)
-        else:
-            np.testing.assert_array_equal(one, other)
-    [whole] = together.reports
-    np.testing.assert_array_equal(np.concatenate([one.length_BK for one in ones.reports], axis=1), whole.length_BK)
-    for row, text in ((0, A), (2, C)):
-        lengths, tokens = [len(text.prompt) - 1, *whole.length_BK[row].tolist()], []
-        for report, new in zip(ones.reports, np.diff(lengths), strict=True):
-            tokens += report.token_BL[row, :new].tolist()
-        assert tokens == whole.token_BL[row, : lengths[-1] - lengths[0]].tolist()
-
-
-def test_a_stopped_row_ends_and_the_others_do_not_notice(probe_rows):
-    batch, lengths = probe_rows
-    batch = _copy(batch)
-    batch.run()
-    assert min(map(len, lengths.values())) > 2 * R, "a text ends too soon: choose others"
-    going_on, stopped = _copy(batch), _copy(batch)
-    free = going_on.run()
-    report = stopped.run(stopped=[0])
-    assert report.length_BK.tolist() == [[lengths[0][R - 1]] * R, [0] * R, lengths[2][R : 2 * R]]
-    assert report.is_done_B.tolist() == [True, True, False]
-    assert not free.is_done_B[0]
-    assert stopped.outcome(0) == batch.outcome(0)
-    assert stopped.outcome(2) == going_on.outcome(2) != batch.outcome(2)
-    report = stopped.run(stopped=[2])  # the first one stays stopped, so no call is left to make
-    assert report.length_BK.tolist() == [[-1] * R] * B
-    assert np.all(report.is_done_B)
-
-
 def _text_of_full_length(tiny, length, new):
     """The first prompt of this length, of a row of them, whose text does not end before the limit; and that text."""
     for first in range(61):
@@ -409,7 +194,7 @@ def _text_of_full_length(tiny, length, new):
 def test_a_row_may_fill_its_capacity_from_any_prompt(tiny, length, new, slots):
     """The prompt padded to one more than the capacity, not padded, of one token; beside rows that keep what they have."""
     text, tokens = _text_of_full_length(tiny, length, new)
-    batch = Batch(tiny, "probe")
+    batch = RowBatch(tiny, "probe")
     batch.admit(0, A)
     batch.admit(2, C)
     batch.run()
@@ -420,8 +205,8 @@ def test_a_row_may_fill_its_capacity_from_any_prompt(tiny, length, new, slots):
     start, given = length - 1, []
     while not batch.state.is_done_B[1]:
         report = batch.run()  # its last tokens are read next to the end of the array
-        num_new = int(report.length_BK[1].max()) - start
-        given += report.token_BL[1, :num_new].tolist()
+        num_new = int(report.length_BQ[1].max()) - start
+        given += report.token_BU[1, :num_new].tolist()
         start += num_new
     assert int(batch.state.length_B[1]) == S
     assert given == tokens == batch.new_tokens(1)
@@ -429,13 +214,3 @@ def test_a_row_may_fill_its_capacity_from_any_prompt(tiny, length, new, slots):
     batch.run_until_done(2)
     for row, other in ((0, A), (2, C)):
         assert batch.new_tokens(row) == of_reference(tiny, "probe", other)[0]
-
-
-def test_empty_rows_have_nothing_to_do(tiny):
-    batch = Batch(tiny, "probe")
-    assert isinstance(batch.request, Request)
-    assert np.all(batch.state.is_done_B)
-    assert not np.any(batch.state.length_B)
-    report = batch.run()
-    assert report.length_BK.tolist() == [[-1] * R] * B
-    assert report.is_done_B.tolist() == [True] * B

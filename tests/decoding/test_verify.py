@@ -1,9 +1,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.trees import make_tree
 
 from jax_probe_mtp.decoding.verify import walk
-from jax_probe_mtp.drafting.tree import NO_PARENT, Tree
+from jax_probe_mtp.drafting.candidates import NO_PARENT
 
 # 0:10 ── 1:20 ── 3:40 ── 5:60        one tree for every row
 #     └── 2:30    └── 4:50
@@ -15,11 +16,7 @@ DEPTHS = [0, 1, 1, 2, 2, 3]
 def walk_along(next_after, **how):
     """Walks one row a dict {token: the model's next token}."""
     B = len(next_after)
-    tree = Tree(
-        token_BN=jnp.tile(jnp.asarray(TOKENS), (B, 1)),
-        parent_BN=jnp.tile(jnp.asarray(PARENTS), (B, 1)),
-        depth_BN=jnp.tile(jnp.asarray(DEPTHS), (B, 1)),
-    )
+    tree = make_tree([TOKENS] * B, [PARENTS] * B, [DEPTHS] * B)
     table = jnp.asarray([[row.get(token, -5) for token in TOKENS] for row in next_after])
     return walk(
         tree, lambda node_B, depth: jnp.take_along_axis(table, node_B[:, None], axis=1)[:, 0], max_depth=3, **how
@@ -69,11 +66,7 @@ def test_a_token_of_a_deeper_node_is_not_accepted_early():
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_next_token_is_asked_with_the_depth_of_the_walk(depth):
     seen = []
-    tree = Tree(
-        token_BN=jnp.asarray([[1, 2, 3, 4]]),
-        parent_BN=jnp.asarray([[NO_PARENT, 0, 1, 2]]),
-        depth_BN=jnp.arange(4)[None],
-    )
+    tree = make_tree([[1, 2, 3, 4]], [[NO_PARENT, 0, 1, 2]], [range(4)])
 
     def next_token(node_B, walked):
         seen.append((int(node_B[0]), walked))

@@ -1,18 +1,24 @@
 """Prompt lookup's drafts: drawn by hand, by a plain-Python rule over many texts, and transformers' own."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 import reference
 
 from jax_probe_mtp.drafting import Ngram
-from jax_probe_mtp.drafting.candidates import NO_TOKEN
-from jax_probe_mtp.drafting.ngram import propose
-from jax_probe_mtp.drafting.tree import NO_PARENT
+from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN
+from jax_probe_mtp.drafting.ngram import ACCEPTED
+from jax_probe_mtp.drafting.source import SourceState, Text
 
 WIDTH = 14
 JUNK = 99
-jit_propose = jax.jit(propose, static_argnames="cfg")
+
+
+@functools.partial(jax.jit, static_argnames="source")
+def jit_propose(token_BT, root_position_B, source):
+    return source.propose(SourceState(), Text(token_BT=token_BT, root_position_B=root_position_B))
 
 
 def drafts(text, *, behind=JUNK, **settings):
@@ -78,6 +84,17 @@ def test_a_chain_hangs_token_under_token():
     assert got.token_BP.tolist() == [[5, 3, NO_TOKEN], [NO_TOKEN] * 3]
     assert got.parent_BP.tolist() == [[NO_PARENT, 0, 1]] * 2
     assert got.depth_BP.tolist() == [[1, 2, 3]] * 2
+
+
+def test_scores_are_the_shares_that_were_measured():
+    """After the tenth draft each is accepted as often as the tenth after the ninth; NO_TOKEN never is."""
+    got = jit_propose(np.asarray([[3, *range(20, 33), 3]]), np.asarray([14]), Ngram(num_drafts=15))
+    shares = list(ACCEPTED)
+    while len(shares) < 14:
+        shares.append(shares[-1] * (ACCEPTED[9] / ACCEPTED[8]))
+    np.testing.assert_allclose(got.score_BP[0], [*np.log(shares), -np.inf], rtol=1e-5)
+    assert got.token_BP[0].tolist() == [*range(20, 33), 3, NO_TOKEN]
+    assert Ngram().kinds == ("ngram",)
 
 
 def random_texts(alphabet, count=400, width=20, seed=0):

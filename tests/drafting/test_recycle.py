@@ -9,79 +9,46 @@ import numpy as np
 import pytest
 import reference
 from conftest import BASE
-from support.batches import batch_of
+from support.tables import assert_same_dict, dicts
+from support.trees import make_tree, nodes_of
 
-from jax_probe_mtp import decode
-from jax_probe_mtp.decoding.config import DecodeConfig
-from jax_probe_mtp.decoding.step import draft_tree, prefill, step
-from jax_probe_mtp.drafting import Ngram, Plain, Probe, Recycle, recycle
-from jax_probe_mtp.drafting import source as sources
-from jax_probe_mtp.drafting.candidates import NO_TOKEN, build_tree
-from jax_probe_mtp.drafting.tree import Tree
+from jax_probe_mtp.drafting import Recycle
+from jax_probe_mtp.drafting.candidates import NO_TOKEN, Paths
+from jax_probe_mtp.drafting.recycle import NUM_SUCCESSORS, Table, empty_table, harvest
+from jax_probe_mtp.drafting.source import FinishedCall, Model, SourceState, Text
+from jax_probe_mtp.drafting.tree import build_tree
 from jax_probe_mtp.model.sampling import Sampling
 
-V, C = 48, recycle.NUM_SUCCESSORS
+V, C = 48, NUM_SUCCESSORS
 DECOY = 40  # V - C tokens before it: the successors that a table by hand leaves out
-STATIC = ("cfg", "source", "decode_cfg")
-jit_harvest = jax.jit(recycle.harvest)
-jit_prefill = jax.jit(prefill, static_argnames=STATIC)
-jit_decode = jax.jit(decode, static_argnames=STATIC)
-jit_step = jax.jit(
-    lambda params, request, state, cfg, source, decode_cfg: (
-        draft_tree(request, state, source),
-        step(params, request, state, cfg, source, decode_cfg),
-    ),
-    static_argnames=STATIC,
-)
+jit_harvest = jax.jit(harvest)
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
-def jit_tree(table, root_B, cfg):
-    return build_tree(root_B, recycle.propose(table, root_B, cfg), cfg.num_nodes)
+def state_of(table, source):
+    return SourceState(shared=table) if source.warm else SourceState(rows=table)
 
 
-def dicts(table):
-    """One dict a table, token -> its (successor, log-probability) pairs, as the reference keeps them."""
-    id_EVC, score_EVC = np.asarray(table.id_EVC), np.asarray(table.score_EVC)
-    is_known_EV = id_EVC[..., 0] != NO_TOKEN
-    assert np.all((id_EVC != NO_TOKEN) == is_known_EV[..., None])  # all eight are known or none
-    assert np.all(np.isfinite(score_EVC) == is_known_EV[..., None])
-    return [
-        {
-            int(token): list(zip(id_EVC[e, token].tolist(), score_EVC[e, token].tolist(), strict=True))
-            for token in np.flatnonzero(is_known_EV[e])
-        }
-        for e in range(len(id_EVC))
-    ]
-
-
-def assert_same_dict(got, expected):
-    assert got.keys() == expected.keys()
-    for token, known in expected.items():
-        assert [child for child, _ in got[token]] == [child for child, _ in known], token
-        np.testing.assert_allclose([score for _, score in got[token]], [score for _, score in known], atol=1e-5)
+@functools.partial(jax.jit, static_argnames="source")
+def jit_tree(table, root_B, source):
+    text = Text(token_BT=root_B[:, None], root_position_B=jnp.zeros_like(root_B))
+    return build_tree(root_B, source.propose(state_of(table, source), text), source.num_nodes)
 
 
 def table_of(*by_hand):
     """Tables from {token: {successor: log-probability, best first}}; decoys that are never good follow to make eight."""
-    table = recycle.empty_table(len(by_hand), V, Recycle())
+    table = empty_table(len(by_hand), V)
     id_EVC, score_EVC = np.array(table.id_EVC), np.array(table.score_EVC)
     for e, rows in enumerate(by_hand):
         for token, known in rows.items():
             decoys = range(DECOY, DECOY + C - len(known))
             id_EVC[e, token] = [*known, *decoys]
             score_EVC[e, token] = [*known.values(), *(-100.0 - rank for rank in range(len(decoys)))]
-    return recycle.Table(id_EVC=jnp.asarray(id_EVC), score_EVC=jnp.asarray(score_EVC))
-
-
-def trees_of(tree):
-    columns = (np.asarray(values).tolist() for values in (tree.token_BN, tree.parent_BN, tree.depth_BN))
-    return [list(zip(*row, strict=True)) for row in zip(*columns, strict=True)]
+    return Table(id_EVC=jnp.asarray(id_EVC), score_EVC=jnp.asarray(score_EVC))
 
 
 def tree_by_hand(known, root, size):
     """The tree of one root and its nodes that hold a token, which come first."""
-    [nodes] = trees_of(jit_tree(table_of(known), np.asarray([root]), Recycle(tree=size)))
+    [nodes] = nodes_of(jit_tree(table_of(known), np.asarray([root]), Recycle(tree=size)))
     assert len(nodes) == size
     held = [node for node in nodes if node[0] != NO_TOKEN]
     assert nodes[: len(held)] == held
@@ -92,7 +59,7 @@ def test_a_token_keeps_the_eight_best_with_their_log_probabilities():
     logits = np.asarray(
         [[0.5, 2.0, 0.0, 2.0, 7.0, -1.0, 0.5, 3.0, 0.25, 0.5, 0.5]], np.float32
     )  # equal: lower id first
-    table = recycle.empty_table(1, 11, Recycle())
+    table = empty_table(1, 11)
     [got] = dicts(jit_harvest(table, np.asarray([[5]]), np.asarray([[True]]), logits[None]))
     best = [4, 7, 1, 3, 0, 6, 9, 10]
     assert [child for child, _ in got.pop(5)] == best
@@ -109,7 +76,7 @@ def logits_with_best(best_BR, size):
 
 @pytest.mark.parametrize("is_warm", [False, True])
 def test_of_a_token_that_is_there_twice_the_last_one_stays(is_warm):
-    table = recycle.empty_table(2, 16, Recycle(warm=is_warm))
+    table = empty_table(1 if is_warm else 2, 16)
     token_BR = np.asarray([[4, 5, 4, 6], [5, 7, 8, 7]])
     is_used_BR = np.asarray([[True, True, True, False], [True, True, True, False]])
     table = jit_harvest(table, token_BR, is_used_BR, logits_with_best([[0, 1, 2, 3], [10, 11, 12, 13]], 16))
@@ -127,7 +94,7 @@ def test_of_a_token_that_is_there_twice_the_last_one_stays(is_warm):
 def test_random_calls_leave_what_dicts_hold(is_warm):
     rng = np.random.default_rng(0)
     B, R, size = 3, 9, 12
-    table = recycle.empty_table(B, size, Recycle(warm=is_warm))
+    table = empty_table(1 if is_warm else B, size)
     expected = [{} for _ in range(1 if is_warm else B)]
     for _ in range(6):
         token_BR, is_used_BR = rng.integers(0, size, (B, R)), rng.random((B, R)) < 0.5
@@ -144,28 +111,27 @@ def test_a_call_writes_what_active_rows_nodes_saw_over_the_temperature():
     """Row 0 is active, at temperature 0.5; row 1 was done before the call; row 2 is greedy."""
     token_BN = np.asarray([[4, 5, NO_TOKEN], [6, 7, 8], [5, 9, NO_TOKEN]])
     logits_BNV = np.random.default_rng(1).normal(size=(3, 3, 16)).astype(np.float32)
-    tree = Tree(token_BN=token_BN, parent_BN=np.asarray([[-1, 0, 0]] * 3), depth_BN=np.asarray([[0, 1, 1]] * 3))
+    tree = make_tree(token_BN, [[-1, 0, 0]] * 3, [[0, 1, 1]] * 3)
     draw = Sampling(
         temperature_B=jnp.asarray([0.5, 0.5, 0.0]),
         top_k_B=jnp.full(3, 2),  # the cuts and the noise are no part of the table
         top_p_B=jnp.full(3, 0.1),
         seed_B=jnp.zeros(3, jnp.uint32),
     )
-    cfg = Recycle(tree=3, warm=True)
-    got = jax.jit(sources.learn, static_argnames=("cfg", "source"))(
-        recycle.empty_table(3, 16, cfg),
-        params={},
-        cfg=BASE,
-        source=cfg,
-        draw=draw,
-        mask_ema=jnp.float32(0.1),
+    call = FinishedCall(
+        model=Model({}, BASE),
         tree=tree,
         logits_BRV=jnp.asarray(logits_BNV),
-        last_node_B=jnp.zeros(3, jnp.int32),
-        committed_BP=jnp.zeros((3, 3), jnp.int32),
+        num_masks=0,
+        owner_BO=None,
+        node_BP=jnp.zeros((3, 3), jnp.int32),
+        num_accepted_B=jnp.zeros(3, jnp.int32),
+        new_token_BP=jnp.zeros((3, 3), jnp.int32),
         num_new_B=jnp.asarray([1, 0, 1]),
         root_position_B=jnp.zeros(3, jnp.int32),
+        sampling=draw,
     )
+    got = Recycle(tree=3, warm=True).learn(SourceState(shared=empty_table(1, 16)), call).shared
     logits = np.float64(logits_BNV)
     expected = {4: logits[0, 0] / 0.5, 5: logits[2, 0], 9: logits[2, 1]}
     assert_same_dict(dicts(got)[0], {token: reference.successors(row)[0] for token, row in expected.items()})
@@ -225,7 +191,7 @@ def random_table(E, unknown, seed):
     score_EVC = -np.sort(rng.integers(0, 24, (E, V, C)), axis=-1).astype(np.float32) / 8
     is_unknown_EV = rng.random((E, V)) < unknown
     id_EVC[is_unknown_EV], score_EVC[is_unknown_EV] = NO_TOKEN, -np.inf
-    return recycle.Table(id_EVC=jnp.asarray(id_EVC), score_EVC=jnp.asarray(score_EVC))
+    return Table(id_EVC=jnp.asarray(id_EVC), score_EVC=jnp.asarray(score_EVC))
 
 
 @pytest.mark.parametrize("is_warm", [False, True])
@@ -237,7 +203,7 @@ def test_random_tables_give_the_trees_of_a_search_with_a_heap(size, unknown, is_
     cfg = Recycle(tree=size, warm=is_warm)
     tree = jit_tree(table, root_B, cfg)
     known, padded = dicts(table), 0
-    for b, nodes in enumerate(trees_of(tree)):
+    for b, nodes in enumerate(nodes_of(tree)):
         expected, _ = reference.best_first_tree(
             root_B[b], known[b % len(known)], num_nodes=size, max_depth=cfg.max_depth
         )
@@ -261,123 +227,46 @@ def test_the_static_tree_follows_its_80_paths():
     id_EVC = np.full((1, 100, C), 99, np.int32)
     for path, rank in itertools.product(number, range(C)):
         id_EVC[0, number[path], rank] = number.get((*path, rank), 99)
-    table = recycle.Table(id_EVC=jnp.asarray(id_EVC), score_EVC=jnp.zeros((1, 100, C)))
-    [nodes] = trees_of(jit_tree(table, np.asarray([0]), Recycle(tree="static80")))
+    table = Table(id_EVC=jnp.asarray(id_EVC), score_EVC=jnp.zeros((1, 100, C)))
+    [nodes] = nodes_of(jit_tree(table, np.asarray([0]), Recycle(tree="static80")))
     assert nodes == [(0, -1, 0), *((number[path], number[path[:-1]], len(path)) for path in paths)]
 
 
 def test_static_trees_stop_where_the_table_knows_nothing():
     table = random_table(40, 0.3, seed=7)
     root_B = np.arange(40) % V
-    trees = trees_of(jit_tree(table, root_B, Recycle(tree="static80")))
+    trees = nodes_of(jit_tree(table, root_B, Recycle(tree="static80")))
     assert trees == [reference.static80_tree(root, known) for root, known in zip(root_B, dicts(table), strict=True)]
 
 
-@pytest.mark.parametrize("temperatures", [(0.0,) * 4, (0.7, 0.0, 1.5, 1.0)], ids=["greedy", "drawn"])
-def test_a_prompt_is_read_whole_whatever_its_chunks(tiny, temperatures):
-    """150 tokens in chunks of 100 are read 64 rows at a time: both the chunks and the rows overlap."""
-    rng = np.random.default_rng(3)
-    prompts = [rng.integers(0, BASE.vocab_size, length).tolist() for length in (150, 97, 40, 1)]
-    cfg = Recycle(tree=5)
-    prompt_BT, request, _ = batch_of(
-        BASE, cfg, prompts, max_new_tokens=1, eos_token_ids=[], temperature=max(temperatures), capacity=150
-    )
-    prompt_BT = prompt_BT[:, :150]  # no padding behind the longest
-    request = request.replace(sampling=request.sampling.replace(temperature_B=jnp.asarray(temperatures)))
-    decode_cfg = DecodeConfig(capacity=150, is_sampled=max(temperatures) > 0, prefill_chunk=100)
-    state = jit_prefill(tiny.params, prompt_BT, request, BASE, cfg, decode_cfg)
-    for got, prompt, temperature in zip(dicts(state.source), prompts, temperatures, strict=True):
-        expected, gaps = {}, [1.0]
-        settings = {"num_nodes": 5, "max_depth": 4, "max_new_tokens": 1, "temperature": temperature}
-        next(reference.recycle_turns(tiny.reference, prompt, expected, gaps, **settings))  # all but the last token
-        assert min(gaps) > 1e-5, "choose other prompts: rounding could decide a rank"
-        assert_same_dict(got, expected)
+def path_scores(known, nodes):
+    """The log-probability of each node's path, going up; -inf of what holds no token."""
+    scores = []
+    for token, parent, _ in nodes:
+        if parent == -1:
+            scores.append(0.0)
+        elif token == NO_TOKEN:
+            scores.append(-np.inf)
+        else:
+            scores.append(scores[parent] + dict(known[nodes[parent][0]])[token])
+    return scores
 
 
-WARM = Recycle(tree=5, warm=True)
-SAID_ONCE = [[5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8]]
-SAID_NEXT = [[12, 13, 14, 12, 9], [33, 2, 44]]
-LIMITS = [4, 14]  # the first row ends earlier, a third one is idle from the start
+@pytest.mark.parametrize("tree", [12, "static80"])
+def test_a_score_is_the_log_probability_of_the_path(tree):
+    table = random_table(40, 0.3, seed=3)
+    root_B = np.arange(40) % V
+    got = jit_tree(table, root_B, Recycle(tree=tree))
+    for nodes, known, score_N in zip(nodes_of(got), dicts(table), np.asarray(got.score_BN), strict=True):
+        np.testing.assert_allclose(score_N, path_scores(known, nodes), rtol=1e-5)
+    assert np.isfinite(got.score_BN).mean() > 0.3
 
 
-def run(tiny, cfg, prompts, table=None, limits=LIMITS):
-    """One batch of three rows through `decode`: each row's tokens and counts, and the table."""
-    prompt_BT, request, decode_cfg = _batch(cfg, prompts, limits)
-    result = jit_decode(tiny.params, prompt_BT, request, BASE, cfg, decode_cfg, table)
-    texts = np.asarray(result.token_BT)
-    return (
-        [
-            (
-                texts[row, len(prompt) : len(prompt) + int(result.num_emitted_B[row])].tolist(),
-                int(result.calls_B[row]),
-                int(result.accepted_by_depth_BD[row].sum()),
-            )
-            for row, prompt in enumerate(prompts)
-        ],
-        result.table,
-    )
-
-
-def _batch(cfg, prompts, limits):
-    prompt_BT, request, decode_cfg = batch_of(
-        BASE, cfg, prompts, rows=3, max_new_tokens=max(limits), eos_token_ids=[], capacity=64
-    )
-    return prompt_BT, request.replace(max_new_tokens_B=jnp.asarray([*limits, 0, 0][:3])), decode_cfg
-
-
-def run_slowly(tiny, prompts, table, limits=LIMITS):
-    rows, table, gap = reference.recycle_batch(
-        tiny.reference, prompts, table, [{"max_new_tokens": limit} for limit in limits], num_nodes=5, max_depth=4
-    )
-    assert gap > 1e-5, "choose other prompts: rounding could decide a tree"
-    return rows, table
-
-
-def summary(rows):
-    return [(tokens, len(trees), sum(accepted)) for tokens, trees, accepted in rows]
-
-
-def test_a_warm_table_goes_on_from_batch_to_batch(tiny):
-    once, table = run(tiny, WARM, SAID_ONCE)
-    slow_once, slow_table = run_slowly(tiny, SAID_ONCE, {})
-    assert once == summary(slow_once)
-    assert_same_dict(dicts(table)[0], slow_table)  # with nothing of the row that was done, or was idle
-
-    result, last_table = run(tiny, WARM, SAID_NEXT, table)
-    slow, slow_last_table = run_slowly(tiny, SAID_NEXT, slow_table)
-    assert result == summary(slow)
-    assert_same_dict(dicts(last_table)[0], slow_last_table)
-    assert sum(accepted for _, _, accepted in once + result) > 0, "no draft was ever right"
-    from_nothing, _ = run_slowly(tiny, SAID_NEXT, {})
-    assert [trees for _, trees, _ in from_nothing] != [trees for _, trees, _ in slow], "the table made no difference"
-
-    prompt_BT, request, decode_cfg = _batch(WARM, SAID_NEXT, LIMITS)
-    state = jit_prefill(tiny.params, prompt_BT, request, BASE, WARM, decode_cfg, table)
-    for call in range(max(len(trees) for _, trees, _ in slow) + 1):
-        tree, state = jit_step(tiny.params, request, state, BASE, WARM, decode_cfg)
-        for nodes, (_, trees, _) in zip(trees_of(tree), slow, strict=False):
-            if 0 < call <= len(trees):
-                assert reference.without_padding(nodes) == reference.without_padding(trees[call - 1])
-    assert np.all(state.is_done_B)
-
-
-def test_a_row_with_a_table_of_its_own_is_the_same_alone(tiny):
-    cfg, prompts = Recycle(tree=5), [*SAID_ONCE, [7, 7, 3, 44]]
-    together, table = run(tiny, cfg, prompts, limits=[14] * 3)
-    assert table is None
-    for row, prompt in enumerate(prompts):
-        alone, _ = run(tiny, cfg, [prompt], limits=[14])
-        assert alone == [together[row]]
-    assert sum(accepted for _, _, accepted in together) > 0
-
-
-@pytest.mark.parametrize("cfg", [Plain(), Probe(widths=(3,)), Ngram(), Recycle(tree=5)], ids=str)
-def test_only_a_warm_configuration_takes_and_gives_a_table(tiny, cfg):
-    prompt_BT, request, decode_cfg = batch_of(BASE, cfg, SAID_ONCE, max_new_tokens=4, eos_token_ids=[], capacity=64)
-    run_abstractly = functools.partial(
-        jax.eval_shape, functools.partial(decode, cfg=BASE, source=cfg, decode_cfg=decode_cfg)
-    )
-    assert run_abstractly(tiny.params, prompt_BT, request).table is None
-    table = recycle.empty_table(2, BASE.vocab_size, WARM)
-    with pytest.raises(ValueError, match=r"only RecycleConfig\(is_warm=True\) goes on with a table, got one with"):
-        run_abstractly(tiny.params, prompt_BT, request, table=table)
+def test_any_node_has_the_children_of_its_token():
+    source, known = Recycle(), {0: {3: -1, 5: -2}, 3: {1: -0.5}}
+    text = Text(token_BT=jnp.asarray([[0]]), root_position_B=jnp.asarray([0]))
+    state = SourceState(rows=table_of(known))
+    of_level = source.children(state, text, Paths(token_BWL=jnp.asarray([[[0, 3], [0, 9], [0, NO_TOKEN]]])))
+    assert of_level.token_BWC[0, 0, :2].tolist() == [1, DECOY]
+    np.testing.assert_allclose(of_level.feature_BWCF[0, 0, :2, 0], [-0.5, -100])
+    assert np.all(of_level.token_BWC[0, 1:] == NO_TOKEN)  # 9 is unknown

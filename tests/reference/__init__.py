@@ -1,0 +1,47 @@
+"""The method written a second time, slowly: NumPy in float64, no cache, no batch, no masks; one row, plain Python lists.
+
+Every call reruns the model over the whole text. What a mask sees is spelled out by running it: the text up to its owner,
+then masks 1..i, plainly causal. Trees are lists of (token, parent index, depth), root first. Nothing here imports the code
+under test.
+"""
+
+from reference.decode import (
+    decode_together,
+    ngram_decode,
+    plain_decode,
+    probe_decode,
+    recycle_batch,
+    recycle_decode,
+    turns,
+    without_padding,
+)
+from reference.model import Model
+from reference.sampling import noise, own_next, scores
+from reference.sources import Ngram, Probe, Recycle, first_masks, ngram_chain, successors
+from reference.trees import NO_TOKEN, STATIC80, best_first_tree, build_tree, static80_tree
+
+__all__ = [
+    "NO_TOKEN",
+    "STATIC80",
+    "Model",
+    "Ngram",
+    "Probe",
+    "Recycle",
+    "best_first_tree",
+    "build_tree",
+    "decode_together",
+    "first_masks",
+    "ngram_chain",
+    "ngram_decode",
+    "noise",
+    "own_next",
+    "plain_decode",
+    "probe_decode",
+    "recycle_batch",
+    "recycle_decode",
+    "scores",
+    "static80_tree",
+    "successors",
+    "turns",
+    "without_padding",
+]

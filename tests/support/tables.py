@@ -1,0 +1,27 @@
+"""Tables of successors as dicts, the way the reference keeps them."""
+
+import numpy as np
+
+NO_TOKEN = -1
+
+
+def dicts(table):
+    """One dict a table, token -> its (successor, log-probability) pairs, as the reference keeps them."""
+    id_EVC, score_EVC = np.asarray(table.id_EVC), np.asarray(table.score_EVC)
+    is_known_EV = id_EVC[..., 0] != NO_TOKEN
+    assert np.all((id_EVC != NO_TOKEN) == is_known_EV[..., None])  # all eight are known or none
+    assert np.all(np.isfinite(score_EVC) == is_known_EV[..., None])
+    return [
+        {
+            int(token): list(zip(id_EVC[e, token].tolist(), score_EVC[e, token].tolist(), strict=True))
+            for token in np.flatnonzero(is_known_EV[e])
+        }
+        for e in range(len(id_EVC))
+    ]
+
+
+def assert_same_dict(got, expected):
+    assert got.keys() == expected.keys()
+    for token, known in expected.items():
+        assert [child for child, _ in got[token]] == [child for child, _ in known], token
+        np.testing.assert_allclose([score for _, score in got[token]], [score for _, score in known], atol=1e-5)
