@@ -7,13 +7,12 @@ from typing import Any
 
 from jax_probe_mtp.drafting import mask_tokens
 from jax_probe_mtp.drafting.check_source import check_source
-from jax_probe_mtp.drafting.shorthand import FLAGS, METHODS, parse_flags
+from jax_probe_mtp.drafting.shorthand import DEFAULT_METHOD, FLAGS, METHODS, parse_flags
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, is_listed, parse_draft
 from jax_probe_mtp.model.config import ModelConfig
 
 AUTO = "auto"  # the --tree that is chosen by what a call costs
-DEFAULT_METHOD = "probe"
 
 
 def add_draft(parser: argparse.ArgumentParser, *, without_plain: bool = False) -> None:

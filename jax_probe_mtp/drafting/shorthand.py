@@ -11,6 +11,7 @@ from typing import Any
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, PLAIN, SOURCES, parse_draft, source_fields
 
+DEFAULT_METHOD = "probe"
 METHODS = ("probe", "ar", *(name for name in SOURCES if name not in ("probe", "dynamic")))
 FIELDS = {  # flag -> the field it sets, and what it sets where it takes no value
     "mask_init": ("mask_init", None),

@@ -1,0 +1,1 @@
+"""JSON lines in, whole files out; nothing here knows JAX."""

@@ -1,0 +1,1 @@
+"""What decoding costs and gives: benches, reports, the choice that pays."""

@@ -1,0 +1,1 @@
+"""Whether an output is plain decoding's text, ours or anyone's."""
