@@ -131,7 +131,8 @@ def _checked_shared(cfg: ModelConfig, source: DraftSource, shared: Any) -> Any:
     if shared is None:
         return source.init_shared(cfg)
     own = jax.eval_shape(lambda: source.init_shared(cfg))
-    if jax.tree.structure(shared) != jax.tree.structure(own) or _shapes(shared) != _shapes(own):
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (shared, own)]
+    if structures[0] != structures[1] or _shapes(shared) != _shapes(own):
         raise ValueError(
             f"{source} begins with shared arrays of {_shapes(own)}, got {_shapes(shared)}; leave shared out, or give what "
             f"the same source made for this model."
