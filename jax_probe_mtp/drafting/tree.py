@@ -53,7 +53,9 @@ def build_tree(root_B: jax.Array, candidates: Candidates, num_nodes: int) -> Tre
     # Node n + 1 is candidate kept_BN[n]; a parent's node is found by where its candidate went.
     is_parent_BNN = kept_BN[:, None, :] == keep(candidates.parent_BP)[:, :, None]
     number_N = jnp.arange(1, num_nodes, dtype=jnp.int32)
-    parent_BN = jnp.sum(jnp.where(is_parent_BNN, number_N[None, None], 0), axis=-1, dtype=jnp.int32)  # none found: the root, 0
+    parent_BN = jnp.sum(
+        jnp.where(is_parent_BNN, number_N[None, None], 0), axis=-1, dtype=jnp.int32
+    )  # none found: the root, 0
     before_root = ((0, 0), (1, 0))
     return Tree(
         token_BN=jnp.concatenate([root_B[:, None], keep(candidates.token_BP)], axis=1),

@@ -116,7 +116,9 @@ def _qkv_kernel(
         norm_ref = next(weights)
         mean_r = sum(jnp.sum(x_rc * x_rc, axis=1) for x_rc in x) / (2 * c)
         scale_r1 = jax.lax.rsqrt(mean_r + eps)[:, None]
-        normed = [x_rc * scale_r1 * norm_ref[half].astype(jnp.float32)[None] for x_rc, half in zip(x, halves, strict=True)]
+        normed = [
+            x_rc * scale_r1 * norm_ref[half].astype(jnp.float32)[None] for x_rc, half in zip(x, halves, strict=True)
+        ]
         x = [jnp.where(head <= num_queries, n_rc, x_rc) for n_rc, x_rc in zip(normed, x, strict=True)]
     is_value = head == num_queries + 1  # not turned
     cos_rc, sin_rc = jnp.where(is_value, 1, load(cos_ref)), jnp.where(is_value, 0, load(sin_ref))

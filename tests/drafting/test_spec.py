@@ -165,6 +165,7 @@ def test_what_cannot_be_read_keeps_its_name_in_files():
         ("probe:4@mask_init=zero", "mask_init must be one of"),
         ("probe:4@mask_init=", "mask_init cannot be ''"),
         ("probe:4@mask_offset=inf", "got inf"),
+        ("probe:4@mask_offset=10", "mask_offset 10 is of mask_init offset"),
         ("probe:4@mask_init=offset,mask_offset=nan", "got nan"),
         ("ngram:x", "num_drafts cannot be 'x'"),
         ("ngram:0", "num_drafts must be a whole number from 1 to 64, got 0"),
