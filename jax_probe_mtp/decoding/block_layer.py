@@ -40,8 +40,7 @@ def block_layer(
             attention.block_attention, length_B=block.length_B, is_visible_BTT=visible, start_B=start_B
         )
     plain = functools.partial(transformer.decoder_layer, cfg=cfg, start=block.start, attend=attend)
-    how = decode_cfg.attention
-    if how == "plain" or not tiles.is_supported(cfg.head_dim, dtype):
+    if decode_cfg.attention == "plain" or not tiles.is_supported(cfg.head_dim, dtype):
         return plain
 
     def fused(interpret: bool) -> transformer.RunLayer:
@@ -50,7 +49,7 @@ def block_layer(
             fused_layer.decoder_layer, cfg=cfg, start_B=start_B, attend=with_kernel, interpret=interpret
         )
 
-    elsewhere = fused(interpret=True) if how == "fused" else plain
+    elsewhere = fused(interpret=True) if decode_cfg.attention == "fused" else plain
     # Traced once for all layers.
     return jax.jit(functools.partial(_by_platform, fused(interpret=False), elsewhere))
 

@@ -32,7 +32,7 @@ class Request(flax.struct.PyTreeNode, kw_only=True):
 
     @property
     def draw(self) -> Sampling | None:
-        """How the rows draw; None where all are greedy."""
+        """Says how the rows draw; None where all are greedy."""
         return None if self.sampling.temperature_B is None else self.sampling
 
 

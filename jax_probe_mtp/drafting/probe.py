@@ -80,7 +80,7 @@ class MaskProbe(DraftSource):
 
     @property
     def num_kept(self) -> int:
-        """C: tokens kept of each mask; one more than the widest pool, for the one that pruning may take out."""
+        """Counts the tokens kept of each mask, C: one more than the widest pool, for the one that pruning may take out."""
         return max(self.pool_sizes) + int(self.prune)
 
     @property

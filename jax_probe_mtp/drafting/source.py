@@ -214,7 +214,7 @@ class DraftSource(abc.ABC):
 
     @property
     def num_rows(self) -> int:
-        """R = N + O k: rows of one call, the block complexity of Eq. (7)."""
+        """Counts the rows of one call, R = N + O k, the block complexity of Eq. (7)."""
         owners = self.num_nodes if self.num_owners is None else self.num_owners
         return self.num_nodes + owners * self.num_masks
 

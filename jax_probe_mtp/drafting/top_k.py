@@ -10,7 +10,7 @@ COUNTED_BLOCK = 64  # where places are counted: maxima and candidates are then a
 
 
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """What `jax.lax.top_k` gives: the k largest along the last axis, best first, ties to the lower id.
+    """Gives what `jax.lax.top_k` gives: the k largest along the last axis, best first, ties to the lower id.
 
     Args:
       values: [..., V], without NaN; -inf and ties are fine. With NaN the ids are in range, but which is left open.
@@ -30,7 +30,7 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _by_blocks(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The best k of the k blocks with the largest maxima, of equal ones the lower, and of the ids behind the last block.
+    """Takes the best k of the k blocks with the largest maxima, of equal ones the lower, and of the ids behind the blocks.
 
     Nothing else can be among the best k. Take a value x outside: k blocks come before its own. Each holds its maximum,
     which is larger than x, or equal and in a lower block, so at a lower id. That makes k values that go before x.
@@ -51,7 +51,7 @@ def _by_blocks(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _by_counting(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The same two stages for a GPU: a value's place is the number of values before it, and no sort is a kernel of its own.
+    """Runs the same two stages for a GPU: a value's place is the number of values before it, and no sort is its own kernel.
 
     n values take n^2 comparisons, which is nothing to a GPU at these sizes; its sorts cost 15 to 280 microseconds.
     """
@@ -71,13 +71,13 @@ def _by_counting(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _ordered(values: jax.Array) -> jax.Array:
-    """Int32 that order as float32 values do in `jax.lax.top_k`, 0 above -0."""
+    """Gives int32 that order as float32 values do in `jax.lax.top_k`, 0 above -0."""
     bits = jax.lax.bitcast_convert_type(values, jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
 def _place(key: jax.Array, number: jax.Array) -> jax.Array:
-    """How many come before each: those with a larger key, and of equal ones those with a lower number."""
+    """Counts how many come before each: those with a larger key, and of equal ones those with a lower number."""
     is_before = (key[..., None, :] > key[..., None]) | (
         (key[..., None, :] == key[..., None]) & (number[..., None, :] < number[..., None])
     )
@@ -85,7 +85,7 @@ def _place(key: jax.Array, number: jax.Array) -> jax.Array:
 
 
 def _take_first(place: jax.Array, k: int, array: jax.Array) -> jax.Array:
-    """The entries at places 0 to k - 1, in order."""
+    """Takes the entries at places 0 to k - 1, in order."""
     is_at = place[..., None, :] == _last_axis(k, place.ndim)[..., None]
     return jnp.sum(jnp.where(is_at, array[..., None, :], 0), axis=-1, dtype=array.dtype)
 

@@ -81,7 +81,7 @@ class Stats:
 
     @property
     def tau(self) -> float:
-        """Acceptance length: tokens a decode call gives; 1 for plain decoding, and where there was no call."""
+        """Gives the acceptance length, tokens a decode call gives; 1 for plain decoding, and where there was no call."""
         return self.committed / self.calls if self.calls else 1.0
 
     def as_json(self) -> dict[str, float | None]:

@@ -79,7 +79,7 @@ class Programs:
 
     @property
     def num_shards(self) -> int:
-        """D: devices (or groups of them) that batch rows are split over."""
+        """Counts the devices (or groups of them) that batch rows are split over."""
         return 1 if self.mesh is None else self.mesh.shape[DATA]
 
     def __len__(self) -> int:

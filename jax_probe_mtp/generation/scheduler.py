@@ -156,10 +156,10 @@ class ContinuousDecoder:
         """Says what comes of a prompt that cannot run."""
         return make_refusal(prompt, error, draft=self._draft_name, max_depth=self._source.max_depth)
 
-    def _call(self, function: Function, *args: Any, **how: Any) -> Any:
+    def _call(self, function: Function, *args: Any, **options: Any) -> Any:
         key = function, getattr(args[0], "shape", None)  # a prompt's padded length; all else stays the same
         if key not in self._compiled:
-            self._compiled[key] = self._programs.get(function, *args, decode_cfg=self._decode_cfg, **how)
+            self._compiled[key] = self._programs.get(function, *args, decode_cfg=self._decode_cfg, **options)
         return self._compiled[key](self._checkpoint.params, *args)
 
     def _prepare(self, items: Iterator[tuple[int, Item]]) -> bool:

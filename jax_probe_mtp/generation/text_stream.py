@@ -61,7 +61,7 @@ class TextStream:
         return new
 
     def show(self) -> str:
-        """The text that is new since the last call and will stay: an end that may yet become a stop string is held back."""
+        """Gives the text that is new since the last call and will stay: an end that may yet become a stop string is held back."""
         end = len(self.text)
         if not self.is_stopped:
             held = (n for n in range(min(self._longest - 1, end), 0, -1) if self._may_begin(self.text[end - n :]))
@@ -69,7 +69,7 @@ class TextStream:
         return self._up_to(max(end, self._num_shown))
 
     def finish(self, whole: str) -> str:
-        """The rest of the text after the last token: of the stream's own where a stop string cut it, else of `whole`."""
+        """Gives the rest of the text after the last token: of the stream's own where a stop string cut it, else of `whole`."""
         if not self.is_stopped:
             self.text = whole
         return self._up_to(len(self.text))

@@ -45,5 +45,5 @@ def encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> li
 
 
 def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    """The text of generated ids, without special tokens and exactly as generated otherwise."""
+    """Gives the text of generated ids, without special tokens and exactly as generated otherwise."""
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

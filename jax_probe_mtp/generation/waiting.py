@@ -22,5 +22,5 @@ class WaitingPrompt:
 
     @property
     def padded_length(self) -> int:
-        """T: which compiled prefill takes it."""
+        """Gives T, which says which compiled prefill takes it."""
         return self.batch.prompt_BT.shape[1]

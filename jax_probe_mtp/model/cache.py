@@ -34,7 +34,7 @@ class KVCache(flax.struct.PyTreeNode, kw_only=True):
 
 
 def allocate(cfg: ModelConfig, *, batch_size: int, capacity: int, scratch: int, dtype: jnp.dtype) -> KVCache:
-    """An empty cache of `capacity` slots a row and `scratch` more for the block of a call."""
+    """Makes an empty cache of `capacity` slots a row and `scratch` more for the block of a call."""
     shape = (batch_size, cfg.num_kv_heads, capacity + scratch, cfg.head_dim)
     zeros = tuple(jnp.zeros(shape, dtype) for _ in range(2 * cfg.num_layers))
     return KVCache(k=zeros[: cfg.num_layers], v=zeros[cfg.num_layers :], capacity=capacity)

@@ -81,5 +81,5 @@ class ModelConfig:
 
     @property
     def queries_per_kv(self) -> int:
-        """G = H / K: query heads that share one key and value head."""
+        """Counts the query heads that share one key and value head, G = H / K."""
         return self.num_heads // self.num_kv_heads

@@ -29,7 +29,7 @@ def decoder_layer(
     attend: Attend,
     interpret: bool = False,
 ) -> Stream:
-    """One layer of a block.
+    """Runs one layer of a block.
 
     Args:
       layer: its parameters.
@@ -56,7 +56,7 @@ def decoder_layer(
         return layers.product("mi,io->mo", x_MI, weight_IO)[None]
 
     def add(x_MD: jax.Array, parts_PMD: jax.Array, norm_D: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The stream with the product added, and its norm."""
+        """Adds the product to the stream, and takes its norm."""
         if cfg.is_sharded:
             parts_PMD = sum_parts(cfg, jnp.sum(parts_PMD, axis=0, keepdims=True))
         return add_norm(x_MD, parts_PMD, norm_D, eps=cfg.norm_eps, **kernel)

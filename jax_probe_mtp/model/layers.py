@@ -8,7 +8,7 @@ from jax_probe_mtp.model.config import ModelConfig
 
 
 def product(subscripts: str, x: jax.Array, y: jax.Array, *, out_dtype: jnp.dtype | None = None) -> jax.Array:
-    """`jnp.einsum` with its precision said: float32 inputs are multiplied in full float32 whatever the global flags.
+    """Runs `jnp.einsum` with its precision said: float32 inputs are multiplied in full float32 whatever the global flags.
 
     Args:
       subscripts: einsum subscripts of two operands.
@@ -21,14 +21,14 @@ def product(subscripts: str, x: jax.Array, y: jax.Array, *, out_dtype: jnp.dtype
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis; statistics in float32, the result in x's dtype."""
+    """Takes the root-mean-square norm over the last axis; statistics in float32, the result in x's dtype."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return jnp.expand_dims(weight, range(x.ndim - 1)) * normed.astype(x.dtype)
 
 
 def rope_table(cfg: ModelConfig, position_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary embedding, float32 [B, T, h/2] each.
+    """Computes cosines and sines of the rotary embedding, float32 [B, T, h/2] each.
 
     The angles are float32 whatever the model's dtype: bfloat16 cannot tell position 1000 from 1001.
     """
@@ -48,7 +48,7 @@ def rotate(x: jax.Array, cos_BTc: jax.Array, sin_BTc: jax.Array) -> jax.Array:
 
 
 def attention(q_BTKGh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, can_attend_BTS: jax.Array) -> jax.Array:
-    """Grouped-query attention over all slots of the cache.
+    """Runs grouped-query attention over all slots of the cache.
 
     Group and query rows are folded into one matrix product per kv head: the keys and values are then read once for all
     G heads and T rows that share them.
@@ -80,7 +80,7 @@ def anchored_attention(
     tail_slot_BTJ: jax.Array,
     is_tail_BTJ: jax.Array,
 ) -> jax.Array:
-    """Attention whose sums run over absolute positions, in an order that a row's own position alone decides.
+    """Runs attention whose sums run over absolute positions, in an order that a row's own position alone decides.
 
     What a row reads comes in two parts under one softmax: slots below its anchor, where slot and position are the same,
     and J positions from the anchor on, wherever in the cache they are. So it does not matter to a bit of the result whether
@@ -120,12 +120,12 @@ def anchored_attention(
 
 
 def gated_inner(x_MD: jax.Array, gate_up_D2F: jax.Array) -> jax.Array:
-    """silu(gate(x)) * up(x), gate and up read as one matrix; x [..., D] to [..., F]."""
+    """Computes silu(gate(x)) * up(x), gate and up read as one matrix; x [..., D] to [..., F]."""
     gate_up_MI = product("...d,di->...i", x_MD, gate_up_D2F.reshape(x_MD.shape[-1], -1))
     gate_MF, up_MF = jnp.split(gate_up_MI, 2, axis=-1)
     return jax.nn.silu(gate_MF) * up_MF
 
 
 def gated_mlp(x_BTD: jax.Array, gate_up_D2F: jax.Array, down_FD: jax.Array) -> jax.Array:
-    """down(silu(gate(x)) * up(x))."""
+    """Computes down(silu(gate(x)) * up(x))."""
     return product("btf,fd->btd", gated_inner(x_BTD, gate_up_D2F), down_FD)

@@ -35,7 +35,7 @@ def parse_mesh(text: str) -> tuple[int, int]:
 
 
 def make_mesh(data: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The first `data * tensor` devices (all of JAX's when left out), those that share weights next to each other.
+    """Makes a mesh of the first `data * tensor` devices (all of JAX's when left out), those that share weights side by side.
 
     Raises:
       ValueError: if there are not as many devices.
@@ -65,7 +65,7 @@ def check_mesh(cfg: ModelConfig, batch_size: int, data: int, tensor: int) -> Non
 
 
 def local_config(cfg: ModelConfig, mesh: Mesh) -> ModelConfig:
-    """The model as one device of the mesh computes it."""
+    """Gives the model as one device of the mesh computes it."""
     tensor = mesh.shape[TENSOR]
     return dataclasses.replace(
         cfg,
@@ -77,7 +77,7 @@ def local_config(cfg: ModelConfig, mesh: Mesh) -> ModelConfig:
 
 
 def sharded_params(cfg: ModelConfig, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> Params:
-    """Shape, dtype and sharding of every parameter on the mesh: `abstract_params`, the vocabulary padded to equal parts.
+    """Gives shape, dtype and sharding of every parameter on the mesh: `abstract_params`, the vocabulary padded to equal parts.
 
     Rows behind the vocabulary are zeros; nothing reads them.
     """
@@ -93,7 +93,7 @@ def sharded_params(cfg: ModelConfig, mesh: Mesh, dtype: jnp.dtype = jnp.float32)
 
 
 def mesh_of(params: Params) -> Mesh | None:
-    """The mesh that parameters of `sharded_params` lie on; None where they lie on one device."""
+    """Finds the mesh that parameters of `sharded_params` lie on; None where they lie on one device."""
     sharding = getattr(params["embed"], "sharding", None)
     if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == (DATA, TENSOR):
         assert isinstance(sharding.mesh, Mesh)

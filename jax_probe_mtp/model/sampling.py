@@ -30,12 +30,12 @@ class Sampling(flax.struct.PyTreeNode, kw_only=True):
 
 
 def prng_key(seed: jax.Array) -> jax.Array:
-    """A key of a named generator: the default one can be changed from outside, and with it the tokens."""
+    """Makes a key of a named generator: the default one can be changed from outside, and with it the tokens."""
     return jax.random.key(seed, impl="threefry2x32")
 
 
 def gumbel_noise(seed_B: jax.Array, position_B: jax.Array, vocab_size: int) -> jax.Array:
-    """The noise that draws the token at `position_B`: float32 [B, V], keyed by (seed, position) and nothing else."""
+    """Draws the noise that draws the token at `position_B`: float32 [B, V], keyed by (seed, position) and nothing else."""
 
     def draw(seed: jax.Array, position: jax.Array) -> jax.Array:
         key = jax.random.fold_in(prng_key(seed), position)
@@ -77,7 +77,7 @@ def scores(logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling | Non
 
 
 def next_token(logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling | None) -> jax.Array:
-    """The token that the model puts at `position_B`, int32 [B]: plain decoding emits it, and a draft must equal it.
+    """Chooses the token that the model puts at `position_B`, int32 [B]: plain decoding emits it, and a draft must equal it.
 
     Takes what `scores` takes. Ties go to the lowest id.
     """
@@ -85,7 +85,7 @@ def next_token(logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling |
 
 
 def keep_likely(scaled_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-    """The tokens that top-k, then top-p leave: bool [B, V].
+    """Marks the tokens that top-k, then top-p leave: bool [B, V].
 
     Top-p works on what top-k left, renormalised, and keeps the fewest most likely tokens whose mass reaches p. Tokens
     tied at a cut all stay, so the result does not depend on an order among equals.

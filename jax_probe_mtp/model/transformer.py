@@ -12,7 +12,7 @@ from jax_probe_mtp.model.cache import KVCache, allocate, write_rows
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
 from jax_probe_mtp.model.params import Params
 
-Look = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]  # seen, start, ids [B, C], hidden [B, C, D] -> seen
+Visit = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]  # carried, start, ids [B, U], hidden [B, U, D] -> carried
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, K, G, h], k and v [B, K, S, h] -> as q
 Rope = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [B, T, h/2]
 Stream = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x and its norm [B, T, D], the layer's k and v [B, K, S, h]
@@ -20,7 +20,7 @@ RunLayer = Callable[[Params, jax.Array, Rope, Stream], Stream]  # with the weigh
 
 
 def embed(params: Params, cfg: ModelConfig, ids: jax.Array) -> jax.Array:
-    """Input embeddings [..., D] of token ids [...]; ids outside the vocabulary give its nearest end."""
+    """Looks up input embeddings [..., D] of token ids [...]; ids outside the vocabulary give its nearest end."""
     table_VD = params["embed"]
     if not cfg.is_sharded:
         return jnp.take(table_VD, ids, axis=0, mode="clip")
@@ -30,14 +30,14 @@ def embed(params: Params, cfg: ModelConfig, ids: jax.Array) -> jax.Array:
 
 
 def embedding_table(params: Params, cfg: ModelConfig) -> jax.Array:
-    """The whole table [V, D], gathered where it is split."""
+    """Gives the whole table [V, D], gathered where it is split."""
     if not cfg.is_sharded:
         return params["embed"]
     return jax.lax.all_gather(params["embed"], TENSOR, axis=0, tiled=True)[: cfg.vocab_size]
 
 
 def sum_parts(cfg: ModelConfig, x: jax.Array) -> jax.Array:
-    """The sum of what the devices that share the weights hold, on each of them; x itself where none are split."""
+    """Sums what the devices that share the weights hold, on each of them; gives x itself where none are split."""
     return jax.lax.psum(x, TENSOR) if cfg.is_sharded else x
 
 
@@ -71,7 +71,7 @@ def forward(
 
 
 def layers_and_norms(params: Params) -> list[tuple[Params, jax.Array]]:
-    """Each layer's parameters with the weight of the norm that follows it: the next layer's first, or the final one."""
+    """Pairs each layer's parameters with the weight of the norm that follows it: the next layer's first, or the final one."""
     following = [*(layer["attn_norm"] for layer in params["layers"][1:]), params["final_norm"]]
     return list(zip(params["layers"], following, strict=True))
 
@@ -86,7 +86,7 @@ def decoder_layer(
     start: jax.Array | int,
     attend: Attend,
 ) -> Stream:
-    """One layer, plainly.
+    """Runs one layer, plainly.
 
     Args:
       layer: its parameters.
@@ -122,17 +122,17 @@ def decoder_layer(
 
 
 def attend_where(can_attend_BTS: jax.Array) -> Attend:
-    """Plain attention over all slots; bool [B, T, S], True where a row may read a slot."""
+    """Makes plain attention over all slots; bool [B, T, S], True where a row may read a slot."""
     return functools.partial(layers.attention, can_attend_BTS=can_attend_BTS)
 
 
 def text_layer(cfg: ModelConfig, start: jax.Array | int, can_attend_BTS: jax.Array) -> RunLayer:
-    """A plain layer for rows that begin at slot `start` and read the slots marked in bool [B, T, S]."""
+    """Makes a plain layer for rows that begin at slot `start` and read the slots marked in bool [B, T, S]."""
     return functools.partial(decoder_layer, cfg=cfg, start=start, attend=attend_where(can_attend_BTS))
 
 
 def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
-    """Next-token logits, float32 [B, T, V], of what `forward` gives; never rounded to a shorter dtype on the way."""
+    """Computes next-token logits, float32 [B, T, V], of what `forward` gives; never rounded to a shorter dtype on the way."""
     head_VD = params["embed"] if cfg.is_tied else params["head"]
     logits_BTV = layers.product("btd,vd->btv", hidden_BTD, head_VD, out_dtype=jnp.float32)
     if not cfg.is_sharded:
@@ -147,8 +147,8 @@ def read_text(
     cache: KVCache,
     num_tokens: jax.Array,
     chunk: int,
-    look: Look,
-    seen: Any,
+    visit: Visit,
+    carried: Any,
 ) -> tuple[KVCache, Any]:
     """Runs texts through the model from slot 0 on, chunk by chunk, causally; what padding writes lies behind the texts.
 
@@ -159,36 +159,36 @@ def read_text(
       cache: holds T slots.
       num_tokens: int32 scalar, tokens of the longest text; chunks behind it are not run.
       chunk: C, tokens of a chunk, at most T; static.
-      look: is given what it has seen so far, a chunk's place, its tokens and its hidden states; gives what it has seen
-        now. The last chunk may overlap the one before, whose tokens are computed again.
-      seen: what `look` begins with.
+      visit: called with what it carries, a piece's place, its tokens and its hidden states; gives what it carries on. The
+        last piece may overlap the one before, whose tokens are computed again.
+      carried: what the first `visit` is given.
 
     Returns:
-      The filled cache, and what was seen.
+      The filled cache, and what the last `visit` gave.
     """
     B, T = token_BT.shape
     num_slots = cache.k[0].shape[2]
 
     def fill(i: jax.Array, carry: tuple[KVCache, Any]) -> tuple[KVCache, Any]:
-        cache, seen = carry
+        cache, carried = carry
         start = jnp.minimum(i * chunk, T - chunk)
         ids_BC = jax.lax.dynamic_slice_in_dim(token_BT, start, chunk, axis=1)
         position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BCS = jnp.arange(num_slots)[None, None] <= position_BC[..., None]
         x_BCD = embed(params, cfg, ids_BC)
         hidden_BCD, cache = forward(params, cfg, x_BCD, position_BC, cache, text_layer(cfg, start, can_attend_BCS))
-        return cache, look(seen, start, ids_BC, hidden_BCD)
+        return cache, visit(carried, start, ids_BC, hidden_BCD)
 
-    return jax.lax.fori_loop(0, (num_tokens + chunk - 1) // chunk, fill, (cache, seen))
+    return jax.lax.fori_loop(0, (num_tokens + chunk - 1) // chunk, fill, (cache, carried))
 
 
 def full_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
-    """Logits after every token of a text, float32 [B, T, V]: the head over `full_hidden`."""
+    """Computes logits after every token of a text, float32 [B, T, V]: the head over `full_hidden`."""
     return logits(params, cfg, full_hidden(params, cfg, tokens_BT))
 
 
 def full_hidden(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
-    """Hidden states of a whole text in one call, nothing kept: the plain definition of the model.
+    """Computes hidden states of a whole text in one call, nothing kept: the plain definition of the model.
 
     Args:
       params: the tree of `abstract_params(cfg)`.
