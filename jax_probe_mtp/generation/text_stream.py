@@ -61,7 +61,7 @@ class TextStream:
         return new
 
     def show(self) -> str:
-        """Gives the text that is new since the last call and will stay: an end that may yet become a stop string is held back."""
+        """Gives the text that is new since the last call and stays: an end that may become a stop string is held back."""
         end = len(self.text)
         if not self.is_stopped:
             held = (n for n in range(min(self._longest - 1, end), 0, -1) if self._may_begin(self.text[end - n :]))
