@@ -50,8 +50,8 @@ def decode(params: Params, batch: Batch, cfg: ModelConfig, source: DraftSource, 
         token_BT=state.token_BT,
         num_emitted_B=num_emitted(state, batch.request),
         calls_B=state.calls_B,
-        accepted_by_depth_BD=state.accepted_by_depth_BD,
-        accepted_by_kind_BK=state.accepted_by_kind_BK,
+        accepted_by_depth_BX=state.accepted_by_depth_BX,
+        accepted_by_kind_BZ=state.accepted_by_kind_BZ,
         logprob_BT=state.logprob_BT,
         shared=state.source.shared,
     )
@@ -98,15 +98,15 @@ def prefill(
     prompts = Prompts(token_BT=prompt_BT, length_B=request.prompt_length_B, seed_B=request.sampling.seed_B)
     begun = source.start(model, prompts, _checked_shared(cfg, source, shared))
 
-    def read(begun: SourceState, start: jax.Array, token_BC: jax.Array, hidden_BCD: jax.Array) -> SourceState:
-        place_1C = start + jnp.arange(chunk)[None]
+    def read(begun: SourceState, start: jax.Array, token_BU: jax.Array, hidden_BUD: jax.Array) -> SourceState:
+        place_1U = start + jnp.arange(chunk)[None]
         return source.read(
             begun,
             PromptChunk(
                 model=model,
-                token_BC=token_BC,
-                is_used_BC=place_1C < request.prompt_length_B[:, None] - 1,
-                hidden_BCD=hidden_BCD,
+                token_BU=token_BU,
+                is_used_BU=place_1U < request.prompt_length_B[:, None] - 1,
+                hidden_BUD=hidden_BUD,
                 sampling=request.draw,
             ),
         )
@@ -120,8 +120,8 @@ def prefill(
         cache=cache,
         source=begun,
         calls_B=jnp.zeros(B, jnp.int32),
-        accepted_by_depth_BD=jnp.zeros((B, source.max_depth), jnp.int32),
-        accepted_by_kind_BK=jnp.zeros((B, len(source.kinds)), jnp.int32),
+        accepted_by_depth_BX=jnp.zeros((B, source.max_depth), jnp.int32),
+        accepted_by_kind_BZ=jnp.zeros((B, len(source.kinds)), jnp.int32),
         logprob_BT=jnp.zeros((B, S + 1), jnp.float32) if decode_cfg.has_logprobs else None,
     )
 

@@ -34,7 +34,7 @@ class Report(flax.struct.PyTreeNode, kw_only=True):
       logprob_BU: float32 [B, U], their log-probabilities; None without `has_logprobs`.
       is_done_B: bool [B].
       calls_B: int32 [B], decode calls of the row's text so far.
-      accepted_by_depth_BD: int32 [B, D], accepted drafts of the row's text so far.
+      accepted_by_depth_BX: int32 [B, X], accepted drafts of the row's text so far.
     """
 
     length_BQ: jax.Array
@@ -42,7 +42,7 @@ class Report(flax.struct.PyTreeNode, kw_only=True):
     logprob_BU: jax.Array | None
     is_done_B: jax.Array
     calls_B: jax.Array
-    accepted_by_depth_BD: jax.Array
+    accepted_by_depth_BX: jax.Array
 
 
 def empty(
@@ -153,7 +153,7 @@ def run_calls(
         else jnp.take_along_axis(state.logprob_BT, position_BU, axis=1, mode="clip"),
         is_done_B=state.is_done_B,
         calls_B=state.calls_B,
-        accepted_by_depth_BD=state.accepted_by_depth_BD,
+        accepted_by_depth_BX=state.accepted_by_depth_BX,
     )
     if cfg.is_sharded:  # every process reads all of it
         report = jax.tree.map(lambda x: jax.lax.all_gather(x, DATA, tiled=True), report)

@@ -21,9 +21,9 @@ class DecodeState(flax.struct.PyTreeNode, kw_only=True):
       cache: keys and values.
       source: what the draft source keeps between calls.
       calls_B: int32 [B], decode calls the row was active in, the prefill's not counted.
-      accepted_by_depth_BD: int32 [B, D], drafts accepted at depth 1..D, before the cut at the end of the text; D is the
+      accepted_by_depth_BX: int32 [B, X], drafts accepted at depth 1..X, before the cut at the end of the text; X is the
         deepest of the tree.
-      accepted_by_kind_BK: int32 [B, K], the same drafts by their kind, `DraftSource.kinds`.
+      accepted_by_kind_BZ: int32 [B, Z], the same drafts by their kind, `DraftSource.kinds`.
       logprob_BT: float32 [B, S + 1], of each emitted token what `emitted_logprobs` says; None without `has_logprobs`.
     """
 
@@ -33,8 +33,8 @@ class DecodeState(flax.struct.PyTreeNode, kw_only=True):
     cache: KVCache
     source: SourceState
     calls_B: jax.Array
-    accepted_by_depth_BD: jax.Array
-    accepted_by_kind_BK: jax.Array
+    accepted_by_depth_BX: jax.Array
+    accepted_by_kind_BZ: jax.Array
     logprob_BT: jax.Array | None = None
 
 
@@ -45,8 +45,8 @@ class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
       token_BT: int32 [B, S + 1], prompt and emitted tokens; what is behind a row's last one means nothing.
       num_emitted_B: int32 [B], tokens emitted, an end-of-text token included.
       calls_B: int32 [B], decode calls, the prefill's not counted.
-      accepted_by_depth_BD: int32 [B, D], drafts accepted at depth 1..D, before the cut at the end of the text.
-      accepted_by_kind_BK: int32 [B, K], the same drafts by their kind, `DraftSource.kinds`.
+      accepted_by_depth_BX: int32 [B, X], drafts accepted at depth 1..X, before the cut at the end of the text.
+      accepted_by_kind_BZ: int32 [B, Z], the same drafts by their kind, `DraftSource.kinds`.
       logprob_BT: float32 [B, S + 1], log-probability of each emitted token; None without `has_logprobs`.
       shared: what the draft source's rows share, to go on with in the next batch.
     """
@@ -54,8 +54,8 @@ class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
     token_BT: jax.Array
     num_emitted_B: jax.Array
     calls_B: jax.Array
-    accepted_by_depth_BD: jax.Array
-    accepted_by_kind_BK: jax.Array
+    accepted_by_depth_BX: jax.Array
+    accepted_by_kind_BZ: jax.Array
     logprob_BT: jax.Array | None
     shared: Any
 

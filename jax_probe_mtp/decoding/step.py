@@ -166,10 +166,10 @@ def _commit(
     target_BP = state.length_B[:, None] + 1 + place_1P
     target_BP = jnp.where(place_1P < num_new_B[:, None], target_BP, state.token_BT.shape[1])  # outside: dropped
     is_counted_B = ~state.is_done_B & (num_emitted_B > 0)
-    is_counted_BD = (accepted.num_accepted_B[:, None] > place_1P[:, : P - 1]) & is_counted_B[:, None]
-    kind_BD = jnp.take_along_axis(tree.kind_BN, accepted.node_BP[:, 1:], axis=1)
-    number_1K1 = jnp.arange(state.accepted_by_kind_BK.shape[1])[None, :, None]
-    is_kind_BKD = (kind_BD[:, None] == number_1K1) & is_counted_BD[:, None]
+    is_counted_BX = (accepted.num_accepted_B[:, None] > place_1P[:, : P - 1]) & is_counted_B[:, None]
+    kind_BX = jnp.take_along_axis(tree.kind_BN, accepted.node_BP[:, 1:], axis=1)
+    number_1Z1 = jnp.arange(state.accepted_by_kind_BZ.shape[1])[None, :, None]
+    is_kind_BZX = (kind_BX[:, None] == number_1Z1) & is_counted_BX[:, None]
     at = (jnp.arange(B)[:, None], target_BP)
     if logprob_BP is not None:
         assert state.logprob_BT is not None
@@ -179,6 +179,6 @@ def _commit(
         length_B=state.length_B + num_new_B,
         is_done_B=state.is_done_B | has_eos_B | (num_new_B >= room_B),
         calls_B=state.calls_B + is_counted_B.astype(jnp.int32),
-        accepted_by_depth_BD=state.accepted_by_depth_BD + is_counted_BD.astype(jnp.int32),
-        accepted_by_kind_BK=state.accepted_by_kind_BK + jnp.sum(is_kind_BKD, axis=2, dtype=jnp.int32),
+        accepted_by_depth_BX=state.accepted_by_depth_BX + is_counted_BX.astype(jnp.int32),
+        accepted_by_kind_BZ=state.accepted_by_kind_BZ + jnp.sum(is_kind_BZX, axis=2, dtype=jnp.int32),
     )

@@ -53,11 +53,11 @@ class Children(flax.struct.PyTreeNode, kw_only=True):
 
     Attributes:
       token_BWC: int32 [B, W, C], `NO_TOKEN` where there is nothing.
-      feature_BWCF: float32 [B, W, C, F], what the source knows of each; the first is its log-probability.
+      feature_BWCf: float32 [B, W, C, f], what the source knows of each; the first is its log-probability.
     """
 
     token_BWC: jax.Array
-    feature_BWCF: jax.Array
+    feature_BWCf: jax.Array
 
 
 def fixed_candidates(

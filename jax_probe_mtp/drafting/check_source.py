@@ -105,15 +105,15 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
         token_BT=jnp.asarray(token_BT), length_B=jnp.asarray(length_B), seed_B=jnp.asarray(row_B, jnp.uint32)
     )
 
-    def begin(params: Any, prompts: Prompts, hidden_BCD: jax.Array) -> tuple[SourceState, SourceState]:
+    def begin(params: Any, prompts: Prompts, hidden_BUD: jax.Array) -> tuple[SourceState, SourceState]:
         bound = Model(params, model.cfg)
         state = source.start(bound, prompts, source.init_shared(model.cfg))
-        is_used_BC = jnp.arange(PROMPT)[None] < prompts.length_B[:, None] - 1
+        is_used_BU = jnp.arange(PROMPT)[None] < prompts.length_B[:, None] - 1
         chunk = PromptChunk(
             model=bound,
-            token_BC=prompts.token_BT[:, :PROMPT],
-            is_used_BC=is_used_BC,
-            hidden_BCD=hidden_BCD,
+            token_BU=prompts.token_BT[:, :PROMPT],
+            is_used_BU=is_used_BU,
+            hidden_BUD=hidden_BUD,
             sampling=None,
         )
         return state, source.read(state, chunk)
@@ -228,7 +228,7 @@ def _check_children(source: DraftSource, state: SourceState, text: Text, tree: T
             return
         W, C = paths.token_BW.shape[1], children.token_BWC.shape[-1]
         _check_array("children gives token_BWC", children.token_BWC, (B, W, C), jnp.int32)
-        _check_array("children gives feature_BWCF", children.feature_BWCF, (B, W, C, None), jnp.float32)
+        _check_array("children gives feature_BWCf", children.feature_BWCf, (B, W, C, None), jnp.float32)
         if bool(jnp.any((children.token_BWC < NO_TOKEN) | (children.token_BWC >= V))):
             raise ValueError(f"children: a token is none of -1 to {V - 1}.")
         next_BW = children.token_BWC[:, 0, :2]

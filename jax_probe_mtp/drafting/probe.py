@@ -145,7 +145,7 @@ class MaskProbe(DraftSource):
         of_mask = rows.id_BMC[:, paths.depth], rows.score_BMC[:, paths.depth]
         id_BWC, score_BWC = jax.vmap(self._but, in_axes=(1, None, None), out_axes=1)(paths.token_BW, *of_mask)
         size = self.num_kept - int(self.prune)
-        return Children(token_BWC=id_BWC[..., :size], feature_BWCF=score_BWC[..., :size, None])
+        return Children(token_BWC=id_BWC[..., :size], feature_BWCf=score_BWC[..., :size, None])
 
     def learn(self, state: SourceState, call: FinishedCall) -> SourceState:
         """Moves the masks to the new tokens, and takes the C best of each mask with their log-probabilities."""

@@ -45,15 +45,15 @@ STATIC80_CHILDREN = (
 
 
 class Table(flax.struct.PyTreeNode, kw_only=True):
-    """Each token's latest best successors, best first; E tables: one a row (cold), or one for all rows (warm).
+    """Each token's latest best successors, best first; Y tables: one a row (cold), or one for all rows (warm).
 
     Attributes:
-      id_EVC: int32 [E, V, 8], `NO_TOKEN` until the token has been in a call.
-      score_EVC: float32 [E, V, 8], their log-probabilities.
+      id_YVC: int32 [Y, V, 8], `NO_TOKEN` until the token has been in a call.
+      score_YVC: float32 [Y, V, 8], their log-probabilities.
     """
 
-    id_EVC: jax.Array
-    score_EVC: jax.Array
+    id_YVC: jax.Array
+    score_YVC: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +121,18 @@ class Recycle(DraftSource):
         return SourceState(rows=empty_table(prompts.token_BT.shape[0], model.cfg.vocab_size), shared=shared)
 
     def read(self, state: SourceState, chunk: PromptChunk) -> SourceState:
-        C = chunk.token_BC.shape[1]
-        size = min(C, HARVEST_TOKENS)
+        U = chunk.token_BU.shape[1]
+        size = min(U, HARVEST_TOKENS)
 
         def read_piece(i: jax.Array, table: Table) -> Table:
-            first = jnp.minimum(i * size, C - size)  # the last piece may overlap the one before and be read again
+            first = jnp.minimum(i * size, U - size)  # the last piece may overlap the one before and be read again
             token_BR, is_used_BR = (
                 jax.lax.dynamic_slice_in_dim(values, first, size, axis=1)
-                for values in (chunk.token_BC, chunk.is_used_BC)
+                for values in (chunk.token_BU, chunk.is_used_BU)
             )
             return harvest(table, token_BR, is_used_BR, _scaled(chunk.logits(first, size), chunk.sampling))
 
-        num_used = jnp.max(jnp.sum(chunk.is_used_BC, axis=1))  # the used ones come first
+        num_used = jnp.max(jnp.sum(chunk.is_used_BU, axis=1))  # the used ones come first
         table = jax.lax.fori_loop(0, (num_used + size - 1) // size, read_piece, self._table(state))
         return self._with_table(state, table)
 
@@ -152,12 +152,12 @@ class Recycle(DraftSource):
         tokens, parents, scores, listed = [], [], [], 0
         for width in self.level_sizes:
             id_BWC, step_BWC = _successors(table, token_BW)
-            path_BF = (score_BW[..., None] + step_BWC).reshape(B, -1)
-            parent_BF = jnp.repeat(index_BW, NUM_SUCCESSORS, axis=1)
-            score_BW, best_BW = jax.lax.top_k(path_BF, width)
+            path_BC = (score_BW[..., None] + step_BWC).reshape(B, -1)
+            parent_BC = jnp.repeat(index_BW, NUM_SUCCESSORS, axis=1)
+            score_BW, best_BW = jax.lax.top_k(path_BC, width)
             token_BW = jnp.take_along_axis(id_BWC.reshape(B, -1), best_BW, axis=1)
             tokens.append(token_BW)
-            parents.append(jnp.take_along_axis(parent_BF, best_BW, axis=1))
+            parents.append(jnp.take_along_axis(parent_BC, best_BW, axis=1))
             scores.append(score_BW)
             index_BW = jnp.broadcast_to(listed + jnp.arange(width, dtype=jnp.int32), (B, width))
             listed += width
@@ -173,7 +173,7 @@ class Recycle(DraftSource):
     def children(self, state: SourceState, text: Text, paths: Paths) -> Children | None:
         """Answers for any node with the successors of its token."""
         id_BWC, step_BWC = _successors(self._table(state), paths.token_BW)
-        return Children(token_BWC=id_BWC, feature_BWCF=step_BWC[..., None])
+        return Children(token_BWC=id_BWC, feature_BWCf=step_BWC[..., None])
 
     def learn(self, state: SourceState, call: FinishedCall) -> SourceState:
         is_used_BN = (call.tree.token_BN != NO_TOKEN) & (call.num_new_B > 0)[:, None]
@@ -191,7 +191,7 @@ class Recycle(DraftSource):
 def empty_table(num_tables: int, vocab_size: int) -> Table:
     """Makes tables that know nothing."""
     shape = (num_tables, vocab_size, NUM_SUCCESSORS)
-    return Table(id_EVC=jnp.full(shape, NO_TOKEN, jnp.int32), score_EVC=jnp.full(shape, -jnp.inf, jnp.float32))
+    return Table(id_YVC=jnp.full(shape, NO_TOKEN, jnp.int32), score_YVC=jnp.full(shape, -jnp.inf, jnp.float32))
 
 
 def harvest(table: Table, token_BR: jax.Array, is_used_BR: jax.Array, logits_BRV: jax.Array) -> Table:
@@ -201,23 +201,23 @@ def harvest(table: Table, token_BR: jax.Array, is_used_BR: jax.Array, logits_BRV
     stays: so all but the last are taken out first.
 
     Args:
-      table: E is B or 1.
+      table: Y is B or 1.
       token_BR: int32 [B, R], the tokens that were in the call.
       is_used_BR: bool [B, R], False for rows that must leave no trace.
       logits_BRV: float32 [B, R, V], after those tokens, over the temperature of rows that are sampled.
     """
-    E, V, C = table.id_EVC.shape
+    Y, V, C = table.id_YVC.shape
     best_BRC, id_BRC = top_k(logits_BRV, C)
     score_BRC = jnp.minimum(best_BRC - jax.nn.logsumexp(logits_BRV, axis=-1, keepdims=True), 0)
-    token_EG = jnp.where(is_used_BR, token_BR, V).reshape(E, -1)
-    is_same_EGG = token_EG[:, :, None] == token_EG[:, None, :]
-    is_later_1GG = jnp.triu(jnp.ones(is_same_EGG.shape[1:], jnp.bool_), k=1)[None]
-    target_EG = jnp.where(jnp.any(is_same_EGG & is_later_1GG, axis=2), V, token_EG)  # V is outside: dropped
-    at = table.id_EVC.at[jnp.arange(E)[:, None], target_EG]
-    score_at = table.score_EVC.at[jnp.arange(E)[:, None], target_EG]
+    token_YR = jnp.where(is_used_BR, token_BR, V).reshape(Y, -1)
+    is_same_YRR = token_YR[:, :, None] == token_YR[:, None, :]
+    is_later_1RR = jnp.triu(jnp.ones(is_same_YRR.shape[1:], jnp.bool_), k=1)[None]
+    target_YR = jnp.where(jnp.any(is_same_YRR & is_later_1RR, axis=2), V, token_YR)  # V is outside: dropped
+    at = table.id_YVC.at[jnp.arange(Y)[:, None], target_YR]
+    score_at = table.score_YVC.at[jnp.arange(Y)[:, None], target_YR]
     return table.replace(
-        id_EVC=at.set(id_BRC.astype(jnp.int32).reshape(E, -1, C), mode="drop"),
-        score_EVC=score_at.set(score_BRC.reshape(E, -1, C), mode="drop"),
+        id_YVC=at.set(id_BRC.astype(jnp.int32).reshape(Y, -1, C), mode="drop"),
+        score_YVC=score_at.set(score_BRC.reshape(Y, -1, C), mode="drop"),
     )
 
 
@@ -249,8 +249,8 @@ def _static_tree(table: Table, root_B: jax.Array) -> Candidates:
 
 def _successors(table: Table, token_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Looks up ids and log-probabilities [B, W, 8] of what may follow; the ids are `NO_TOKEN` after `NO_TOKEN`."""
-    E = table.id_EVC.shape[0]
-    table_B1 = (jnp.arange(token_BW.shape[0]) % E)[:, None]
+    Y = table.id_YVC.shape[0]
+    table_B1 = (jnp.arange(token_BW.shape[0]) % Y)[:, None]
     index = (table_B1, jnp.maximum(token_BW, 0))
-    id_BWC = jnp.where((token_BW == NO_TOKEN)[..., None], NO_TOKEN, table.id_EVC[index])
-    return id_BWC, table.score_EVC[index]  # a path that NO_TOKEN is on has -inf already
+    id_BWC = jnp.where((token_BW == NO_TOKEN)[..., None], NO_TOKEN, table.id_YVC[index])
+    return id_BWC, table.score_YVC[index]  # a path that NO_TOKEN is on has -inf already

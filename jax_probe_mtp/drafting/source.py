@@ -97,21 +97,21 @@ class PromptChunk:
 
     Attributes:
       model: the model.
-      token_BC: int32 [B, C], its tokens. A token may come again in the next piece.
-      is_used_BC: bool [B, C], False for padding and for the last prompt token, which is the first call's root.
-      hidden_BCD: [B, C, D], hidden states after the final norm.
+      token_BU: int32 [B, U], its tokens. A token may come again in the next piece.
+      is_used_BU: bool [B, U], False for padding and for the last prompt token, which is the first call's root.
+      hidden_BUD: [B, U, D], hidden states after the final norm.
       sampling: how the rows are sampled; None in a greedy program.
     """
 
     model: Model
-    token_BC: jax.Array
-    is_used_BC: jax.Array
-    hidden_BCD: jax.Array
+    token_BU: jax.Array
+    is_used_BU: jax.Array
+    hidden_BUD: jax.Array
     sampling: Sampling | None
 
     def logits(self, first: jax.Array, num_tokens: int) -> jax.Array:
         """Computes the logits after `num_tokens` tokens from place `first` on, float32 [B, num_tokens, V]."""
-        hidden = jax.lax.dynamic_slice_in_dim(self.hidden_BCD, first, num_tokens, axis=1)
+        hidden = jax.lax.dynamic_slice_in_dim(self.hidden_BUD, first, num_tokens, axis=1)
         return transformer.logits(self.model.params, self.model.cfg, hidden)
 
 

@@ -44,8 +44,8 @@ STATE: Any = DecodeState(
         cache=P(DATA, TENSOR),
         source=SourceState(rows=ROWS, shared=EVERYWHERE),
         calls_B=ROWS,
-        accepted_by_depth_BD=ROWS,
-        accepted_by_kind_BK=ROWS,
+        accepted_by_depth_BX=ROWS,
+        accepted_by_kind_BZ=ROWS,
         logprob_BT=ROWS,
     )
 )

@@ -245,7 +245,7 @@ class ContinuousDecoder:
                 [] if report.logprob_BU is None else report.logprob_BU[r, :num_new].tolist(),
                 lengths,
                 calls=int(report.calls_B[r]),
-                accepted_by_depth=report.accepted_by_depth_BD[r].tolist(),
+                accepted_by_depth=report.accepted_by_depth_BX[r].tolist(),
             )
             self._show(row.number, row.show())
             if is_stopped or report.is_done_B[r]:

@@ -120,7 +120,7 @@ def decode_calls(checkpoint: Checkpoint, source: DraftSource, batch: Batch) -> C
     for traced in trace(checkpoint.params, batch, checkpoint.config, source):
         masks.append(np.asarray(source.masks(traced.before.source)[0]))
         ends.append(int(traced.after.length_B[0]))
-        accepted.append(int(traced.after.accepted_by_depth_BD.sum()))  # so far
+        accepted.append(int(traced.after.accepted_by_depth_BX.sum()))  # so far
         last = traced.after
     token_T = np.array(last.token_BT)[0, : ends[-1] + 1]
     return Calls(token_T, np.stack(masks)[:-1], np.array(ends[:-1], np.int32), np.diff(accepted))

@@ -115,7 +115,7 @@ class TimedBatches:
     def _answers(self, prompts: Sequence[Prompt], state: DecodeState) -> Iterator[TimedAnswer]:
         draft = draft_name(self.source)
         tokens, lengths, calls, by_depth, by_kind = jax.device_get(
-            (state.token_BT, state.length_B, state.calls_B, state.accepted_by_depth_BD, state.accepted_by_kind_BK)
+            (state.token_BT, state.length_B, state.calls_B, state.accepted_by_depth_BX, state.accepted_by_kind_BZ)
         )
         for row, prompt in enumerate(prompts):
             token_ids = tokens[row, len(prompt.token_ids) : lengths[row] + 1].tolist()  # the newest is at `length`

@@ -125,13 +125,13 @@ def _top_of_weight(value_BV: jax.Array, weight_BV: jax.Array, target_B: jax.Arra
     sign = jnp.uint32(1 << 31)
     ordered_BV = jnp.where(bits & sign, ~bits, bits | sign)
     digit_bits = 4 if few_kernels else 1
-    digit_G = jnp.arange(1, 1 << digit_bits, dtype=jnp.uint32)
+    digit_C = jnp.arange(1, 1 << digit_bits, dtype=jnp.uint32)
 
     def add_digit(i: jax.Array, threshold_B: jax.Array) -> jax.Array:
         shift = (32 - digit_bits * (i + 1)).astype(jnp.uint32)
-        higher_BG = threshold_B[:, None] | (digit_G << shift)[None]
-        mass_BG = jnp.sum(weight_BV[:, None], axis=-1, where=ordered_BV[:, None] >= higher_BG[..., None])
-        return jnp.max(jnp.where(mass_BG >= target_B[:, None], higher_BG, threshold_B[:, None]), axis=-1)
+        higher_BC = threshold_B[:, None] | (digit_C << shift)[None]
+        mass_BC = jnp.sum(weight_BV[:, None], axis=-1, where=ordered_BV[:, None] >= higher_BC[..., None])
+        return jnp.max(jnp.where(mass_BC >= target_B[:, None], higher_BC, threshold_B[:, None]), axis=-1)
 
     none_B = jnp.zeros(value_BV.shape[0], jnp.uint32)
     threshold_B = jax.lax.fori_loop(0, 32 // digit_bits, add_digit, none_B, unroll=few_kernels)

@@ -150,15 +150,15 @@ def read_text(
     visit: Visit,
     carried: Any,
 ) -> tuple[KVCache, Any]:
-    """Runs texts through the model from slot 0 on, chunk by chunk, causally; what padding writes lies behind the texts.
+    """Runs texts through the model from slot 0 on, piece by piece, causally; what padding writes lies behind the texts.
 
     Args:
       params: the tree of `abstract_params(cfg)`.
       cfg: the model; static.
       token_BT: int32 [B, T], padded on the right.
       cache: holds T slots.
-      num_tokens: int32 scalar, tokens of the longest text; chunks behind it are not run.
-      chunk: C, tokens of a chunk, at most T; static.
+      num_tokens: int32 scalar, tokens of the longest text; pieces behind it are not run.
+      chunk: U, tokens of a piece, at most T; static.
       visit: called with what it carries, a piece's place, its tokens and its hidden states; gives what it carries on. The
         last piece may overlap the one before, whose tokens are computed again.
       carried: what the first `visit` is given.
@@ -172,12 +172,12 @@ def read_text(
     def fill(i: jax.Array, carry: tuple[KVCache, Any]) -> tuple[KVCache, Any]:
         cache, carried = carry
         start = jnp.minimum(i * chunk, T - chunk)
-        ids_BC = jax.lax.dynamic_slice_in_dim(token_BT, start, chunk, axis=1)
-        position_BC = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
-        can_attend_BCS = jnp.arange(num_slots)[None, None] <= position_BC[..., None]
-        x_BCD = embed(params, cfg, ids_BC)
-        hidden_BCD, cache = forward(params, cfg, x_BCD, position_BC, cache, text_layer(cfg, start, can_attend_BCS))
-        return cache, visit(carried, start, ids_BC, hidden_BCD)
+        ids_BU = jax.lax.dynamic_slice_in_dim(token_BT, start, chunk, axis=1)
+        position_BU = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
+        can_attend_BUS = jnp.arange(num_slots)[None, None] <= position_BU[..., None]
+        x_BUD = embed(params, cfg, ids_BU)
+        hidden_BUD, cache = forward(params, cfg, x_BUD, position_BU, cache, text_layer(cfg, start, can_attend_BUS))
+        return cache, visit(carried, start, ids_BU, hidden_BUD)
 
     return jax.lax.fori_loop(0, (num_tokens + chunk - 1) // chunk, fill, (cache, carried))
 

@@ -71,12 +71,12 @@ def test_each_row_is_decoded_by_its_own_settings_as_it_is_alone(tiny, run):
     result, tokens = run(batch_of(tiny, PROMPTS))
     assert tokens == expected
     assert len(set(map(len, tokens))) > 2, "choose other prompts: the rows end together"
-    assert result.accepted_by_depth_BD.sum() > 0, "no draft was right"
+    assert result.accepted_by_depth_BX.sum() > 0, "no draft was right"
     for row, prompt in enumerate(PROMPTS):
         alone, (own_tokens,) = run(batch_of(tiny, [prompt], is_sampled=True))
         assert own_tokens == expected[row]
         assert alone.calls_B[0] == result.calls_B[row]
-        assert alone.accepted_by_depth_BD[0].tolist() == result.accepted_by_depth_BD[row].tolist()
+        assert alone.accepted_by_depth_BX[0].tolist() == result.accepted_by_depth_BX[row].tolist()
 
 
 def test_a_row_has_the_seed_of_the_run_and_its_id_where_it_has_none(tiny, run):

@@ -150,7 +150,7 @@ def _with_true_drafts(tiny, prompts, texts, *, depth=3, wrong_from=None, eos=(),
     new = [
         np.asarray(state.token_BT)[row, len(p) : int(state.length_B[row]) + 1].tolist() for row, p in enumerate(prompts)
     ]
-    return new, state.calls_B.tolist(), state.accepted_by_depth_BD.tolist()
+    return new, state.calls_B.tolist(), state.accepted_by_depth_BX.tolist()
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -176,7 +176,7 @@ def test_a_row_alone_equals_that_row_in_a_batch(tiny):
         alone, single = run(tiny, [prompt], temperature=1.0, seeds=[row + 1])
         assert alone == [together[row]]
         assert single.calls_B[0] == result.calls_B[row]
-        assert single.accepted_by_depth_BD[0].tolist() == result.accepted_by_depth_BD[row].tolist()
+        assert single.accepted_by_depth_BX[0].tolist() == result.accepted_by_depth_BX[row].tolist()
         assert together[row] == plain(tiny, prompt, temperature=1.0, seed=row + 1)
 
 
@@ -187,7 +187,7 @@ def test_other_families_decode_without_loss(family):
     expected = [reference.plain_decode(tiny.reference, p, max_new_tokens=15, temperature=0.7, seed=3) for p in PROMPTS]
     assert min(gap for _, gap in expected) > 1e-3
     assert got == [text for text, _ in expected]
-    assert int(result.accepted_by_depth_BD.sum()) > 0
+    assert int(result.accepted_by_depth_BX.sum()) > 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -226,7 +226,7 @@ def test_in_bfloat16_a_first_difference_is_within_rounding(tiny, temperature):
     settings = {"max_new_tokens": 40, "temperature": temperature, "seeds": [1, 2, 3, 4]}
     expected, _ = run(short, PROMPTS, probe=Plain(), **settings)
     got, result = run(short, PROMPTS, **settings)
-    assert int(result.accepted_by_depth_BD.sum()) > 0
+    assert int(result.accepted_by_depth_BX.sum()) > 0
     from jax_probe_mtp.sameness.first_difference import first_difference  # from a package below: for this test alone
 
     checkpoint = make_checkpoint(short)

@@ -52,7 +52,7 @@ def run(tiny, case, attention):
     result = jax.device_get(jit_decode(tiny.params, batch, tiny.cfg, source))
     assert result.num_emitted_B.tolist() == [NEW_TOKENS] * len(PROMPTS)
     tokens = [result.token_BT[row, len(p) : len(p) + NEW_TOKENS].tolist() for row, p in enumerate(PROMPTS)]
-    return tokens, result.calls_B.tolist(), result.accepted_by_depth_BD.tolist()
+    return tokens, result.calls_B.tolist(), result.accepted_by_depth_BX.tolist()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -153,7 +153,7 @@ class Merged(DraftSource):
         for depth in range(1, self.depth + 1):
             answers = [getattr(self, name).children(self.of(state, name), text, paths) for name in ("probe", "table")]
             token_BWC = jnp.concatenate([answer.token_BWC for answer in answers], axis=2)
-            step_BWC = jnp.concatenate([answer.feature_BWCF[..., 0] for answer in answers], axis=2)
+            step_BWC = jnp.concatenate([answer.feature_BWCf[..., 0] for answer in answers], axis=2)
             kind_C = np.repeat([0, 1], [answer.token_BWC.shape[2] for answer in answers])
             # One node for one token: of two that are the same the one listed first, the mask's, stays.
             is_same_BWCC = token_BWC[..., :, None] == token_BWC[..., None, :]
@@ -204,7 +204,7 @@ def test_two_sources_in_one_tree_give_plain_decodings_tokens(tiny, draw):
             kinds = tree.kind_BN[row, walk.node_BP[row, 1 : walk.num_accepted_B[row] + 1]]
             by_kind_B2[row] += np.bincount(kinds, minlength=2)
     last = jax.device_get(traced.after)
-    assert last.accepted_by_kind_BK.tolist() == by_kind_B2.tolist()
-    assert np.all(last.accepted_by_kind_BK.sum(axis=0) > 0), "drafts of one kind alone were accepted"
-    assert last.accepted_by_kind_BK.sum(axis=1).tolist() == last.accepted_by_depth_BD.sum(axis=1).tolist()
+    assert last.accepted_by_kind_BZ.tolist() == by_kind_B2.tolist()
+    assert np.all(last.accepted_by_kind_BZ.sum(axis=0) > 0), "drafts of one kind alone were accepted"
+    assert last.accepted_by_kind_BZ.sum(axis=1).tolist() == last.accepted_by_depth_BX.sum(axis=1).tolist()
     assert [sum(counts) for counts in accepted] == by_kind_B2.sum(axis=1).tolist()

@@ -59,7 +59,7 @@ def test_reports_say_what_each_call_gave(probe_rows, tiny):
         tokens, accepted = of_reference(tiny, "probe", text)
         assert given[row] == tokens == batch.new_tokens(row)
         assert report.calls_B[row] == len(accepted)
-        assert report.accepted_by_depth_BD[row].tolist() == [sum(n > d for n in accepted) for d in range(2)]
+        assert report.accepted_by_depth_BX[row].tolist() == [sum(n > d for n in accepted) for d in range(2)]
 
     report = batch.run()  # nobody is left
     assert np.all(np.asarray(report.length_BQ) == -1)

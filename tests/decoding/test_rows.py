@@ -63,7 +63,7 @@ def test_a_newcomer_leaves_all_other_rows_bit_for_bit(busy, source, row):
     prompt, state = C.prompt, after.state
     assert state.token_BT[row, : len(prompt)].tolist() == prompt
     assert (int(state.length_B[row]), bool(state.is_done_B[row])) == (len(prompt) - 1, False)
-    assert (int(state.calls_B[row]), int(state.accepted_by_depth_BD[row].sum())) == (0, 0)
+    assert (int(state.calls_B[row]), int(state.accepted_by_depth_BX[row].sum())) == (0, 0)
     assert (after.request.prompt_length_B[row], after.request.max_new_tokens_B[row]) == (len(prompt), C.new)
     drawn = after.request.sampling
     assert (drawn.temperature_B[row], drawn.top_k_B[row], drawn.seed_B[row]) == (1.0, 40, 4)
@@ -98,7 +98,7 @@ def test_a_warm_table_goes_on(busy, tiny):
     for token, logits in zip(C.prompt[:-1], logits_TV[:-1], strict=True):
         learnt[token], gap = reference.successors(logits)
         assert gap > 1e-5
-    old, new = np.asarray(batch.state.source.shared.id_EVC)[0], np.asarray(after.state.source.shared.id_EVC)[0]
+    old, new = np.asarray(batch.state.source.shared.id_YVC)[0], np.asarray(after.state.source.shared.id_YVC)[0]
     for token in range(tiny.cfg.vocab_size):
         expected = [successor for successor, _ in learnt[token]] if token in learnt else old[token].tolist()
         assert new[token].tolist() == expected

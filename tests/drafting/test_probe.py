@@ -142,7 +142,7 @@ def test_any_node_has_the_children_that_the_mask_of_its_depth_proposed():
     state = asked({7: 0.5, 3: 0.25, 4: 0.125}, {7: 0.4, 3: 0.3, 5: 0.2})
     of_root = probe.children(state, TEXT, Paths(token_BWL=jnp.asarray([[[7]]])))
     assert of_root.token_BWC.tolist() == [[[3, 4]]]  # the root's own token is pruned
-    np.testing.assert_allclose(np.exp(of_root.feature_BWCF), [[[[0.25], [0.125]]]], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(of_root.feature_BWCf), [[[[0.25], [0.125]]]], rtol=1e-6)
     below = probe.children(state, TEXT, Paths(token_BWL=jnp.asarray([[[7, 3], [7, 9]]])))
     assert below.token_BWC.tolist() == [[[7, 5], [7, 3]]]
     assert probe.children(state, TEXT, Paths(token_BWL=jnp.asarray([[[7, 3, 7]]]))) is None  # deeper than its masks

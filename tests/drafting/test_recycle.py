@@ -37,13 +37,13 @@ def jit_tree(table, root_B, source):
 def table_of(*by_hand):
     """Tables from {token: {successor: log-probability, best first}}; decoys that are never good follow to make eight."""
     table = empty_table(len(by_hand), V)
-    id_EVC, score_EVC = np.array(table.id_EVC), np.array(table.score_EVC)
+    id_YVC, score_YVC = np.array(table.id_YVC), np.array(table.score_YVC)
     for e, rows in enumerate(by_hand):
         for token, known in rows.items():
             decoys = range(DECOY, DECOY + C - len(known))
-            id_EVC[e, token] = [*known, *decoys]
-            score_EVC[e, token] = [*known.values(), *(-100.0 - rank for rank in range(len(decoys)))]
-    return Table(id_EVC=jnp.asarray(id_EVC), score_EVC=jnp.asarray(score_EVC))
+            id_YVC[e, token] = [*known, *decoys]
+            score_YVC[e, token] = [*known.values(), *(-100.0 - rank for rank in range(len(decoys)))]
+    return Table(id_YVC=jnp.asarray(id_YVC), score_YVC=jnp.asarray(score_YVC))
 
 
 def tree_by_hand(known, root, size):
@@ -64,7 +64,7 @@ def test_a_token_keeps_the_eight_best_with_their_log_probabilities():
     best = [4, 7, 1, 3, 0, 6, 9, 10]
     assert [child for child, _ in got.pop(5)] == best
     assert not got
-    score_C = jit_harvest(table, np.asarray([[5]]), np.asarray([[True]]), logits[None]).score_EVC[0, 5]
+    score_C = jit_harvest(table, np.asarray([[5]]), np.asarray([[True]]), logits[None]).score_YVC[0, 5]
     np.testing.assert_allclose(np.exp(score_C), np.exp(logits[0, best]) / np.exp(logits[0]).sum(), rtol=1e-5)
 
 
@@ -187,11 +187,11 @@ def test_no_path_is_longer_than_six():
 def random_table(E, unknown, seed):
     """Scores are few and exact in binary, so that ties are many and no sum is rounded."""
     rng = np.random.default_rng(seed)
-    id_EVC = np.argsort(rng.random((E, V, V)), axis=-1)[..., :C].astype(np.int32)
-    score_EVC = -np.sort(rng.integers(0, 24, (E, V, C)), axis=-1).astype(np.float32) / 8
+    id_YVC = np.argsort(rng.random((E, V, V)), axis=-1)[..., :C].astype(np.int32)
+    score_YVC = -np.sort(rng.integers(0, 24, (E, V, C)), axis=-1).astype(np.float32) / 8
     is_unknown_EV = rng.random((E, V)) < unknown
-    id_EVC[is_unknown_EV], score_EVC[is_unknown_EV] = NO_TOKEN, -np.inf
-    return Table(id_EVC=jnp.asarray(id_EVC), score_EVC=jnp.asarray(score_EVC))
+    id_YVC[is_unknown_EV], score_YVC[is_unknown_EV] = NO_TOKEN, -np.inf
+    return Table(id_YVC=jnp.asarray(id_YVC), score_YVC=jnp.asarray(score_YVC))
 
 
 @pytest.mark.parametrize("is_warm", [False, True])
@@ -224,10 +224,10 @@ def test_the_static_tree_follows_its_80_paths():
     assert len(set(paths)) == 80
     assert [sum(len(path) == depth for path in paths) for depth in range(1, 7)] == [8, 21, 25, 15, 8, 3]
     number = {path: i for i, path in enumerate([(), *paths])}
-    id_EVC = np.full((1, 100, C), 99, np.int32)
+    id_YVC = np.full((1, 100, C), 99, np.int32)
     for path, rank in itertools.product(number, range(C)):
-        id_EVC[0, number[path], rank] = number.get((*path, rank), 99)
-    table = Table(id_EVC=jnp.asarray(id_EVC), score_EVC=jnp.zeros((1, 100, C)))
+        id_YVC[0, number[path], rank] = number.get((*path, rank), 99)
+    table = Table(id_YVC=jnp.asarray(id_YVC), score_YVC=jnp.zeros((1, 100, C)))
     [nodes] = nodes_of(jit_tree(table, np.asarray([0]), Recycle(tree="static80")))
     assert nodes == [(0, -1, 0), *((number[path], number[path[:-1]], len(path)) for path in paths)]
 
@@ -268,5 +268,5 @@ def test_any_node_has_the_children_of_its_token():
     state = SourceState(rows=table_of(known))
     of_level = source.children(state, text, Paths(token_BWL=jnp.asarray([[[0, 3], [0, 9], [0, NO_TOKEN]]])))
     assert of_level.token_BWC[0, 0, :2].tolist() == [1, DECOY]
-    np.testing.assert_allclose(of_level.feature_BWCF[0, 0, :2, 0], [-0.5, -100])
+    np.testing.assert_allclose(of_level.feature_BWCf[0, 0, :2, 0], [-0.5, -100])
     assert np.all(of_level.token_BWC[0, 1:] == NO_TOKEN)  # 9 is unknown

@@ -60,7 +60,7 @@ def run(tiny, source, prompts, table=None, limits=LIMITS):
         (
             texts[row, len(prompt) : len(prompt) + int(result.num_emitted_B[row])].tolist(),
             int(result.calls_B[row]),
-            int(result.accepted_by_depth_BD[row].sum()),
+            int(result.accepted_by_depth_BX[row].sum()),
         )
         for row, prompt in enumerate(prompts)
     ]

@@ -108,8 +108,8 @@ def count_of_rows(prompts):
     return jnp.zeros(prompts.length_B.shape[0], jnp.int32)
 
 
-def answers(token_BWC, feature_BWCF):
-    return Children(token_BWC=token_BWC.astype(jnp.int32), feature_BWCF=feature_BWCF)
+def answers(token_BWC, feature_BWCf):
+    return Children(token_BWC=token_BWC.astype(jnp.int32), feature_BWCf=feature_BWCf)
 
 
 def masks_of(*shape, dtype=jnp.float32):
@@ -254,7 +254,7 @@ BROKEN = {
         with_attributes(
             children=lambda self, state, text, paths: answers(jnp.zeros((3, 1, 2), jnp.int32), jnp.zeros((3, 1, 2)))
         ),
-        "children gives feature_BWCF: ",
+        "children gives feature_BWCf: ",
     ),
     "children out of range": (
         with_attributes(

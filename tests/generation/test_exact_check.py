@@ -91,9 +91,9 @@ def differing(plain, drafted):
 def test_accepted_drafts_change_no_bit(tiny, case, dtype):
     plain, drafted = decode_twice(tiny, dtype, case, is_exact=True)
     assert differing(plain, drafted) == set()
-    assert plain.accepted_by_depth_BD.sum() == 0
+    assert plain.accepted_by_depth_BX.sum() == 0
     assert plain.calls_B.tolist() == [NEW_TOKENS - 1] * 3
-    assert drafted.accepted_by_depth_BD.sum() > 0, "no draft was ever right: this proves nothing"
+    assert drafted.accepted_by_depth_BX.sum() > 0, "no draft was ever right: this proves nothing"
     assert drafted.calls_B.sum() < plain.calls_B.sum()
 
 
@@ -121,7 +121,7 @@ def test_a_limit_between_none_and_all(tiny):
         batch = batch_of(tiny.cfg, source, PROMPTS, max_accept=limit, **sizes)
         run = program(tiny.cfg, source, batch.config, "float32")
         results[limit] = run(tiny.params, batch.prompt_BT, batch.request)
-    accepted = {limit: np.asarray(state.accepted_by_depth_BD).sum(0) for limit, state in results.items()}
+    accepted = {limit: np.asarray(state.accepted_by_depth_BX).sum(0) for limit, state in results.items()}
     assert accepted[0].tolist() == [0] * 6
     assert accepted[1][0] > 0
     assert accepted[1][1:].sum() == 0 < accepted[None][1:].sum()

@@ -39,7 +39,7 @@ def test_the_state_is_that_of_rows_with_one_new_token(tiny, source):
 
     assert not np.any(state.is_done_B)
     assert not np.any(state.calls_B)
-    assert not np.any(state.accepted_by_depth_BD)
+    assert not np.any(state.accepted_by_depth_BX)
     assert state.token_BT.shape == (B, CAPACITY + 1)
     root_B = np.asarray(state.token_BT)[:, IN_USE]
     assert np.all((root_B >= 0) & (root_B < tiny.cfg.vocab_size))
@@ -68,7 +68,7 @@ def test_a_row_makes_its_new_tokens_in_decode_calls(tiny, source, is_sampled):
     after = jax.jit(loop_of(tiny, source, is_sampled=is_sampled))(tiny.params, request, state)
     assert after.length_B.tolist() == [IN_USE + NEW_TOKENS] * B
     assert np.all(after.is_done_B)
-    made_B = np.asarray(after.calls_B) + np.sum(after.accepted_by_depth_BD, axis=1)
+    made_B = np.asarray(after.calls_B) + np.sum(after.accepted_by_depth_BX, axis=1)
     if source is Plain():
         assert after.calls_B.tolist() == [NEW_TOKENS] * B
     assert np.all(made_B >= NEW_TOKENS)  # counted before the cut at the end of the text

@@ -42,7 +42,7 @@ def test_a_first_batch_is_run_for_two_tokens_first_and_that_leaves_no_trace(tiny
     assert (decoder.stats.prefill_seconds, decoder.stats.seconds) == (1, 2)  # one run: start, filled, end
     assert decoder.stats.new_tokens == sum(len(answer.token_ids) for answer in answers)
     once = decode(checkpoint.params, *decoder.request(batch, settings)[:2], tiny.cfg, draft, DecodeConfig(capacity=64))
-    np.testing.assert_array_equal(decoder._table.id_EVC, once.table.id_EVC)
+    np.testing.assert_array_equal(decoder._table.id_YVC, once.table.id_YVC)
     decoder.run_batch(batch, settings)
     assert decoder.stats.seconds == 4
 

@@ -29,6 +29,6 @@ def run_by_calls(tiny, prompts, source, max_new_tokens, seeds=None, **draw):
     last = jax.device_get(traced.after)
     tokens = [last.token_BT[row, len(p) : last.length_B[row] + 1].tolist() for row, p in enumerate(prompts)]
     assert last.calls_B.tolist() == [len(calls) for calls in trees]
-    assert last.accepted_by_depth_BD.sum(axis=1).tolist() == last.accepted_by_kind_BK.sum(axis=1).tolist()
-    assert last.accepted_by_depth_BD.sum(axis=1).tolist() == [sum(counts) for counts in accepted]
+    assert last.accepted_by_depth_BX.sum(axis=1).tolist() == last.accepted_by_kind_BZ.sum(axis=1).tolist()
+    assert last.accepted_by_depth_BX.sum(axis=1).tolist() == [sum(counts) for counts in accepted]
     return tokens, trees, accepted

@@ -108,7 +108,7 @@ class RowBatch:
         return (
             self.new_tokens(row),
             int(self.state.calls_B[row]),
-            self.state.accepted_by_depth_BD[row].tolist(),
+            self.state.accepted_by_depth_BX[row].tolist(),
             self.slice(self.state.logprob_BT, row).view(np.int32).tolist(),  # bit for bit
         )
 

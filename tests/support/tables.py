@@ -7,16 +7,16 @@ NO_TOKEN = -1
 
 def dicts(table):
     """One dict a table, token -> its (successor, log-probability) pairs, as the reference keeps them."""
-    id_EVC, score_EVC = np.asarray(table.id_EVC), np.asarray(table.score_EVC)
-    is_known_EV = id_EVC[..., 0] != NO_TOKEN
-    assert np.all((id_EVC != NO_TOKEN) == is_known_EV[..., None])  # all eight are known or none
-    assert np.all(np.isfinite(score_EVC) == is_known_EV[..., None])
+    id_YVC, score_YVC = np.asarray(table.id_YVC), np.asarray(table.score_YVC)
+    is_known_EV = id_YVC[..., 0] != NO_TOKEN
+    assert np.all((id_YVC != NO_TOKEN) == is_known_EV[..., None])  # all eight are known or none
+    assert np.all(np.isfinite(score_YVC) == is_known_EV[..., None])
     return [
         {
-            int(token): list(zip(id_EVC[e, token].tolist(), score_EVC[e, token].tolist(), strict=True))
+            int(token): list(zip(id_YVC[e, token].tolist(), score_YVC[e, token].tolist(), strict=True))
             for token in np.flatnonzero(is_known_EV[e])
         }
-        for e in range(len(id_EVC))
+        for e in range(len(id_YVC))
     ]
 
 
