@@ -40,6 +40,7 @@ def _align(args: argparse.Namespace) -> int:
         checkpoint, questions, settings.max_new_tokens, use_chat_template=not args.no_chat_template
     )
     options.say_skipped(skipped)
+    draft_options.check_own(source, checkpoint.config)
     measured = alignment.measure(
         checkpoint, prompts, source, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
     )

@@ -161,7 +161,7 @@ def _line(run: dict[str, Any]) -> str:
     ties = f" ({run['ties']} ties)" if run["ties"] else ""
     return (
         f"{run['run']:32} {run['rows_per_call']:4} rows a call, tau {run['tau']:.3f}, {run['calls']} calls, "
-        f"{equal}/{len(run['by_question'])} equal{ties}, {run['seconds']:.1f} s, {run['speedup_vs_ar']:.2f} x ar"
+        f"{equal}/{len(run['by_question'])} equal{ties}, {run['seconds']:.1f} s, {run['speedup_vs_ar']:.2f} x plain"
     )
 
 

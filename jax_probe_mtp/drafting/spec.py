@@ -58,8 +58,8 @@ def parse_draft(text: str) -> DraftSource:
             raise ValueError(f"the name is none of {', '.join(SOURCES)}, and no module:Class.")
         source_class = _find_class(SOURCES.get(name, f"{name}:{shape}"))
         return _build(source_class, shape if name in SOURCES else None, options)
-    except ValueError as error:
-        raise ValueError(f"draft {text!r}: {error}") from None
+    except Exception as error:  # whatever a user's class raises
+        raise ValueError(f"draft {text!r}: {one_line(error)}") from None
 
 
 def draft_name(source: DraftSource) -> str:
@@ -102,7 +102,12 @@ def source_fields(name: str) -> frozenset[str]:
 
 
 def renewed_name(text: str) -> str:
-    """Rewrites a text form that an earlier version wrote into a file; what cannot be read stays as it is."""
+    """Rewrites a text form that an earlier version wrote into a file; what cannot be read stays as it is.
+
+    So does the name of a class of a user's: no version wrote it otherwise, and reading a file must import nothing.
+    """
+    if source_name(_renewed(text)) not in SOURCES:
+        return text
     try:
         return draft_name(parse_draft(text))
     except ValueError:
@@ -153,9 +158,11 @@ def _build(source_class: type[DraftSource], shape: str | None, options: str | No
             raise ValueError(f"it takes{twice} {known or 'no options'} after the @, got {option!r}.")
         values[key] = _read(source_class, key, text)
     try:
-        return source_class(**values)
-    except TypeError as error:  # a field without a default, or no `propose`
-        raise ValueError(one_line(error)) from None
+        source = source_class(**values)
+        hash(source)  # it is a static argument of `jax.jit`
+    except TypeError as error:  # a field without a default, one that has no hash, or no `propose`
+        raise ValueError(f"{one_line(error)}.") from None
+    return source
 
 
 def _shape_field(source_class: type[DraftSource]) -> str | None:

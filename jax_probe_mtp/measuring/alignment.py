@@ -23,6 +23,7 @@ from jax_probe_mtp.decoding.batch import Batch, bucket, make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
 from jax_probe_mtp.decoding.trace import trace
 from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.model import layers, transformer
 from jax_probe_mtp.model.cache import allocate
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -81,6 +82,10 @@ def measure(
     M, E = source.num_masks, checkpoint.config.num_layers + 1
     if not prompts or not M:
         raise ValueError(f"alignment needs prompts and masks, got {len(prompts)} and {M}; give both, such as tree 14.")
+    if source.num_owners is not None:
+        raise ValueError(
+            f"alignment needs masks of every node, but {draft_name(source)} gives them to {source.num_owners}."
+        )
     eos = checkpoint.eos_token_ids
     batches = [make_batch(checkpoint.config, source, [prompt], settings, eos_token_ids=eos) for prompt in prompts]
     total = np.zeros((len(CLASSES), len(KINDS), M, E))

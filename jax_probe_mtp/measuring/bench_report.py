@@ -12,8 +12,8 @@ from jax_probe_mtp.measuring.figures import require_matplotlib
 
 _HEAD = """# Bench report
 
-tau: tokens a decode call gives. Speed-up: wall time of `ar` (plain decoding) over that of the run; below 1 the run is
-slower. Quartiles are over the questions. Records are not pooled: each has its own section.
+tau: tokens a decode call gives. Speed-up: wall time of `plain` (plain decoding) over that of the run; below 1 the run
+is slower. Quartiles are over the questions. Records are not pooled: each has its own section.
 """
 
 

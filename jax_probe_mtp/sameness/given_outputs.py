@@ -111,16 +111,16 @@ def _of(
     differences: list[Difference] = []
     if choices is not None:
         given = np.asarray(output.token_ids[:size])
-        for place in np.flatnonzero(choices.best_BO[:size] != given).tolist():
-            best_score = float(choices.best_score_BO[place])
+        for place in np.flatnonzero(choices.best_BA[:size] != given).tolist():
+            best_score = float(choices.best_score_BA[place])
             tolerance, step = rounding(checkpoint, best_score, draw, OTHER_FRAMEWORK_TIE)
             differences.append(
                 Difference(
                     position=place,
-                    plain_token=int(choices.best_BO[place]),
+                    plain_token=int(choices.best_BA[place]),
                     other_token=int(given[place]),
                     plain_score=best_score,
-                    other_score=float(choices.given_score_BO[place]),
+                    other_score=float(choices.given_score_BA[place]),
                     tolerance=tolerance,
                     step=step,
                 )

@@ -26,14 +26,14 @@ class Choices(flax.struct.PyTreeNode, kw_only=True):
     """The model's own choice at each of O output positions, and how the given token compares.
 
     Attributes:
-      best_BO: int32 [B, O], the token that plain decoding puts there.
-      best_score_BO: float32 [B, O], its score (`sampling.scores`: the logit of a greedy row).
-      given_score_BO: float32 [B, O], the score of the token that is there; -inf where the cuts leave it out.
+      best_BA: int32 [B, A], the token that plain decoding puts there.
+      best_score_BA: float32 [B, A], its score (`sampling.scores`: the logit of a greedy row).
+      given_score_BA: float32 [B, A], the score of the token that is there; -inf where the cuts leave it out.
     """
 
-    best_BO: jax.Array
-    best_score_BO: jax.Array
-    given_score_BO: jax.Array
+    best_BA: jax.Array
+    best_score_BA: jax.Array
+    given_score_BA: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "num_outputs"))
@@ -62,18 +62,18 @@ def choices(
     dtype = params["embed"].dtype
     cache = allocate(cfg, batch_size=B, capacity=0, scratch=T, dtype=dtype)
 
-    def keep(seen_BTD: jax.Array, start: jax.Array, _: jax.Array, hidden_BCD: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(seen_BTD, hidden_BCD, start, axis=1)
+    def keep(seen_BTD: jax.Array, start: jax.Array, _: jax.Array, hidden_BUD: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(seen_BTD, hidden_BUD, start, axis=1)
 
     num_tokens = jnp.max(prompt_length_B + output_length_B) - 1
     nothing_BTD = jnp.zeros((B, T, cfg.width), dtype)
     chunk = min(max(MIN_ROWS // B, MIN_CHUNK), T)
     _, hidden_BTD = transformer.read_text(params, cfg, token_BT, cache, num_tokens, chunk, keep, nothing_BTD)
 
-    place_1O = jnp.arange(num_outputs)[None]
-    place_BO = prompt_length_B[:, None] + place_1O  # of the given tokens; each is chosen one place before
-    given_BO = jnp.take_along_axis(token_BT, place_BO, axis=1, mode="clip")
-    hidden_BOD = jnp.take_along_axis(hidden_BTD, place_BO[..., None] - 1, axis=1, mode="clip")
+    place_1A = jnp.arange(num_outputs)[None]
+    place_BA = prompt_length_B[:, None] + place_1A  # of the given tokens; each is chosen one place before
+    given_BA = jnp.take_along_axis(token_BT, place_BA, axis=1, mode="clip")
+    hidden_BAD = jnp.take_along_axis(hidden_BTD, place_BA[..., None] - 1, axis=1, mode="clip")
     rows = min(max(HEAD_ROWS // B, 1), num_outputs)
 
     def judge(i: jax.Array, found: Choices) -> Choices:
@@ -82,19 +82,19 @@ def choices(
         def cut(values: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(values, first, rows, axis=1)
 
-        logits_BRV = transformer.logits(params, cfg, cut(hidden_BOD))
-        score_BRV = jax.vmap(sampling.scores, in_axes=(1, 1, None), out_axes=1)(logits_BRV, cut(place_BO), draw)
+        logits_BRV = transformer.logits(params, cfg, cut(hidden_BAD))
+        score_BRV = jax.vmap(sampling.scores, in_axes=(1, 1, None), out_axes=1)(logits_BRV, cut(place_BA), draw)
         here = Choices(
-            best_BO=jnp.argmax(score_BRV, axis=-1).astype(jnp.int32),
-            best_score_BO=jnp.max(score_BRV, axis=-1),
-            given_score_BO=jnp.take_along_axis(score_BRV, cut(given_BO)[..., None], axis=-1)[..., 0],
+            best_BA=jnp.argmax(score_BRV, axis=-1).astype(jnp.int32),
+            best_score_BA=jnp.max(score_BRV, axis=-1),
+            given_score_BA=jnp.take_along_axis(score_BRV, cut(given_BA)[..., None], axis=-1)[..., 0],
         )
         return jax.tree.map(
             lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, first, axis=1), found, here
         )
 
-    nothing_BO = jnp.zeros(given_BO.shape, jnp.float32)
-    nothing = Choices(best_BO=given_BO * 0, best_score_BO=nothing_BO, given_score_BO=nothing_BO)
+    nothing_BA = jnp.zeros(given_BA.shape, jnp.float32)
+    nothing = Choices(best_BA=given_BA * 0, best_score_BA=nothing_BA, given_score_BA=nothing_BA)
     return jax.lax.fori_loop(0, (jnp.max(output_length_B) + rows - 1) // rows, judge, nothing)
 
 

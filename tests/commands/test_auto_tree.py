@@ -45,7 +45,7 @@ def answers(path):
 
 @pytest.mark.parametrize(
     ("costs", "draft"),
-    [(CHEAP, "probe:14"), ({1: 10.0, 10: 20.0}, "ar")],
+    [(CHEAP, "probe:14"), ({1: 10.0, 10: 20.0}, "plain")],
     ids=["a tree pays", "none pays"],
 )
 def test_the_command_decodes_with_what_pays(run, command, timer, tmp_path, costs, draft):
@@ -64,7 +64,7 @@ def test_the_command_decodes_with_what_pays(run, command, timer, tmp_path, costs
     got = answers(output)
     assert [line["draft"] for line in got] == [draft, draft]
     assert [line["token_ids"] for line in got] == [line["token_ids"] for line in plain]
-    if draft != "ar":
+    if draft != "plain":
         assert sum(line["calls"] for line in got) < sum(line["calls"] for line in plain)
     # Two rows, since there are two prompts; and the bucket of the longer one, 7 + 70 - 1 tokens.
     assert {(asked[1].capacity, asked[2]["batch_size"]) for asked in timer.asked} == {(128, 2)}
@@ -83,13 +83,15 @@ def test_the_masks_options_stay(run, command, timer):
     generate, output = command
     options = ["--tree", "auto", "--mask-init", "last_k", "--mask-ema", "0.5", "--no-prune"]
     assert run(*generate, *options)[0] == 0
-    assert {line["draft"] for line in answers(output)} == {"probe:14@init=last_k,prune=0,ema=0.5"}
+    assert {line["draft"] for line in answers(output)} == {"probe:14@mask_init=last_k,mask_ema=0.5,prune=0"}
     output.unlink()
     assert run(*generate, "--mask-init", "last_k", "--mask-ema", "0.5", "--no-prune", "--tree", "14")[0] == 0
-    assert {line["draft"] for line in answers(output)} == {"probe:14@init=last_k,prune=0,ema=0.5"}
+    assert {line["draft"] for line in answers(output)} == {"probe:14@mask_init=last_k,mask_ema=0.5,prune=0"}
 
 
-@pytest.mark.parametrize(("costs", "draft"), [(CHEAP, "probe:14"), ({1: 10.0, 10: 20.0}, "ar")], ids=["tree", "plain"])
+@pytest.mark.parametrize(
+    ("costs", "draft"), [(CHEAP, "probe:14"), ({1: 10.0, 10: 20.0}, "plain")], ids=["tree", "plain"]
+)
 def test_verify_compares_what_was_chosen(run, model, timer, costs, draft):
     timer.costs = costs
     code, out, err = run("verify", "--model", model, "--prompt", PROMPT, "--no-chat-template", "--tree", "auto")
@@ -100,7 +102,7 @@ def test_verify_compares_what_was_chosen(run, model, timer, costs, draft):
     assert says.startswith(f"auto: {draft}, ")
     assert plain.startswith("plain: tau 1.000")
     assert drafted.startswith(f"{draft}: tau 1.")
-    assert drafted.startswith(f"{draft}: tau 1.000") == (draft == "ar")
+    assert drafted.startswith(f"{draft}: tau 1.000") == (draft == "plain")
 
 
 def test_a_cache_that_cannot_be_written_costs_the_command_a_line(run, command, timer, tmp_path, monkeypatch):
@@ -111,7 +113,7 @@ def test_a_cache_that_cannot_be_written_costs_the_command_a_line(run, command, t
     assert err.splitlines()[1].startswith("what a call costs is not kept: ")
     assert err.count("\n") == 2
     monkeypatch.setattr(
-        "jax_probe_mtp.commands.demo_model.cache_folder", lambda: (_ for _ in ()).throw(ValueError("no home"))
+        "jax_probe_mtp.commands.auto_tree.cache_folder", lambda: (_ for _ in ()).throw(ValueError("no home"))
     )
     code, out, err = run(*generate, "--tree", "auto")
     assert (code, out) == (0, "")
@@ -122,7 +124,7 @@ def test_a_cache_that_cannot_be_written_costs_the_command_a_line(run, command, t
 def test_commands_whose_trees_are_named_refuse_it(run, model, timer, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question_id": 1, "category": "qa", "turns": ["w5"]}\n')
     for command, options, says in (
-        ("bench", ["--runs", "probe:auto"], "14, 15+4 or dynamic60k2, got auto"),
+        ("bench", ["--runs", "probe:auto"], "draft 'probe:auto': widths cannot be 'auto'."),
         ("bench", ["--tree", "auto"], "--tree auto"),
         ("align", ["--tree", "auto"], "--tree auto is for generate and verify"),
     ):

@@ -8,7 +8,7 @@ from support.commands import assert_refused
 
 from jax_probe_mtp.commands import bench
 from jax_probe_mtp.files.whole_files import write_json
-from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.measuring.timed_batch import TimedBatches
 
 QUESTIONS = [(1, "first", [5, 9, 2]), (2, "second", [7, 3]), (3, "first", [60, 1, 33]), (4, "second", [8])]
 FAST = ["--no-chat-template", "--max-new-tokens", "6", "--capacity", "64", "--prompt-slots", "8"]
@@ -34,9 +34,9 @@ def test_bench_writes_one_record(run, model, questions, tmp_path):
     record = read(output)
     assert record["questions"] == [1, 2, 3, 4]
     assert record["is_complete"]
-    assert record["settings"]["runs"] == ["ar", "ngram:3"]
+    assert record["settings"]["runs"] == ["plain", "ngram:3"]
     assert record["settings"]["max_new_tokens"] == 6
-    assert [line.split()[0] for line in out.splitlines()] == ["ar", "ngram:3"]
+    assert [line.split()[0] for line in out.splitlines()] == ["plain", "ngram:3"]
     assert "4/4 equal" in out
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".json", ".partial")) == ["r.json"]
 
@@ -44,9 +44,9 @@ def test_bench_writes_one_record(run, model, questions, tmp_path):
 def test_only_so_many_of_a_category(run, model, questions, tmp_path):
     output = tmp_path / "r.json"
     args = ["--model", model, "--questions", questions, "--per-category", "1", "--output", output]
-    assert run("bench", *args, "--runs", "ar", *FAST)[0] == 0
+    assert run("bench", *args, "--runs", "plain", *FAST)[0] == 0
     assert read(output)["questions"] == [1, 2]
-    assert [run["run"] for run in read(output)["runs"]] == ["ar"]
+    assert [run["run"] for run in read(output)["runs"]] == ["plain"]
 
 
 def test_an_interrupted_bench_goes_on(run, model, questions, tmp_path, monkeypatch):
@@ -85,21 +85,21 @@ def test_an_interrupted_bench_goes_on(run, model, questions, tmp_path, monkeypat
 def test_another_command_or_model_is_refused_and_both_are_named(run, model, questions, tmp_path, tiny):
     output = tmp_path / "r.json"
     args = ["--questions", questions, "--output", output, *FAST]
-    assert run("bench", "--model", model, *args, "--runs", "ar")[0] == 0
+    assert run("bench", "--model", model, *args, "--runs", "plain")[0] == 0
     before = output.read_text()
     got = run("bench", "--model", model, *args, *RUNS, "--resume")
-    assert_refused(got, "made with settings runs ar, this command has ar;ngram:3")
-    got = run("bench", "--model", model, *args, "--runs", "ar", "--seed", "3", "--resume")
+    assert_refused(got, "made with settings runs plain, this command has plain;ngram:3")
+    got = run("bench", "--model", model, *args, "--runs", "plain", "--seed", "3", "--resume")
     assert_refused(got, "made with settings seed 0, this command has 3")
     other = make_checkpoint(tiny)
     other.params["final_norm"] = other.params["final_norm"] * 2
     folder = write_folder(tmp_path / "other", other)
     other.params["final_norm"] = other.params["final_norm"] / 2
-    got = run("bench", "--model", folder, *args, "--runs", "ar", "--resume")
+    got = run("bench", "--model", folder, *args, "--runs", "plain", "--resume")
     assert_refused(got, "made with model name tiny, this command has other")
     for there in ("{}", "no json", '{"format": 1, "runs": []}', '{"format": 1, "runs": [{}]}', "[" * 10**5):
         output.write_text(there)
-        code, out, err = run("bench", "--model", "none", *args, "--runs", "ar")  # before the model is looked for
+        code, out, err = run("bench", "--model", "none", *args, "--runs", "plain")  # before the model is looked for
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert str(output) in err
     assert before != output.read_text()
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_said_and_kept_in_the_record(run, model, questions,
     with questions.open("a") as file:
         file.write(json.dumps({"question_id": "long", "category": "first", "turns": [words(*[5] * 600)]}) + "\n")
     output = tmp_path / "r.json"
-    args = ["--model", model, "--questions", questions, "--output", output, "--runs", "ar"]
+    args = ["--model", model, "--questions", questions, "--output", output, "--runs", "plain"]
     code, _, err = run("bench", *args, "--no-chat-template", "--max-new-tokens", "2")
     assert code == 0
     assert "question long is skipped: 600 tokens and 2 new ones are more than the model's context of 512." in err
@@ -138,15 +138,16 @@ def test_what_does_not_fit_is_said_and_kept_in_the_record(run, model, questions,
 
 
 def test_bench_says_with_its_exit_code_that_tokens_differ(run, model, questions, tmp_path, monkeypatch):
-    honest = Decoder.run_batch
+    honest = TimedBatches.run
 
     def wrong(self, batch, settings):
         answers = honest(self, batch, settings)
         if self.source.num_rows > 1:
-            answers[0].token_ids[1] = (answers[0].token_ids[1] + 1) % 61
+            token_ids = answers[0].generation.token_ids
+            token_ids[1] = (token_ids[1] + 1) % 61
         return answers
 
-    monkeypatch.setattr(Decoder, "run_batch", wrong)
+    monkeypatch.setattr(TimedBatches, "run", wrong)
     args = ["--model", model, "--questions", questions, "--output", tmp_path / "r.json", *RUNS]
     code, out, _ = run("bench", *args, *FAST)
     assert code == 1
@@ -178,7 +179,7 @@ def test_a_bad_question_stops_before_the_model_is_read(run, questions, tmp_path,
 
 def test_bad_arguments(run, model, questions, tmp_path):
     args = ["bench", "--model", model, "--questions", questions]
-    assert_refused(run(*args, "--output", tmp_path / "r.json", "--runs", "magic"), "run 'magic' cannot be read")
+    assert_refused(run(*args, "--output", tmp_path / "r.json", "--runs", "magic"), "draft 'magic': the name is none of")
     assert_refused(run(*args, "--output", tmp_path / "none" / "r.json"), "in a folder that does not exist")
     assert_refused(run(*args, "--output", questions), "is read by this command")
     assert_refused(
@@ -186,7 +187,7 @@ def test_bad_arguments(run, model, questions, tmp_path):
     )
     assert_refused(run(*args, "--output", tmp_path / "r.json", "--batch-size", "0"), "batch_size must be at least 1")
     assert_refused(
-        run(*args, "--output", tmp_path / "r.json", "--temperature", "-1", "--runs", "ar"), "temperature must be 0"
+        run(*args, "--output", tmp_path / "r.json", "--temperature", "-1", "--runs", "plain"), "temperature must be 0"
     )
     (tmp_path / "empty.jsonl").write_text("\n")
     empty = ["--questions", tmp_path / "empty.jsonl", "--output", tmp_path / "r.json"]

@@ -6,12 +6,12 @@ import pytest
 from checkpoints import make_checkpoint
 from support.commands import PROMPT, TEXT, assert_refused
 
+from jax_probe_mtp.commands import generate
 from jax_probe_mtp.commands.options import positives
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting import DynamicProbe, Ngram, Probe, Recycle
 from jax_probe_mtp.errors import Parser
 from jax_probe_mtp.generation.answers import Stats
-from jax_probe_mtp.generation.api import generate
 
 
 def test_options_reach_the_library(run, tiny, monkeypatch):
@@ -20,8 +20,8 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
     class Recorder:
         stats = Stats()
 
-        def __init__(self, checkpoint, probe):
-            seen["probe"] = probe
+        def __init__(self, checkpoint, source):
+            seen["source"] = source
 
         def run(self, prompts, settings):
             seen.update(prompts=prompts, settings=settings)
@@ -61,8 +61,14 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
     ]
     assert run("generate", "--prompt", TEXT, *options) == (0, "", "")
     assert (seen["model"], seen["revision"], seen["dtype"]) == ("org/name", "main", "bfloat16")
-    assert seen["probe"] == DynamicProbe(
-        rows=60, num_masks=2, mask_init="offset", mask_offset=1.5, prune=False, rank_with_noise=False
+    assert seen["source"] == DynamicProbe(
+        rows=60,
+        num_masks=2,
+        mask_init="offset",
+        mask_offset=1.5,
+        mask_ema=0.25,
+        prune=False,
+        rank_with_noise=False,
     )
     assert seen["settings"] == Settings(
         max_new_tokens=9,
@@ -70,7 +76,6 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
         top_k=3,
         top_p=0.75,
         seed=11,
-        mask_ema=0.25,
         batch_size=4,
         capacity=99,
         prompt_slots=12,
@@ -85,9 +90,9 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
     }
     for options, draft in others.items():
         assert run("generate", "--model", "m", "--prompt", TEXT, *options.split()) == (0, "", "")
-        assert seen["probe"] == draft
+        assert seen["source"] == draft
     run("generate", "--model", "m", "--prompt", TEXT)
-    assert seen["probe"] == Probe(widths=(14,))
+    assert seen["source"] == Probe(widths=(14,))
     assert seen["settings"] == Settings()
     assert (seen["dtype"], seen["revision"]) == (None, None)
 
@@ -108,26 +113,30 @@ BAD = {
     "tree over its budget": (
         None,
         ["--tree", "15,4", "--block-complexity", "30"],
-        "60 rows, but block_complexity is 30",
+        "60 rows, but --block-complexity is 30",
     ),
     "tree of letters": (None, ["--tree", "x"], "got 'x'"),
     "tree of nothing": (None, ["--tree", ""], "got ''"),
     "tree with a hole": (None, ["--tree", "3,,2"], "got '3,,2'"),
     "tree of another length": (None, ["--tree", "3", "--num-masks", "2"], "2 masks need a tree of 2 numbers"),
-    "tree too deep": (None, ["--tree", "1,1,1,1"], "at most 3 depths"),
+    "tree too deep": (None, ["--tree", "1,1,1,1"], "a tree has 1 to 3 depths"),
     "tree without candidates": (None, ["--tree", "0"], "whole number of candidates, at least 1"),
     "tree wider than the vocabulary": (None, ["--tree", "61"], "62 candidates"),
-    "dynamic without a budget": (None, ["--tree", "dynamic", "--num-masks", "2"], "num_masks and block_complexity"),
+    "dynamic without a budget": (
+        None,
+        ["--tree", "dynamic", "--num-masks", "2"],
+        "needs --num-masks and --block-complexity",
+    ),
     "dynamic without masks": (
         None,
         ["--tree", "dynamic", "--block-complexity", "60"],
-        "num_masks and block_complexity",
+        "needs --num-masks and --block-complexity",
     ),
     "ar with a tree": (None, ["--method", "ar", "--tree", "14"], "--method ar"),
     "a tree of depths for a chain": (
         None,
         ["--method", "ngram", "--tree", "4,4"],
-        "whole number for this method, got '4,4'",
+        "draft 'ngram:4,4' cannot be read",
     ),
     "a chain of nothing": (
         None,

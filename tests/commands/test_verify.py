@@ -25,7 +25,7 @@ def test_verify_prints_each_record_and_the_counts(run, model, expected, tmp_path
     ]
     plain, probe = err.splitlines()
     assert plain.startswith("plain: tau 1.000, 48 calls for 48 tokens, ")
-    assert probe.startswith(f"probe: tau {48 / sum(len(accepted) for _, accepted in expected.values()):.3f}, ")
+    assert probe.startswith(f"probe:7+3: tau {48 / sum(len(accepted) for _, accepted in expected.values()):.3f}, ")
 
 
 @pytest.mark.parametrize("method", ["ngram", "recycle"])
@@ -45,8 +45,8 @@ def test_other_sources_give_the_same_tokens(run, model, expected, tmp_path, meth
     code, out, err = run("verify", *args, "--no-chat-template", "--max-new-tokens", "24")
     assert code == 0
     assert out.endswith("3 same, 0 tie, 0 diverged\n")
-    assert err.splitlines()[1].startswith(f"{method}: tau 1.")
-    assert not err.splitlines()[1].startswith(f"{method}: tau 1.000")
+    assert err.splitlines()[1].startswith(f"{method}:12: tau 1.")
+    assert not err.splitlines()[1].startswith(f"{method}:12: tau 1.000")
 
 
 def test_verify_samples_both_ways_alike(run, model, tmp_path):
@@ -123,7 +123,7 @@ def test_transformers_gives_the_same_tokens(against_torch, plain):
     assert code == 0
     lines = [f"{name}: same {len(tokens)} tokens; transformers {len(tokens)} tokens" for name, tokens in plain.items()]
     assert out.splitlines() == [*lines, "3 same, 0 tie, 0 diverged"]
-    assert err.startswith("probe: tau 1.")
+    assert err.startswith("probe:4: tau 1.")
 
 
 def test_transformers_asks_for_no_sampling_and_no_penalty(against_torch, plain, monkeypatch):
@@ -190,7 +190,7 @@ def test_the_exact_mode_is_compared_with_its_own_program(run, model, tmp_path, f
     assert (code, out.splitlines()[-1]) == (0, "3 same, 0 tie, 0 diverged")
     first, second = err.splitlines()
     assert first.startswith("plain: tau 1.000, ")
-    assert float(re.match(r"probe: tau (\d\.\d+), ", second).group(1)) > 1
+    assert float(re.match(r"probe:7\+3: tau (\d\.\d+), ", second).group(1)) > 1
 
 
 def test_no_decoders_seconds_hold_the_work_of_another(run, model, tmp_path, monkeypatch):

@@ -13,16 +13,24 @@ import pytest
 import reference
 from checkpoints import make_checkpoint
 
+from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
-from jax_probe_mtp.decoding.step import step as decode_loop
+from jax_probe_mtp.decoding.trace import trace
 from jax_probe_mtp.drafting import Plain, Probe
-from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.measuring import alignment, alignment_report
 from jax_probe_mtp.model import layers, transformer
 
 PROMPTS = [Prompt(id="a", token_ids=[5, 9, 2, 44, 17, 3, 3]), Prompt(id=7, token_ids=[60, 1, 33, 8])]
-SETTINGS = Settings(max_new_tokens=24, mask_ema=0.3, batch_size=5)
-PROBE = Probe(widths=(9, 4, 2), prune=False)
+SETTINGS = Settings(max_new_tokens=24, batch_size=5)
+PROBE = Probe(widths=(9, 4, 2), mask_ema=0.3, prune=False)
+SLOW_PROBE = {
+    "tree": (9, 4, 2),
+    "num_masks": 3,
+    "block_complexity": None,
+    "prune": False,
+    "mask_init": "mean",
+    "mask_offset": 5.0,
+}
 NEVER = (49,)  # an end that no text here has
 
 
@@ -30,17 +38,21 @@ def checkpoint_of(tiny, eos=NEVER):
     return dataclasses.replace(make_checkpoint(tiny), eos_token_ids=eos)
 
 
-def calls_of(checkpoint, probe, prompt, settings=SETTINGS):
-    return alignment.decode_calls(checkpoint, probe, *Decoder(checkpoint, probe).request([prompt], settings))
+def batch_of(checkpoint, prompt, settings=SETTINGS):
+    return make_batch(checkpoint.config, PROBE, [prompt], settings, eos_token_ids=checkpoint.eos_token_ids)
 
 
-def reference_decode(tiny, prompt, probe, settings=SETTINGS, eos=NEVER):
+def calls_of(checkpoint, prompt):
+    return alignment.decode_calls(checkpoint, PROBE, batch_of(checkpoint, prompt))
+
+
+def reference_decode(tiny, prompt, eos=NEVER):
     new, _, accepted = reference.probe_decode(
         tiny.reference,
         prompt.token_ids,
-        dataclasses.asdict(probe),
-        max_new_tokens=settings.max_new_tokens,
-        mask_ema=settings.mask_ema,
+        SLOW_PROBE,
+        max_new_tokens=SETTINGS.max_new_tokens,
+        mask_ema=PROBE.mask_ema,
         eos=eos,
     )
     return new, accepted
@@ -56,19 +68,19 @@ def slow_residuals(slow, x_TD):
     return found
 
 
-def slow_alignment(tiny, checkpoint, probe, settings, eos=NEVER):
+def slow_alignment(tiny, checkpoint, eos=NEVER):
     """Cosines [layer] of each draft by (class, kind, mask), from the reference's tokens and accepted drafts.
 
     Only which rows are random is asked of the code under test; `test_compared_rows` looks at those.
     """
-    slow, k = tiny.reference, probe.masks_per_node
+    slow, k = tiny.reference, PROBE.num_masks
     cosines = {(c, j, i): [] for c in alignment.CLASSES for j in alignment.KINDS for i in range(k)}
     for prompt in PROMPTS:
-        new, accepted = reference_decode(tiny, prompt, probe, settings, eos)
+        new, accepted = reference_decode(tiny, prompt, eos)
         text = [*prompt.token_ids, *new]
         rows = slow_residuals(slow, slow.embed(text))
-        calls = calls_of(checkpoint, probe, prompt, settings)
-        random_QM = alignment.compared_rows(calls, record_seed(settings.seed, prompt))[..., 3]
+        calls = calls_of(checkpoint, prompt)
+        random_QM = alignment.compared_rows(calls, record_seed(SETTINGS.seed, prompt))[..., 3]
         masks = np.repeat(slow.embed(prompt.token_ids).mean(0)[None], k, 0)
         end, learned = len(prompt.token_ids), len(prompt.token_ids)
         for q, num_accepted in enumerate(accepted):  # the masks of the call before this one
@@ -83,28 +95,28 @@ def slow_alignment(tiny, checkpoint, probe, settings, eos=NEVER):
                         cosine = [x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in pairs]
                         cosines[name, kind, i].append(cosine)
             for token in text[learned : end + 1]:  # what the call before this one committed
-                masks = masks + settings.mask_ema * (slow.embed([token]) - masks)
+                masks = masks + PROBE.mask_ema * (slow.embed([token]) - masks)
             learned, end = end + 1, end + num_accepted + 1
     return cosines
 
 
 def test_means_and_counts_equal_a_slow_computation(tiny):
     got = alignment.measure(checkpoint_of(tiny), PROMPTS, PROBE, SETTINGS)
-    expected = slow_alignment(tiny, checkpoint_of(tiny), PROBE, SETTINGS)
+    expected = slow_alignment(tiny, checkpoint_of(tiny))
     _assert_equal(got, expected)
     assert min(map(len, expected.values())) > 0
 
 
 def test_a_text_that_ends_inside_an_accepted_path(tiny):
     """The end comes with drafts accepted before and behind it; the third mask's place is then behind the text."""
-    new, accepted = reference_decode(tiny, PROMPTS[0], PROBE)
+    new, accepted = reference_decode(tiny, PROMPTS[0])
     ended = 1 + sum(count + 1 for count in accepted[:2])  # tokens before the third call
     assert accepted[2] == 2
     assert new[ended] not in new[:ended]
     eos = (new[ended],)
     checkpoint = checkpoint_of(tiny, eos)
     got = alignment.measure(checkpoint, PROMPTS, PROBE, SETTINGS)
-    _assert_equal(got, slow_alignment(tiny, checkpoint, PROBE, SETTINGS, eos))
+    _assert_equal(got, slow_alignment(tiny, checkpoint, eos))
     totals = [sum(got.counts[name]["true"][i] for name in alignment.CLASSES) for i in range(3)]
     assert totals[0] == totals[1] > totals[2]
 
@@ -120,7 +132,7 @@ def _assert_equal(got, expected):
 
 def test_counts_are_those_of_the_references_calls(tiny):
     got = alignment.measure(checkpoint_of(tiny), PROMPTS, PROBE, SETTINGS)
-    accepted = [count for prompt in PROMPTS for count in reference_decode(tiny, prompt, PROBE)[1]]
+    accepted = [count for prompt in PROMPTS for count in reference_decode(tiny, prompt)[1]]
     num_accepted = [sum(count > i for count in accepted) for i in range(3)]
     assert got.counts["accepted"]["true"] == num_accepted
     assert got.counts["rejected"]["true"][:2] == [len(accepted) - count for count in num_accepted[:2]]
@@ -130,11 +142,11 @@ def test_counts_are_those_of_the_references_calls(tiny):
 def test_the_masks_run_again_propose_the_trees_that_the_calls_had(tiny):
     checkpoint = checkpoint_of(tiny)
     for prompt in PROMPTS:
-        calls = calls_of(checkpoint, PROBE, prompt)
+        calls = calls_of(checkpoint, prompt)
         logits_RV = _last_logits(tiny.params, tiny.cfg, calls.token_T, calls.masks_QMD, calls.end_Q)
         logits_QMV = np.asarray(logits_RV)[calls.token_T.size :].reshape(len(calls.end_Q), 3, -1)
         best_QMV = np.argsort(-logits_QMV, axis=-1)
-        trees = _trees(checkpoint, PROBE, prompt)
+        trees = _trees(checkpoint, prompt)
         assert len(trees) > 5
         assert [[*m[0, :9], *m[1, :4], *m[2, :2]] for m in best_QMV] == trees
 
@@ -152,21 +164,10 @@ def test_masks_enter_in_the_models_dtype(tiny):
     assert [(x.shape, x.dtype) for x in shapes] == [((5 + 2 * 3, 24), jnp.bfloat16)] * 3
 
 
-_draft_tree = jax.jit(decode_loop.draft_tree, static_argnames="source")
-
-
-def _trees(checkpoint, probe, prompt):
+def _trees(checkpoint, prompt):
     """Drafts of each decode call."""
-    prompt_BT, request, decode_cfg = Decoder(checkpoint, probe).request([prompt], SETTINGS)
-    static = {"cfg": checkpoint.config, "source": probe, "decode_cfg": decode_cfg}
-    state = alignment._step(
-        checkpoint.params, request, alignment._prefill(checkpoint.params, prompt_BT, request, **static), **static
-    )
-    trees = []
-    while not state.is_done_B[0]:
-        trees.append(_draft_tree(request, state, probe).token_BN[0, 1:].tolist())
-        state = alignment._step(checkpoint.params, request, state, **static)
-    return trees
+    traced = trace(checkpoint.params, batch_of(checkpoint, prompt), checkpoint.config, PROBE)
+    return [each.call.tree.token_BN[0, 1:].tolist() for each in traced][1:]  # the first call is the prefill's
 
 
 def test_compared_rows():
@@ -216,7 +217,7 @@ def test_progress_passes_the_prompts_one_by_one(tiny):
 
     got = alignment.measure(checkpoint_of(tiny), PROMPTS, PROBE, SETTINGS, progress=watch)
     assert seen == got.prompts == ["a", 7]
-    assert (got.model, got.probe, got.settings) == ("tiny", PROBE, dataclasses.replace(SETTINGS, batch_size=1))
+    assert (got.model, got.source, got.settings) == ("tiny", PROBE, dataclasses.replace(SETTINGS, batch_size=1))
 
 
 def test_what_cannot_be_measured_is_refused(tiny):
@@ -225,8 +226,14 @@ def test_what_cannot_be_measured_is_refused(tiny):
         alignment.measure(checkpoint, PROMPTS, Plain(), SETTINGS)
     with pytest.raises(ValueError, match="got 0 and 3"):
         alignment.measure(checkpoint, [], PROBE, SETTINGS)
+    with pytest.raises(ValueError, match=r"needs masks of every node, but .*FewOwners.* gives them to 2"):
+        alignment.measure(checkpoint, PROMPTS, FewOwners(widths=(9, 4, 2)), SETTINGS)
     with pytest.raises(ValueError, match="prompt b holds token id 61"):
         alignment.measure(checkpoint, [*PROMPTS, Prompt(id="b", token_ids=[61])], PROBE, SETTINGS, progress=_never)
+
+
+class FewOwners(Probe):
+    num_owners = 2
 
 
 def _never(prompts):
@@ -241,7 +248,8 @@ def test_files(tiny, tmp_path):
     record = json.loads(paths[0].read_text())
     assert record["environment"] == environment
     assert record["prompts"] == ["a", 7]
-    assert record["probe"]["tree"] == [9, 4, 2]
+    assert record["probe"]["draft"] == "probe:9+4+2@mask_ema=0.3,prune=0"
+    assert record["probe"]["widths"] == [9, 4, 2]
     assert record["settings"]["max_new_tokens"] == 24
     assert (record["counts"], record["cosines"]) == (got.counts, got.cosines)
     svg, table = paths[1].read_text(), paths[2].read_text()

@@ -7,12 +7,11 @@ import pytest
 import reference
 from checkpoints import EOS, make_checkpoint, words
 
-from jax_probe_mtp.decoding.settings import Settings
-from jax_probe_mtp.drafting.spec import parse_runs
+from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
 from jax_probe_mtp.files.questions import Question
-from jax_probe_mtp.generation import decoder as generation
-from jax_probe_mtp.generation import prompts
 from jax_probe_mtp.measuring.bench import Bench
+from jax_probe_mtp.measuring.runs import parse_runs
+from jax_probe_mtp.measuring.timed_batch import TimedBatches
 
 PROMPTS = {"a": [7], "b": [5, 9, 2, 44, 17, 3, 3], "c": [60, 1, 33, 8], "d": [12, 13, 14]}
 CATEGORY = {"a": "first", "b": "second", "c": "second", "d": "first"}
@@ -58,7 +57,7 @@ def whole(checkpoint):
 def test_counts_are_the_references(tiny, whole):
     record = whole.record()
     plain, probe, ngram, recycle = record["runs"]
-    assert [run["run"] for run in record["runs"]] == ["ar", "probe:7+3", "ngram:4", "recycle:12"]
+    assert [run["run"] for run in record["runs"]] == ["plain", "probe:7+3", "ngram:4", "recycle:12"]
     assert [run["rows_per_call"] for run in record["runs"]] == [1, 33, 5, 12]
     assert record["is_complete"]
     assert record["questions"] == list(PROMPTS)
@@ -100,6 +99,7 @@ def test_arithmetic_by_hand(checkpoint):
             "calls": calls,
             "committed": committed,
             "accepted_by_depth": accepted,
+            "accepted_by_kind": {"probe": sum(accepted)},
             "seconds": seconds,
             "prefill_seconds": prefill,
             "difference": difference,
@@ -108,7 +108,11 @@ def test_arithmetic_by_hand(checkpoint):
     measured = make_bench(checkpoint, runs="probe:7+3")
     tie = "tie at new token 3: ..."
     measured.results = {
-        "ar": {"a": result(10, 10, [], 4.0, 2.0), "b": result(30, 30, [], 6.0, 0.0), "c": result(0, 0, [], 2.0, 2.0)},
+        "plain": {
+            "a": result(10, 10, [], 4.0, 2.0),
+            "b": result(30, 30, [], 6.0, 0.0),
+            "c": result(0, 0, [], 2.0, 2.0),
+        },
         "probe:7+3": {
             "a": result(5, 10, [4, 1], 2.0, 1.0),
             "b": result(15, 30, [10, 5], 8.0, 0.5, tie),
@@ -122,7 +126,7 @@ def test_arithmetic_by_hand(checkpoint):
     assert run["tau"] == 2  # 40 tokens in 20 calls
     assert run["tau_by_category"] == {"first": 2, "second": 2}
     assert run["call_reduction"] == 0.5
-    assert run["accepted_by_depth"] == [14, 6]
+    assert (run["accepted_by_depth"], run["accepted_by_source"]) == ([14, 6], {"probe": 20})
     assert run["exact_match"] == pytest.approx(2 / 3)
     assert (run["ties"], run["differences"]) == (1, {"b": tie})
     assert (run["seconds"], run["prefill_seconds"]) == (11, 2.5)
@@ -150,13 +154,13 @@ def test_batches_do_not_change_counts(checkpoint, whole):
 
 def test_runs_take_turns(checkpoint, monkeypatch):
     order = []
-    honest = generation.Decoder.run_batch
+    honest = TimedBatches.run
 
     def watched(self, batch, settings):
         order.append((batch[0].id, self.source.num_rows))
         return honest(self, batch, settings)
 
-    monkeypatch.setattr(generation.Decoder, "run_batch", watched)
+    monkeypatch.setattr(TimedBatches, "run", watched)
     measured = make_bench(checkpoint, questions=QUESTIONS[:2])
     steps = list(itertools.islice(measured.measure(), 7))
     assert len(steps) == 7
@@ -190,7 +194,7 @@ def test_sampled_runs_are_exact_too(tiny, checkpoint):
     list(measured.measure())
     record = measured.record()
     for name, prompt in PROMPTS.items():
-        seed = prompts.record_seed(7, generation.Prompt(id=name, token_ids=prompt))
+        seed = record_seed(7, Prompt(id=name, token_ids=prompt))
         tokens, _ = reference.plain_decode(tiny.reference, prompt, max_new_tokens=20, eos=(EOS,), seed=seed, **draw)
         assert record["runs"][0]["by_question"][name]["committed"] == len(tokens) - 1
     assert [run["exact_match"] for run in record["runs"]] == [1, 1]
@@ -198,15 +202,16 @@ def test_sampled_runs_are_exact_too(tiny, checkpoint):
 
 
 def test_a_wrong_token_is_found(checkpoint, monkeypatch):
-    honest = generation.Decoder.run_batch
+    honest = TimedBatches.run
 
     def wrong(self, batch, settings):
         answers = honest(self, batch, settings)
         if self.source.num_rows == 5 and batch[0].id == "b":
-            answers[0].token_ids[4] = (answers[0].token_ids[4] + 1) % 61
+            token_ids = answers[0].generation.token_ids
+            token_ids[4] = (token_ids[4] + 1) % 61
         return answers
 
-    monkeypatch.setattr(generation.Decoder, "run_batch", wrong)
+    monkeypatch.setattr(TimedBatches, "run", wrong)
     measured = make_bench(checkpoint, runs="ngram:4")
     list(measured.measure())
     run = measured.record()["runs"][1]
@@ -228,12 +233,12 @@ def test_questions_that_do_not_fit_are_skipped_by_id(checkpoint):
 
 def test_questions_that_do_not_fit_the_settings_stop_the_bench(checkpoint):
     settings = Settings(max_new_tokens=20, capacity=24)
-    with pytest.raises(ValueError, match="run 'ar': cache holds 24 tokens, but prompt 7"):
+    with pytest.raises(ValueError, match="run 'plain': cache holds 24 tokens, but prompt 7"):
         make_bench(checkpoint, settings=settings)
 
 
 def test_a_run_that_a_question_cannot_have_is_named(checkpoint):
-    with pytest.raises(ValueError, match=r"run 'probe:2\+1@init=last_k': prompt a has 1 tokens"):
+    with pytest.raises(ValueError, match=r"run 'probe:2\+1@mask_init=last_k': prompt a: "):
         make_bench(checkpoint, runs="probe:2+1@init=last_k")
     with pytest.raises(ValueError, match="run 'probe:61': the tree looks at 62 candidates"):
         make_bench(checkpoint, runs="probe:61")

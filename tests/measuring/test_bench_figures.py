@@ -15,11 +15,11 @@ def made(tmp_path):
 
 
 def test_cells_of_speedups_are_red_below_1_and_blue_above(made):
-    runs = [make_run("ar"), make_run("probe:14", speedup=0.996), make_run("probe:29", speedup=40.0)]
+    runs = [make_run("plain"), make_run("probe:14", speedup=0.996), make_run("probe:29", speedup=40.0)]
     runs[1]["speedup_vs_ar_by_category"] = {"writing": 1.004, "math": 0.9}
     _, folder = made(make_record(*runs))
-    ar, slow, fast = (fills(folder / "record1_speedup.svg")[i : i + 3] for i in (0, 3, 6))
-    assert ar == [(255, 255, 255)] * 3
+    plain, slow, fast = (fills(folder / "record1_speedup.svg")[i : i + 3] for i in (0, 3, 6))
+    assert plain == [(255, 255, 255)] * 3
     sides = [red - blue for red, _, blue in slow]
     assert sides[0] > 15  # seen as red although another cell is 40 times as fast
     assert sides[1] < -15
@@ -31,19 +31,19 @@ def test_cells_of_speedups_are_red_below_1_and_blue_above(made):
 
 def test_a_speedup_of_next_to_nothing_is_pale_though_no_other_is_greater(made):
     run = make_run("probe:14") | {"speedup_vs_ar": 1.01, "speedup_vs_ar_by_category": {"writing": 1.01, "math": 1.25}}
-    _, folder = made(make_record(make_run("ar"), run))
+    _, folder = made(make_record(make_run("plain"), run))
     pale, same, full = fills(folder / "record1_speedup.svg")[3:]
     assert pale == same
     assert min(pale) > 210
     assert full == (67, 147, 195)
     run["speedup_vs_ar_by_category"]["math"] = 1.01
-    assert fills(made(make_record(make_run("ar"), run))[1] / "record1_speedup.svg")[3:] == [pale] * 3
+    assert fills(made(make_record(make_run("plain"), run))[1] / "record1_speedup.svg")[3:] == [pale] * 3
 
 
 def test_figures_say_what_is_in_the_record(made):
     second = make_run("ngram:8@k=3", 8, 1.5, accepted_by_depth=[50, 0, 1])
     _, folder = made(make_record(*make_record()["runs"], second))
-    runs, columns = ["ar", "probe:15+4", "ngram:8@k=3"], ["all", "writing", "math"]
+    runs, columns = ["plain", "probe:15+4", "ngram:8@k=3"], ["all", "writing", "math"]
     values = "1.00 1.00 1.00 1.25 1.35 1.15 1.50 1.60 1.40"
     assert " ".join(texts(folder / NAMES[0])) == " ".join([*columns, *runs, values])
     assert set(texts(folder / NAMES[2])) >= {"rows a call", "tau", "1", "2", "4", "8", "16", "32", *runs}
@@ -60,7 +60,7 @@ def test_a_cell_stands_in_its_row_and_column(made):
     at = {node.text: (float(node.get("x", 0)), float(node.get("y", 0))) for node in nodes}
     assert at["1.25"][0] < at["1.35"][0] < at["1.15"][0]  # all, writing, math
     assert at["1.25"][1] == at["1.35"][1] == at["1.15"][1] == pytest.approx(at["probe:15+4"][1], abs=2)
-    assert at["ar"][1] < at["probe:15+4"][1] - 15
+    assert at["plain"][1] < at["probe:15+4"][1] - 15
     *_, highest, lowest = fills(folder / NAMES[0])
     assert highest == (67, 147, 195)
     assert lowest == (174, 209, 229)  # 0.15 of 0.35: 3/7 of the way from white
@@ -68,11 +68,11 @@ def test_a_cell_stands_in_its_row_and_column(made):
 
 def test_points_share_a_colour_by_method_and_the_line_joins_the_best(made):
     runs = [make_run("probe:14", 32, 1.2), make_run("probe:4@k=1", 8, 1.1), make_run("probe:15+4", 32, 1.3)]
-    _, folder = made(make_record(make_run("ar"), *runs, make_run("probe@k=1", 2, 1.05)))
+    _, folder = made(make_record(make_run("plain"), *runs, make_run("probe@k=1", 2, 1.05)))
     root = ElementTree.parse(folder / NAMES[2])
-    labels = [node for node in root.iter("{http://www.w3.org/2000/svg}text") if node.text[:2] in ("ar", "pr")]
+    labels = [node for node in root.iter("{http://www.w3.org/2000/svg}text") if node.text[:2] in ("pl", "pr")]
     labels.sort(key=lambda node: -float(node.get("y")))
-    assert [node.text for node in labels] == ["ar", "probe@k=1", "probe:4@k=1", "probe:14", "probe:15+4"]  # by tau
+    assert [node.text for node in labels] == ["plain", "probe@k=1", "probe:4@k=1", "probe:14", "probe:15+4"]  # by tau
     colours = [node.get("style").split("fill: ")[1][:7] for node in labels]
     assert colours == ["#1f77b4", *["#ff7f0e"] * 4]
     uses = [node for node in root.iter("{http://www.w3.org/2000/svg}use") if "#ff7f0e" in node.get("style")]

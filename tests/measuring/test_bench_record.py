@@ -5,7 +5,7 @@ import copy
 import pytest
 from support.bench_records import make_record, make_run, write
 
-from jax_probe_mtp.measuring import bench_report, figures
+from jax_probe_mtp.measuring import bench_record, bench_report, figures
 
 
 def changed(where, value):
@@ -89,3 +89,29 @@ def test_no_other_shape_gets_past_the_checks(tmp_path, monkeypatch):
                 assert str(path) in str(error), (place, value)  # noqa: PT017 - it need not raise
                 num_refused += 1
     assert num_refused > 200
+
+
+def test_names_and_drafts_of_an_earlier_version_are_read_as_todays(tmp_path):
+    """One kind of drafts was all that a run had; what came of each question did not say so."""
+    names = ["ar", "probe:4@init=last_k,ema=0.5", "probe:dynamic60k2", "ngram:4@n=2", "recycle:30@warm=1"]
+    result = {"calls": 4, "committed": 9, "seconds": 1.0, "prefill_seconds": 0.5, "difference": None}
+    runs = [make_run(names[0], by_question={"81": result | {"accepted_by_depth": []}})]
+    for name in names[1:]:
+        kind = name.split(":")[0]
+        answer = result | {"accepted_by_depth": [3, 2]}
+        runs.append(make_run(name, accepted_by_source={kind: 5}, by_question={"81": answer}))
+    record = make_record(*runs)
+    record["settings"]["runs"] = names
+    read = bench_record.read_record(write(tmp_path / "r.json", record))
+    now = ["plain", "probe:4@mask_init=last_k,mask_ema=0.5", "dynamic:60", "ngram:4@max_ngram=2", "recycle:30@warm=1"]
+    assert read["settings"]["runs"] == [run["run"] for run in read["runs"]] == now
+    kinds = [run["by_question"]["81"]["accepted_by_kind"] for run in read["runs"]]
+    assert kinds == [{}, {"probe": 5}, {"probe": 5}, {"ngram": 5}, {"recycle": 5}]
+
+
+def test_a_record_is_read_without_importing_what_it_names(tmp_path, monkeypatch):
+    (tmp_path / "named_in_a_record.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    record = make_record(make_run("plain"), make_run("named_in_a_record:Source", 3, 1.1))
+    read = bench_record.read_record(write(tmp_path / "r.json", record))
+    assert [run["run"] for run in read["runs"]] == ["plain", "named_in_a_record:Source"]

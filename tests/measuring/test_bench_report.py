@@ -41,14 +41,14 @@ jax_probe_mtp 0.2.0 (git commit abc123), jax 0.11.2, jaxlib 0.11.1, numpy 2.4.6,
 
 {COLUMNS}
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-| ar | 1 | 1.000 | 0.0% | none | 3/3 | 2.00 | 1.00 | 1.00 (1.00 to 1.00) | 10.00 (9.50 to 10.26) |
+| plain | 1 | 1.000 | 0.0% | none | 3/3 | 2.00 | 1.00 | 1.00 (1.00 to 1.00) | 10.00 (9.50 to 10.26) |
 | probe:15+4 | 60 | 1.250 | 20.0% | 25, 4 | 3/3 | 1.33 | 1.50 | 1.50 (1.40 to 1.60) | 10.00 (9.50 to 10.26) |
 
 tau by category:
 
 | run | writing | math |
 | --- | --- | --- |
-| ar | 1.000 | 1.000 |
+| plain | 1.000 | 1.000 |
 | probe:15+4 | 1.350 | 1.150 |
 
 """
@@ -57,7 +57,7 @@ tau by category:
 
 
 def test_a_reduction_of_next_to_nothing_has_no_sign(made):
-    text, _ = made(make_record(make_run("ar"), make_run("probe:14", 30, call_reduction=-1e-6)))
+    text, _ = made(make_record(make_run("plain"), make_run("probe:14", 30, call_reduction=-1e-6)))
     assert "| probe:14 | 30 | 1.000 | 0.0% |" in text
 
 
@@ -79,7 +79,7 @@ def test_a_record_that_is_not_complete_says_so(made):
 def test_skipped_questions_and_differences_are_listed(made):
     differences = {"81": "tie at new token 5: plain 3", "x": "diverged at new token 0"}
     runs = [
-        make_run("ar"),
+        make_run("plain"),
         make_run("probe:14", exact_match=1 / 3, ties=1, differences=differences),
         make_run("probe:29", exact_match=1 / 3, ties=2, differences=differences),
         make_run("probe:4", exact_match=2 / 3, ties=1, differences={"81": "tie"}),
@@ -98,7 +98,7 @@ def test_skipped_questions_and_differences_are_listed(made):
 def test_sources_are_told_apart_where_there_are_several(made):
     sources = {"probe": 20, "ngram": 9}
     run = make_run("mix:14", accepted_by_depth=[20, 9], accepted_by_source=sources)
-    assert "| 20, 9 (probe 20, ngram 9) |" in made(make_record(make_run("ar"), run))[0]
+    assert "| 20, 9 (probe 20, ngram 9) |" in made(make_record(make_run("plain"), run))[0]
 
 
 def test_what_was_not_measured_is_not_a_number(made):
@@ -111,7 +111,7 @@ def test_what_was_not_measured_is_not_a_number(made):
         "speedup_quartiles": [None] * 3,
         "ms_per_call_quartiles": [None] * 3,
     }
-    text, folder = made(make_record(make_run("ar"), run))
+    text, folder = made(make_record(make_run("plain"), run))
     row = "| probe:14 | 30 | n/a | n/a | 0 | 3/3 | n/a | n/a | n/a | n/a |"
     assert row in text
     assert "| probe:14 | n/a | n/a |" in text
@@ -134,7 +134,7 @@ def test_what_was_not_measured_is_not_a_number(made):
     ],
 )
 def test_a_speedup_near_1_shows_on_which_side_it_is(made, ratio, text):
-    row = made(make_record(make_run("ar"), make_run("probe:14", speedup=ratio)))[0].split("| probe:14 |")[1]
+    row = made(make_record(make_run("plain"), make_run("probe:14", speedup=ratio)))[0].split("| probe:14 |")[1]
     assert row.split(" | ")[6] == text
 
 
@@ -153,7 +153,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path, monkeypatch):
 
 def test_each_record_has_its_section_and_its_figures(tmp_path):
     paths = [write(tmp_path / folder / "r.json", make_record()) for folder in ("a", "b")]  # one stem
-    other = make_record(make_run("ar"), make_run("ngram", 8, 1.5))
+    other = make_record(make_run("plain"), make_run("ngram:7", 8, 1.5))
     other["model"]["name"] = "other"
     write(paths[1], other)
     files = bench_report.write_report(paths, tmp_path / "new" / "out")
@@ -165,12 +165,12 @@ def test_each_record_has_its_section_and_its_figures(tmp_path):
     assert second.startswith("2. other")
     assert [first.count(f"({name})") for name in names[1:]] == [1, 1, 1, 1, 0, 0, 0]
     assert [second.count(f"({name})") for name in names[1:]] == [0, 0, 0, 0, 1, 1, 1]
-    assert "ngram" in texts(files[5])
-    assert "ngram" not in texts(files[1])
+    assert "ngram:7" in texts(files[5])
+    assert "ngram:7" not in texts(files[1])
 
 
 def test_odd_names_break_neither_the_table_nor_the_figures(made):
-    record = make_record(make_run("ar"), make_run("a|b$x$<&\x00\ud800", 2, 1.1))
+    record = make_record(make_run("plain"), make_run("a|b$x$<&\x00\ud800", 2, 1.1))
     record["model"]["name"] = "my|mo\\|del\n*"
     text, folder = made(record)
     assert "## 1. my\\|mo\\\\\\|del \\*, float32" in text
@@ -204,7 +204,7 @@ def test_a_record_is_not_overwritten(tmp_path):
 def test_a_failure_while_writing_leaves_the_old_report_whole(tmp_path, monkeypatch):
     path = write(tmp_path / "r.json", make_record())
     old = {file: file.read_bytes() for file in bench_report.write_report([path], tmp_path / "out")}
-    write(path, make_record(make_run("ar")))
+    write(path, make_record(make_run("plain")))
     (tmp_path / "out" / "record1_rows.svg.partial").mkdir()  # in the way of the last file
     with pytest.raises(OSError, match=r"record1_rows"):
         bench_report.write_report([path], tmp_path / "out")

@@ -39,7 +39,7 @@ def test_what_was_measured_once_is_read(checkpoint, timer, tmp_path):
     assert "(cached: " in str(again)
     assert len(lines) == 1
     # What a call does not cost anything for: other values of the same program.
-    like = {"seed": 3, "max_new_tokens": 5, "mask_ema": 0.5}
+    like = {"seed": 3, "max_new_tokens": 5}
     assert choose(checkpoint, dataclasses.replace(SETTINGS, **like), folder=folder).is_cached
     assert len(list(folder.iterdir())) == 1
 
@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_written_costs_a_line(checkpoint, timer, tmp_pat
     lines = []
     for _ in range(2):
         choice = choose(checkpoint, SETTINGS, folder=tmp_path / "file" / "folder", say=lines.append)
-        assert (choice.draft.num_rows, choice.is_cached) == (30, False)
+        assert (choice.source.num_rows, choice.is_cached) == (30, False)
     assert len(lines) == 4
     assert lines[1].startswith("what a call costs is not kept: ")
     assert "\n" not in lines[1]

@@ -90,7 +90,7 @@ def test_measures_what_can_pay_with_fewer_rows_first(costs, rows):
 
 def test_the_choice_says_what_and_why(checkpoint, timer):
     choice = choose(checkpoint, SETTINGS)
-    assert choice.draft == Probe(widths=(14,))
+    assert choice.source == Probe(widths=(14,))
     assert (choice.costs, choice.prior, choice.is_cached) == (CHEAP, PRIOR_TAU, False)
     assert choice.expected == pytest.approx({1: 1, 10: 13.55 / 10.5, 30: 15.03 / 11, 60: 15.73 / 13})
     assert str(choice) == (
@@ -99,26 +99,26 @@ def test_the_choice_says_what_and_why(checkpoint, timer):
     )
     timer.costs = {1: 10.0, 10: 16.0}
     plain = choose(checkpoint, SETTINGS)
-    assert plain.draft == Plain()
+    assert plain.source == Plain()
     assert str(plain) == (
-        "ar, no tree pays (fresh: 1 row 10.00 ms a call, 10 rows 16.00 ms for 0.85 x, 30 rows skipped, 60 rows skipped)"
+        "plain, no tree pays (fresh: 1 row 10.00 ms a call, 10 rows 16.00 ms for 0.85 x, 30 rows skipped, 60 rows skipped)"
     )
 
 
 def test_times_the_run_that_is_asked_for(checkpoint, timer):
-    assert choose(checkpoint, SETTINGS).draft.num_rows == 30
+    assert choose(checkpoint, SETTINGS).source.num_rows == 30
     assert timer.rows == [1, 10, 30, 60]
     for _, decode_cfg, more in timer.asked:
-        assert (decode_cfg.capacity, decode_cfg.is_sampled) == (128, False)
+        assert decode_cfg.capacity == 128
         assert (more["batch_size"], more["in_use"], more["temperature"], more["top_p"]) == (2, 64, 0.0, 1.0)
     timer.asked.clear()
     template = Probe(widths=(7, 3), mask_init="last_k", rank_with_noise=False)
     drawn = dataclasses.replace(SETTINGS, temperature=0.5, top_k=3, capacity=1)
-    assert choose(checkpoint, drawn, template=template).draft == dataclasses.replace(template, tree=(14,), num_masks=1)
+    assert choose(checkpoint, drawn, template=template).source == dataclasses.replace(template, widths=(14,))
     assert [source.num_rows for source, _, _ in timer.asked] == [1, 10, 30, 60]
     assert timer.asked[0][0] == Plain()
     for _, decode_cfg, more in timer.asked:
-        assert (decode_cfg.capacity, decode_cfg.is_sampled) == (64, True)  # no cache is smaller than a bucket
+        assert decode_cfg.capacity == 64  # no cache is smaller than a bucket
         assert more["temperature"] == 0.5
         assert 0 < more["top_p"] < 1  # stands for the cut by top-k
 
@@ -127,7 +127,7 @@ def test_stops_where_more_rows_cannot_pay(checkpoint, timer):
     timer.costs = {1: 10.0, 10: 14.0, 30: 20.0}
     choice = choose(checkpoint, SETTINGS)
     assert timer.rows == [1, 10, 30]
-    assert choice.draft == Plain()
+    assert choice.source == Plain()
 
 
 def test_trees_wider_than_the_vocabulary_are_left_out(tiny, timer):
@@ -140,7 +140,7 @@ def test_a_tree_that_does_not_fit_is_not_chosen_and_not_kept(checkpoint, timer, 
     out_of_memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
     timer.costs = {1: 10.0, 10: 11.0, 30: out_of_memory}
     choice = choose(checkpoint, SETTINGS, folder=tmp_path)
-    assert choice.draft == Probe(widths=(4,))
+    assert choice.source == Probe(widths=(4,))
     assert "30 rows do not fit, 60 rows skipped" in str(choice)
     assert list(tmp_path.iterdir()) == []
     timer.costs = {1: out_of_memory}
@@ -173,6 +173,6 @@ def test_measures_a_real_model_and_decodes_with_the_choice(checkpoint):
     assert 1 in choice.costs
     assert 10 in choice.costs
     assert all(0 < cost < 1e4 for cost in choice.costs.values())
-    (got,) = generate(checkpoint, [PROMPT], draft=choice.draft, settings=settings)
+    (got,) = generate(checkpoint, [PROMPT], draft=choice.source, settings=settings)
     (plain,) = generate(checkpoint, [PROMPT], draft=Plain(), settings=settings)
     assert got.token_ids == plain.token_ids

@@ -93,9 +93,9 @@ def test_in_bfloat16_two_steps_are_a_tie_and_three_are_not(checkpoint, plain, mo
         yield (
             0,
             given_outputs.Choices(
-                best_BO=np.asarray([plain[0]]),
-                best_score_BO=np.asarray([5.0], np.float32),
-                given_score_BO=np.asarray([5.0 - steps / 32], np.float32),
+                best_BA=np.asarray([plain[0]]),
+                best_score_BA=np.asarray([5.0], np.float32),
+                given_score_BA=np.asarray([5.0 - steps / 32], np.float32),
             ),
         )
 

@@ -34,10 +34,10 @@ def assert_choices(model, text, got, **draw):
     for place, token in enumerate(output):
         position = len(prompt) + place
         score_V = reference.scores(logits_TV[position - 1], position, **draw)
-        assert got.best_BO[place] == np.argmax(score_V)
-        assert got.best_score_BO[place] == pytest.approx(score_V.max(), abs=2e-4)
-        assert got.given_score_BO[place] == pytest.approx(score_V[token], abs=2e-4)
-    assert len(got.best_BO) == len(got.best_score_BO) == len(got.given_score_BO) == len(output)
+        assert got.best_BA[place] == np.argmax(score_V)
+        assert got.best_score_BA[place] == pytest.approx(score_V.max(), abs=2e-4)
+        assert got.given_score_BA[place] == pytest.approx(score_V[token], abs=2e-4)
+    assert len(got.best_BA) == len(got.best_score_BA) == len(got.given_score_BA) == len(output)
 
 
 @pytest.mark.parametrize("batch_size", [1, 6])
@@ -66,7 +66,7 @@ def test_sampled_choices_have_each_texts_own_cuts_and_noise(tiny, texts):
     for n, (temperature, top_k, top_p) in enumerate(DRAWS):
         draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": 7 * n}
         assert_choices(tiny.reference, texts[n], found[n], **draw)
-    assert np.isneginf(found[1].given_score_BO).any(), "the cuts left every random token in: choose others"
+    assert np.isneginf(found[1].given_score_BA).any(), "the cuts left every random token in: choose others"
 
 
 def test_the_head_is_read_at_output_positions_alone(tiny, texts, monkeypatch):

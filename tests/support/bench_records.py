@@ -10,7 +10,7 @@ NAMES = ["record1_tau.svg", "record1_speedup.svg", "record1_rows.svg", "record1_
 
 def make_run(name, rows=1, tau=1.0, speedup=1.0, **changed):
     """A run over the questions of `make_record`; by category tau and speed-up are 0.1 more, then 0.1 less."""
-    offset = 0.1 * (name != "ar")
+    offset = 0.1 * (name != "plain")
     return {
         "run": name,
         "rows_per_call": rows,
@@ -58,7 +58,7 @@ def make_record(*runs, **changed):
             "questions_sha256": "0",
             "per_category": 2,
             "max_new_tokens": 100,
-            "runs": ["ar", "probe:15+4"],
+            "runs": ["plain", "probe:15+4"],
             "temperature": 0.0,
             "top_k": 0,
             "top_p": 1.0,
@@ -71,7 +71,7 @@ def make_record(*runs, **changed):
         "questions": [81, 82, "x"],
         "categories": {"81": "writing", "x": "math", "82": "writing"},
         "skipped": {},
-        "runs": list(runs or (make_run("ar"), drafting)),
+        "runs": list(runs or (make_run("plain"), drafting)),
         **changed,
     }
 

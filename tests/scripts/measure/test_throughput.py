@@ -37,7 +37,7 @@ def test_what_is_wrong_is_said_before_anything_runs(model, tmp_path, capsys):
     for more, says in [
         (["--output", str(prompts)], f"--output {prompts} is read by this command"),
         (["--output", str(tmp_path / "no" / "r.json")], "is in a folder that does not exist"),
-        (["--drafts", "magic"], "run 'magic' cannot be read"),
+        (["--drafts", "magic"], "draft 'magic': the name is none of"),
     ]:
         assert exit_status(lambda more=more: throughput.main([*args, *more])) == 2
         out, err = capsys.readouterr()
