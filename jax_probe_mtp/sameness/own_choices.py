@@ -23,7 +23,7 @@ HEAD_ROWS = 256  # rows of logits, [rows, V], that are in memory at a time
 
 
 class Choices(flax.struct.PyTreeNode, kw_only=True):
-    """The model's own choice at each of O output positions, and how the given token compares.
+    """The model's own choice at each of A answer positions, and how the given token compares.
 
     Attributes:
       best_BA: int32 [B, A], the token that plain decoding puts there.
@@ -56,7 +56,7 @@ def choices(
       prompt_length_B: int32 [B], at least 1.
       output_length_B: int32 [B]; what is behind it in the result means nothing.
       draw: how the rows were sampled; None for greedy.
-      num_outputs: O, at least the longest output; static.
+      num_outputs: A, at least the longest output; static.
     """
     B, T = token_BT.shape
     dtype = params["embed"].dtype
@@ -113,7 +113,7 @@ def choices_of(
       batch_size: B, texts of a pass.
 
     Returns:
-      An iterator over (number of the text, its choices as NumPy arrays [O], O the length of its output), in any order.
+      An iterator over (number of the text, its choices as NumPy arrays [A], A the length of its output), in any order.
     """
     order = sorted(range(len(texts)), key=lambda n: len(texts[n][0]) + len(texts[n][1]))
     for first in range(0, len(order), batch_size):
