@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that CI checks: sets up .venv, then lint, types and the tests against the installed package.
-# Arguments go to pytest: scripts/test.sh tests/test_verify.py -k depth
+# Arguments go to pytest: scripts/test.sh tests/decoding/test_verify.py -k depth
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh

@@ -130,7 +130,7 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
             owner_BO=owner_BO,
             node_BP=jnp.zeros((B, P), jnp.int32),
             num_accepted_B=jnp.zeros(B, jnp.int32),
-            new_token_BP=jnp.take_along_axis(prompts.token_BT, root_B[:, None] + 1 + jnp.arange(P), axis=1),
+            new_token_BP=jnp.take_along_axis(prompts.token_BT, root_B[:, None] + 1 + jnp.arange(P)[None], axis=1),
             num_new_B=jnp.ones(B, jnp.int32),
             root_position_B=root_B + 1,
             sampling=None,
@@ -157,7 +157,7 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
                 _check_array("owners", owner_BO, (B, source.num_owners), jnp.int32)
                 if not bool(jnp.all((owner_BO >= 0) & (owner_BO < source.num_nodes))):
                     raise ValueError(f"owners must be nodes 0 to {source.num_nodes - 1}, got {owner_BO.tolist()}.")
-        _check_children(source, state, text, tree, B, V)
+        _check_children(source, state, text, B, V)
         rounds.append((state, candidates, tree))
         before, state = state, jit_learn(model.params, state, tree, drawn(source.num_rows, V), owner_BO, root_B)
         _check_kept(source, before, state, "learn")
@@ -219,7 +219,7 @@ def _candidate(got: Candidates, row: int, place: int) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
-def _check_children(source: DraftSource, state: SourceState, text: Text, tree: Tree, B: int, V: int) -> None:
+def _check_children(source: DraftSource, state: SourceState, text: Text, B: int, V: int) -> None:
     """Asks for the children of the root, then of two of those."""
     paths = Paths(token_BWL=text.root_B[:, None, None])
     for _ in range(2):

@@ -8,7 +8,7 @@ import pytest
 from conftest import BASE
 
 from jax_probe_mtp import Settings, decode, make_batch
-from jax_probe_mtp.drafting import parse_draft
+from jax_probe_mtp.drafting import check_source, parse_draft
 from jax_probe_mtp.model.params import abstract_params
 
 DRAFTS = [
@@ -57,6 +57,10 @@ def test_every_source_is_traced(strict, draft, temperature):
 def test_the_kernels_are_traced(strict, cfg, is_exact, dtype):
     for draft in ("plain", "probe:14", "recycle:30"):
         assert shapes_of(cfg, draft, dtype, "fused", is_exact=is_exact).calls_B.dtype == jnp.int32
+
+
+def test_the_contract_of_sources_is_checked(strict):
+    check_source(parse_draft("probe:3"), BASE)
 
 
 def test_the_modes_do_raise(strict):
