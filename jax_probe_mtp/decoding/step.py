@@ -167,9 +167,11 @@ def _commit(
     target_BP = jnp.where(place_1P < num_new_B[:, None], target_BP, state.token_BT.shape[1])  # outside: dropped
     is_counted_B = ~state.is_done_B & (num_emitted_B > 0)
     is_counted_BX = (accepted.num_accepted_B[:, None] > place_1P[:, : P - 1]) & is_counted_B[:, None]
-    kind_BX = jnp.take_along_axis(tree.kind_BN, accepted.node_BP[:, 1:], axis=1)
-    number_1Z1 = jnp.arange(state.accepted_by_kind_BZ.shape[1])[None, :, None]
-    is_kind_BZX = (kind_BX[:, None] == number_1Z1) & is_counted_BX[:, None]
+    is_kind_BZX = is_counted_BX[:, None]
+    if state.accepted_by_kind_BZ.shape[1] > 1:  # else all are of the one kind, and looking it up costs kernels
+        kind_BX = jnp.take_along_axis(tree.kind_BN, accepted.node_BP[:, 1:], axis=1)
+        number_1Z1 = jnp.arange(state.accepted_by_kind_BZ.shape[1])[None, :, None]
+        is_kind_BZX &= kind_BX[:, None] == number_1Z1
     at = (jnp.arange(B)[:, None], target_BP)
     if logprob_BP is not None:
         assert state.logprob_BT is not None

@@ -66,6 +66,11 @@ class MaskProbe(DraftSource):
             raise ValueError(f"mask_ema must be between 0 (frozen masks) and 1, got {self.mask_ema}.")
 
     @property
+    def noise_shapes_tree(self) -> bool:
+        """Says whether the tree's shape follows from scores that hold the noise of sampled rows."""
+        return False
+
+    @property
     @abc.abstractmethod
     def pool_sizes(self) -> tuple[int, ...]:
         """Candidates that are listed for each depth."""
@@ -151,14 +156,7 @@ class MaskProbe(DraftSource):
         """Moves the masks to the new tokens, and takes the C best of each mask with their log-probabilities."""
         rows: ProbeRows = state.rows
         new_BPD = call.model.embed(call.new_token_BP)
-        logits_BMV = call.mask_logits_BMV
-        if call.sampling is not None:
-            position_B = call.root_position_B  # mask i proposes the token i places after it
-            ranked = [self._rank(logits_BMV[:, i], position_B + 1 + i, call.sampling) for i in range(self.num_masks)]
-            logits_BMV = jnp.stack(ranked, axis=1)
-        best_BMC, id_BMC = top_k(logits_BMV, self.num_kept)
-        # Rounding may leave the logarithm of a probability above 0, and a child above its parent.
-        score_BMC = jnp.minimum(best_BMC - jax.nn.logsumexp(logits_BMV, axis=-1, keepdims=True), 0)
+        id_BMC, score_BMC = self._best(call)
         has_masks_B11 = call.has_masks_B[:, None, None]
         rows = rows.replace(
             masks_BMD=update_masks(rows.masks_BMD, new_BPD, call.num_new_B, self.mask_ema),
@@ -167,13 +165,35 @@ class MaskProbe(DraftSource):
         )
         return state.replace(rows=rows)
 
-    def _rank(self, logits_BV: jax.Array, position_B: jax.Array, sampling: Sampling) -> jax.Array:
-        """Scores the drafts of sampled rows: logits / T, by default plus the noise that the position will draw with."""
-        score_BV = scale(logits_BV, sampling.temperature_B)
-        if self.rank_with_noise:
-            noise_BV = gumbel_noise(sampling.seed_B, position_B, score_BV.shape[1])
-            score_BV += jnp.where(sampling.temperature_B > 0, 1.0, 0.0)[:, None] * noise_BV
-        return score_BV
+    def _best(self, call: FinishedCall) -> tuple[jax.Array, jax.Array]:
+        """Takes the C best tokens of each mask, int32 [B, M, C], and their log-probabilities, float32 [B, M, C].
+
+        Sampled rows are ranked by logits / T, by default plus the noise that the position will draw with. Log-probabilities
+        are those without the noise, but where the tree's shape follows from them and the noise should too.
+        """
+        logits_BMV = call.mask_logits_BMV
+        if call.sampling is not None:
+            logits_BMV = scale(logits_BMV, call.sampling.temperature_B)
+        ranked_BMV = logits_BMV
+        if call.sampling is not None and self.rank_with_noise:
+            ranked_BMV = logits_BMV + self._noise(call.sampling, call.root_position_B, logits_BMV.shape[-1])
+        best_BMC, id_BMC = top_k(ranked_BMV, self.num_kept)
+        if self.noise_shapes_tree:
+            logits_BMV = ranked_BMV
+        elif ranked_BMV is not logits_BMV:
+            best_BMC = jnp.take_along_axis(logits_BMV, id_BMC, axis=-1)
+        total_BM1 = jax.nn.logsumexp(logits_BMV, axis=-1, keepdims=True)
+        # Rounding may leave the logarithm of a probability above 0, and a child above its parent.
+        return id_BMC.astype(jnp.int32), jnp.minimum(best_BMC - total_BM1, 0)
+
+    def _noise(self, sampling: Sampling, root_position_B: jax.Array, vocab_size: int) -> jax.Array:
+        """Draws the noise of the positions that the masks propose tokens for, float32 [B, M, V]; 0 for greedy rows."""
+        is_drawn_B1 = jnp.where(sampling.temperature_B > 0, 1.0, 0.0)[:, None]
+        noises = [
+            is_drawn_B1 * gumbel_noise(sampling.seed_B, root_position_B + 1 + i, vocab_size)
+            for i in range(self.num_masks)
+        ]  # mask i proposes the token i places after the root's successor
+        return jnp.stack(noises, axis=1)
 
     def _but(self, token_B: jax.Array, id_BC: jax.Array, score_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Takes `token_B` out of the candidates where the probe prunes; those behind it move up.
@@ -248,6 +268,10 @@ class DynamicProbe(MaskProbe):
                 f"{self.rows} rows leave no room for {self.num_masks} nodes in depth with {self.num_masks} masks; raise "
                 f"rows to {least} or more, or lower num_masks."
             )
+
+    @property
+    def noise_shapes_tree(self) -> bool:
+        return True
 
     @property
     def num_nodes(self) -> int:
