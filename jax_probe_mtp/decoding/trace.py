@@ -1,6 +1,5 @@
 """A decode call by call: the tree of each call, what was accepted, and the states before and after it."""
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,16 +34,22 @@ class TracedCall(flax.struct.PyTreeNode, kw_only=True):
 
 
 def trace(
-    params: Params, batch: Batch, cfg: ModelConfig, source: DraftSource, shared: Any = None
+    params: Params,
+    batch: Batch,
+    cfg: ModelConfig,
+    source: DraftSource,
+    shared: Any = None,
+    state: DecodeState | None = None,
 ) -> Iterator[TracedCall]:
     """Decodes a batch as `decode` does, and stops after every call; the first call is the prefill's and drafts nothing.
 
-    Takes what `decode` takes, outside `jax.jit`. Two states are alive at a time, so the cache takes its memory twice.
+    Takes what `decode` takes, outside `jax.jit`, and a state to go on from in place of a prefill. Two states are alive at
+    a time, so the cache takes its memory twice.
     """
-    begin = functools.partial(_prefill, cfg=cfg, source=source, decode_cfg=batch.config)
-    go_on = functools.partial(_step, cfg=cfg, source=source, decode_cfg=batch.config)
-    state = begin(params, batch.prompt_BT, batch.request, shared=shared)
+    static = {"cfg": cfg, "source": source, "decode_cfg": batch.config}
+    if state is None:
+        state = _prefill(params, batch.prompt_BT, batch.request, shared=shared, **static)
     while not state.is_done_B.all():
-        after, call = go_on(params, batch.request, state)
+        after, call = _step(params, batch.request, state, **static)
         yield TracedCall(before=state, call=call, after=after)
         state = after

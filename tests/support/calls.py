@@ -1,13 +1,17 @@
 """A decode call by call, as lists."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
+from jax_probe_mtp.decoding.loop import prefill
 from jax_probe_mtp.decoding.trace import trace
 from support.batches import batch_of
 from support.trees import nodes_of
 
 NO_TOKEN = -1
+jit_prefill = jax.jit(prefill, static_argnames=("cfg", "source", "decode_cfg"))
 
 
 def run_by_calls(tiny, prompts, source, max_new_tokens, seeds=None, **draw):
@@ -15,8 +19,11 @@ def run_by_calls(tiny, prompts, source, max_new_tokens, seeds=None, **draw):
     batch = batch_of(
         tiny.cfg, source, prompts, max_new_tokens=max_new_tokens, eos_token_ids=[], seeds=seeds, capacity=64, **draw
     )
+    state = jit_prefill(tiny.params, batch.prompt_BT, batch.request, tiny.cfg, source, batch.config)
+    if hasattr(source, "mask_init"):  # a step does not read it: one program serves all
+        source = dataclasses.replace(source, mask_init="mean", mask_offset=5.0)
     trees, accepted = [[] for _ in prompts], [[] for _ in prompts]
-    for number, traced in enumerate(trace(tiny.params, batch, tiny.cfg, source)):
+    for number, traced in enumerate(trace(tiny.params, batch, tiny.cfg, source, state=state)):
         # Looked at in NumPy: a slice of a JAX array is a program of its own.
         was_done_B, tree, counts_B = jax.device_get(
             (traced.before.is_done_B, traced.call.tree, traced.call.accepted.num_accepted_B)
