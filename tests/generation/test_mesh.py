@@ -15,7 +15,7 @@ import reference
 from checkpoints import EOS, SPECIAL, make_checkpoint, words, write_folder
 from support.mesh_program import CASES
 
-SECONDS = 300  # more is an error
+SECONDS = 900  # more is an error, on a slow and busy machine too
 
 
 @pytest.fixture(scope="module")
