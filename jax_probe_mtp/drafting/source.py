@@ -172,7 +172,8 @@ class DraftSource(abc.ABC):
     """Where drafts come from. A subclass is a frozen dataclass, hence hashable and a static argument of `jax.jit`.
 
     Its fields are numbers, texts and tuples: what shapes a program. Arrays that a source brings, such as tuned masks,
-    enter through `shared`: another file is then no other program.
+    enter through `shared`: another file is then no other program. What follows may be fields, which then need defaults,
+    or properties.
 
     Attributes:
       num_candidates: P, candidates that `propose` lists.
