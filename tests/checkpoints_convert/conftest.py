@@ -1,7 +1,7 @@
 """Folders that the tests of the converter share."""
 
 import pytest
-from support.hf_folders import hf_config, hf_tensors, write_hf
+from support.checkpoints.hf_folders import hf_config, hf_tensors, write_hf
 
 from checkpoints_convert import convert_hf
 

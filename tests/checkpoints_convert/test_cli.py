@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from support.gguf_files import write_gguf
-from support.hf_folders import hf_config, hf_tensors
+from support.checkpoints.gguf_files import write_gguf
+from support.checkpoints.hf_folders import hf_config, hf_tensors
 
 from checkpoints_convert import load_checkpoint
 from checkpoints_convert.cli import main

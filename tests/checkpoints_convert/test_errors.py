@@ -3,8 +3,8 @@
 import struct
 
 import pytest
-from support.gguf_files import header, text
-from support.hf_folders import hf_config, write_hf
+from support.checkpoints.gguf_files import header, text
+from support.checkpoints.hf_folders import hf_config, write_hf
 
 from checkpoints_convert import CheckpointError
 from checkpoints_convert.errors import LONGEST

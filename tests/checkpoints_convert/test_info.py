@@ -1,8 +1,8 @@
 """A checkpoint is described without its weights."""
 
 import jax
-from support.gguf_files import write_gguf
-from support.hf_folders import D, F, G, H, K, L, V, h, hf_config, hf_tensors, quiet
+from support.checkpoints.gguf_files import write_gguf
+from support.checkpoints.hf_folders import D, F, G, H, K, L, V, h, hf_config, hf_tensors, quiet
 
 from checkpoints_convert import convert_hf, load_checkpoint, read_info
 from checkpoints_convert.cli import main

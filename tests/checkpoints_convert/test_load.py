@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from support.gguf_files import write_gguf
-from support.gguf_tokenizers import build, fields_of, trained
-from support.hf_folders import L, hf_config, hf_tensors, quiet, write_hf
+from support.checkpoints.gguf_files import write_gguf
+from support.checkpoints.gguf_tokenizers import build, fields_of, trained
+from support.checkpoints.hf_folders import L, hf_config, hf_tensors, quiet, write_hf
 
 from checkpoints_convert import CheckpointError, convert_gguf, convert_hf, load_checkpoint, open_checkpoint
 from checkpoints_convert.gguf.reader import GGUFSource

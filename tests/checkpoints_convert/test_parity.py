@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.hf_folders import tiny_tokenizer
+from support.checkpoints.hf_folders import tiny_tokenizer
 
 from checkpoints_convert import convert_hf, load_checkpoint
 from jax_probe_mtp.model.transformer import full_logits

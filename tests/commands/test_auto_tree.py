@@ -4,7 +4,7 @@ import json
 
 import pytest
 from checkpoints import make_checkpoint, words, write_folder
-from support.tree_timer import CHEAP, Timer
+from support.measuring.tree_timer import CHEAP, Timer
 
 from jax_probe_mtp.measuring import call_cost
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 from checkpoints import words
-from support import own_sources
 from support.commands import PROMPTS, TEXT, assert_refused, read_lines, write_prompts
+from support.drafting import own_sources
 
 SIZES = ["--no-chat-template", "--max-new-tokens", "12", "--capacity", "64", "--prompt-slots", "8"]
 SHORTHAND = {

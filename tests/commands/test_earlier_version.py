@@ -5,8 +5,8 @@ import json
 
 import pytest
 from checkpoints import make_checkpoint, words
-from support import earlier_version
 from support.commands import PROMPTS, assert_refused, read_lines, write
+from support.files import earlier_version
 
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import model_identity

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BASE
-from support.batches import batch_of
+from support.decoding.batches import batch_of
 
 from jax_probe_mtp import Prompt, Settings, make_batch
 from jax_probe_mtp.decoding.batch import bucket

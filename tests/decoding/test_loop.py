@@ -11,7 +11,7 @@ import pytest
 import reference
 from checkpoints import make_checkpoint
 from conftest import BASE, FAMILIES, make_tiny
-from support.batches import batch_of
+from support.decoding.batches import batch_of
 
 from jax_probe_mtp import Prompt, Settings, decode
 from jax_probe_mtp.decoding.config import DecodeConfig

@@ -10,7 +10,7 @@ import jax
 import pytest
 import reference
 from conftest import BASE, Tiny
-from support.calls import run_by_calls
+from support.decoding.calls import run_by_calls
 
 from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle
 from jax_probe_mtp.drafting.mask_tokens import INITS

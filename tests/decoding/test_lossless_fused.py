@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 from conftest import BASE, make_tiny
-from support.batches import batch_of
+from support.decoding.batches import batch_of
 
 from jax_probe_mtp import decode
 from jax_probe_mtp.decoding.config import DecodeConfig

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import reference
 from conftest import BASE
-from support.batches import batch_of
-from support.calls import run_by_calls
+from support.decoding.batches import batch_of
+from support.decoding.calls import run_by_calls
 
 from jax_probe_mtp.decoding.trace import trace
 from jax_probe_mtp.drafting import (

@@ -10,9 +10,9 @@ import pytest
 from conftest import BASE
 from hypothesis import given
 from hypothesis import strategies as st
-from support.batches import batch_of
-from support.drawn_trees import MAX_DEPTH, NO_PARENT, B, N, depth, path, rows_of, several, trees
-from support.trees import make_tree
+from support.decoding.batches import batch_of
+from support.drafting.drawn_trees import MAX_DEPTH, NO_PARENT, B, N, depth, path, rows_of, several, trees
+from support.drafting.trees import make_tree
 
 from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.decoding.block import block_can_attend, block_positions, block_visible

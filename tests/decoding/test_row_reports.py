@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.row_batches import A, B, C, Q, RowBatch, bits, copy_of, of_reference
+from support.decoding.row_batches import A, B, C, Q, RowBatch, bits, copy_of, of_reference
 
 from jax_probe_mtp.decoding.request import Request
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from support.row_batches import (
+from support.decoding.row_batches import (
     EOS,
     GREEDY_LONG,
     LONG,

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.trees import make_tree
+from support.drafting.trees import make_tree
 
 from jax_probe_mtp.decoding.verify import walk
 from jax_probe_mtp.drafting.candidates import NO_PARENT

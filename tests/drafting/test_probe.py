@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BASE
-from support.trees import make_tree, nodes_of
+from support.drafting.trees import make_tree, nodes_of
 
 from jax_probe_mtp.decoding.verify import walk
 from jax_probe_mtp.drafting import DynamicProbe, Probe

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import reference
 from conftest import BASE
-from support.tables import assert_same_dict, dicts
-from support.trees import make_tree, nodes_of
+from support.drafting.tables import assert_same_dict, dicts
+from support.drafting.trees import make_tree, nodes_of
 
 from jax_probe_mtp.drafting import Recycle
 from jax_probe_mtp.drafting.candidates import NO_TOKEN, Paths

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import reference
 from conftest import BASE
-from support.batches import batch_of
-from support.tables import assert_same_dict, dicts
-from support.trees import nodes_of
+from support.decoding.batches import batch_of
+from support.drafting.tables import assert_same_dict, dicts
+from support.drafting.trees import nodes_of
 
 from jax_probe_mtp import decode
 from jax_probe_mtp.decoding.config import DecodeConfig

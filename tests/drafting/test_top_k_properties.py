@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.drawn_trees import rows_of, several
+from support.drafting.drawn_trees import rows_of, several
 
 from jax_probe_mtp.drafting import top_k
 from jax_probe_mtp.drafting.top_k import BLOCK

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from support.drawn_trees import MAX_DEPTH, NO_PARENT, B, N, depth, path, rows_of, several, trees
+from support.drafting.drawn_trees import MAX_DEPTH, NO_PARENT, B, N, depth, path, rows_of, several, trees
 
 from jax_probe_mtp.drafting.candidates import NO_TOKEN, Candidates
 from jax_probe_mtp.drafting.tree import ancestors_or_self, build_tree

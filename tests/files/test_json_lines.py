@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from support.prompt_files import GOOD, peak, write
+from support.files.prompt_files import GOOD, peak, write
 
 from jax_probe_mtp.files import json_lines
 from jax_probe_mtp.files.prompt_file import PromptFile

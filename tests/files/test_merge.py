@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from support.answer_files import ONE, RUN, THREE, TWO, failing, filled, ids_of, says
+from support.files.answer_files import ONE, RUN, THREE, TWO, failing, filled, ids_of, says
 
 from jax_probe_mtp.files import run_file
 from jax_probe_mtp.files.answer_file import AnswerFile

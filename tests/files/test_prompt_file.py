@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from support.prompt_files import GOOD, peak, write
+from support.files.prompt_files import GOOD, peak, write
 
 from jax_probe_mtp.files import prompt_file
 from jax_probe_mtp.files.prompt_file import PromptFile, Record

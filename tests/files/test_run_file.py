@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from support.answer_files import ONE, RUN, failing, filled, says
+from support.files.answer_files import ONE, RUN, failing, filled, says
 
 from jax_probe_mtp.files import run_file
 from jax_probe_mtp.files.answer_file import AnswerFile

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from support.prompt_files import GOOD, write
+from support.files.prompt_files import GOOD, write
 
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
 

@@ -3,7 +3,7 @@
 import pytest
 import reference
 from checkpoints import EOS, make_checkpoint
-from support.row_streams import OF_REFERENCE, PROBE, PROMPTS, SETTINGS
+from support.generation.row_streams import OF_REFERENCE, PROBE, PROMPTS, SETTINGS
 
 from jax_probe_mtp.generation.programs import Programs
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder

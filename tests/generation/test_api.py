@@ -9,7 +9,7 @@ import pytest
 import reference
 from checkpoints import ASSISTANT, BOS, EOS, SPECIAL, USER, make_checkpoint, words
 from conftest import BASE
-from support.row_streams import stopped_by_hand
+from support.generation.row_streams import stopped_by_hand
 
 from jax_probe_mtp import Checkpoint, Prompt, Settings, abstract_params, generate, stream
 from jax_probe_mtp.drafting import Plain

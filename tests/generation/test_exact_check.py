@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 from checkpoints import EOS, make_checkpoint
-from support.batches import batch_of
+from support.decoding.batches import batch_of
 
 from jax_probe_mtp import Prompt, Settings
 from jax_probe_mtp.decoding.block import absolute_tail

@@ -2,7 +2,7 @@
 
 import itertools
 
-from support.row_streams import refused
+from support.generation.row_streams import refused
 
 from jax_probe_mtp.generation.in_order import InOrder
 

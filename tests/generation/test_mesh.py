@@ -1,6 +1,6 @@
 """Several devices: what is split how, and the same tokens in the same calls as on one device.
 
-What they give is measured once, by `support/mesh_program.py`.
+What they give is measured once, by `support/generation/mesh_program.py`.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import reference
 from checkpoints import EOS, SPECIAL, make_checkpoint, words, write_folder
-from support.mesh_program import CASES
+from support.generation.mesh_program import CASES
 
 SECONDS = 900  # more is an error, on a slow and busy machine too
 
@@ -28,7 +28,7 @@ def measured(tiny, tmp_path_factory):
         "PYTHONPATH": os.pathsep.join(sys.path),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     }
-    command = [sys.executable, "-m", "support.mesh_program", str(model), str(folder / "results.json")]
+    command = [sys.executable, "-m", "support.generation.mesh_program", str(model), str(folder / "results.json")]
     done = subprocess.run(
         command,
         env=os.environ | own,

@@ -7,7 +7,7 @@ import random
 import pytest
 import reference
 from checkpoints import EOS, SPECIAL, words
-from support.row_streams import PROBE, PROMPTS, SETTINGS, S, answers, refused
+from support.generation.row_streams import PROBE, PROMPTS, SETTINGS, S, answers, refused
 
 from jax_probe_mtp import Prompt
 from jax_probe_mtp.generation import scheduler

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 from checkpoints import SPECIAL, words
-from support.row_streams import PROMPTS, SETTINGS, answers, stopped_by_hand
+from support.generation.row_streams import PROMPTS, SETTINGS, answers, stopped_by_hand
 
 
 def test_stop_strings_cut_where_plain_decoding_would_have_stopped(checkpoint, decode, expected):

@@ -2,7 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.texts import NOT_WHOLE, SYMBOL, first_stop, showable
+from support.generation.texts import NOT_WHOLE, SYMBOL, first_stop, showable
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 

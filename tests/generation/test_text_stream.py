@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from support.texts import NOT_WHOLE, SYMBOL, first_stop, showable
+from support.generation.texts import NOT_WHOLE, SYMBOL, first_stop, showable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

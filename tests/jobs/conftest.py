@@ -4,7 +4,7 @@ import logging
 
 import pytest
 from checkpoints import make_checkpoint, write_folder
-from support.job_runs import FAILING, FLAGS, IDS, RECORDS, ids_of, read, write
+from support.files.job_runs import FAILING, FLAGS, IDS, RECORDS, ids_of, read, write
 
 from jax_probe_mtp.generation.programs import Programs
 

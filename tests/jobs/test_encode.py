@@ -5,7 +5,7 @@ import json
 
 from checkpoints import make_tokenizer, word, words
 from conftest import BASE
-from support.job_runs import FAILING, SIZES, files, read
+from support.files.job_runs import FAILING, SIZES, files, read
 
 from jax_probe_mtp import Settings
 from jax_probe_mtp.files.prompt_file import Record

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from checkpoints import words
-from support.job_runs import ERRORS, RECORDS, assert_refused, files, read, write
+from support.files.job_runs import ERRORS, RECORDS, assert_refused, files, read, write
 
 from jax_probe_mtp.commands import generate as generate_cli
 from jax_probe_mtp.commands import options

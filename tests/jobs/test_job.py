@@ -5,7 +5,7 @@ import json
 import pytest
 import reference
 from checkpoints import EOS, SPECIAL, words
-from support.job_runs import ERRORS, IDS, NEW, SIZES, files, ids_of, read
+from support.files.job_runs import ERRORS, IDS, NEW, SIZES, files, ids_of, read
 
 
 def text_of(tokens):

@@ -2,7 +2,7 @@
 
 import re
 
-from support.job_runs import files
+from support.files.job_runs import files
 
 from jax_probe_mtp.jobs import progress
 

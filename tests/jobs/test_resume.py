@@ -6,7 +6,7 @@ import resource
 import pytest
 from checkpoints import make_checkpoint, write_folder
 from conftest import BASE, make_tiny
-from support.job_runs import IDS, RECORDS, SIZES, assert_refused, files, ids_of, read, write
+from support.files.job_runs import IDS, RECORDS, SIZES, assert_refused, files, ids_of, read, write
 
 
 @pytest.mark.parametrize(

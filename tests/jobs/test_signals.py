@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from support.job_runs import files, read
+from support.files.job_runs import files, read
 
 from jax_probe_mtp.files import answer_file
 from jax_probe_mtp.generation import scheduler

@@ -5,7 +5,7 @@ import itertools
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from support.bench_records import NAMES, fills, make_record, make_report, make_run, texts
+from support.measuring.bench_records import NAMES, fills, make_record, make_report, make_run, texts
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from support.bench_records import make_record, make_run, write
+from support.measuring.bench_records import make_record, make_run, write
 
 from jax_probe_mtp.measuring import bench_record, bench_report, figures
 

@@ -5,7 +5,7 @@ import sys
 
 import matplotlib
 import pytest
-from support.bench_records import NAMES, make_record, make_report, make_run, texts, write
+from support.measuring.bench_records import NAMES, make_record, make_report, make_run, texts, write
 
 from jax_probe_mtp.measuring import bench_report
 

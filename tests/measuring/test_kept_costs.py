@@ -6,7 +6,7 @@ import math
 
 import pytest
 from checkpoints import make_checkpoint
-from support.tree_timer import Timer
+from support.measuring.tree_timer import Timer
 
 from jax_probe_mtp import Settings
 from jax_probe_mtp.drafting import Probe

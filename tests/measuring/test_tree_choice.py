@@ -7,7 +7,7 @@ import re
 import jax
 import pytest
 from checkpoints import make_checkpoint, words
-from support.tree_timer import CHEAP, Timer
+from support.measuring.tree_timer import CHEAP, Timer
 
 from jax_probe_mtp import Settings, generate
 from jax_probe_mtp.drafting import Plain, Probe

@@ -1,8 +1,8 @@
 """The fields of a GGUF file: what is read, what is refused."""
 
 import pytest
-from support.gguf_files import write_gguf
-from support.hf_folders import G, V, hf_config, hf_tensors
+from support.checkpoints.gguf_files import write_gguf
+from support.checkpoints.hf_folders import G, V, hf_config, hf_tensors
 
 from checkpoints_convert import CheckpointError
 from checkpoints_convert.gguf.model import open_gguf

@@ -5,8 +5,8 @@ import struct
 
 import numpy as np
 import pytest
-from support.gguf_files import header, tensor, text, write_gguf
-from support.hf_folders import hf_config, hf_tensors, quiet
+from support.checkpoints.gguf_files import header, tensor, text, write_gguf
+from support.checkpoints.hf_folders import hf_config, hf_tensors, quiet
 
 from checkpoints_convert import CheckpointError, convert_gguf
 from checkpoints_convert.gguf.header import read_header

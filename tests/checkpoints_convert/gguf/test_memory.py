@@ -5,8 +5,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from support.gguf_files import header, tensor, text, write_gguf
-from support.hf_folders import hf_config, hf_tensors
+from support.checkpoints.gguf_files import header, tensor, text, write_gguf
+from support.checkpoints.hf_folders import hf_config, hf_tensors
 
 from checkpoints_convert import CheckpointError
 from checkpoints_convert.gguf.header import read_header

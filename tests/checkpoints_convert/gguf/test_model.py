@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from support.gguf_files import write_gguf
-from support.hf_folders import D, V, hf_config, hf_tensors, write_hf
+from support.checkpoints.gguf_files import write_gguf
+from support.checkpoints.hf_folders import D, V, hf_config, hf_tensors, write_hf
 
 from checkpoints_convert import CheckpointError, load_checkpoint
 from checkpoints_convert.gguf.model import open_gguf

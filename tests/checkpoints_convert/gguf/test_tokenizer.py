@@ -2,7 +2,7 @@
 
 import pytest
 from gguf import TokenType
-from support.gguf_tokenizers import PRE_TOKENIZERS, TEXTS, build, fields_of, spm_fields, trained
+from support.checkpoints.gguf_tokenizers import PRE_TOKENIZERS, TEXTS, build, fields_of, spm_fields, trained
 
 from checkpoints_convert import CheckpointError
 

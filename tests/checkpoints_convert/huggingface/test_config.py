@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from support.hf_folders import hf_config, write_hf
+from support.checkpoints.hf_folders import hf_config, write_hf
 
 from checkpoints_convert import CheckpointError
 from checkpoints_convert.huggingface.config import read_hf_config

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from support.hf_folders import hf_config, hf_tensors, write_hf
+from support.checkpoints.hf_folders import hf_config, hf_tensors, write_hf
 
 from checkpoints_convert import CheckpointError, load_checkpoint
 

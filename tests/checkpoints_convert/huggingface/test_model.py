@@ -8,7 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from support.hf_folders import LINES, D, F, G, H, K, L, h, hf_config, hf_tensors, tiny_tokenizer, write_hf
+from support.checkpoints.hf_folders import LINES, D, F, G, H, K, L, h, hf_config, hf_tensors, tiny_tokenizer, write_hf
 from tokenizers import processors
 
 from checkpoints_convert import CheckpointError, convert_hf, load_checkpoint

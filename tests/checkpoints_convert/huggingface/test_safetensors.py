@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors
 from safetensors.numpy import save_file
-from support.hf_folders import D, L, V, hf_config, hf_tensors, sharded, write_hf
+from support.checkpoints.hf_folders import D, L, V, hf_config, hf_tensors, sharded, write_hf
 
 from checkpoints_convert import CheckpointError, load_checkpoint
 from checkpoints_convert.huggingface.model import open_hf

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from support.hf_folders import F, L, h, quiet
+from support.checkpoints.hf_folders import F, L, h, quiet
 
 import checkpoints_convert.convert
 from checkpoints_convert import CheckpointError, convert_hf, load_checkpoint, read_info

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support.counted_models import write_models
-from support.gguf_files import write_gguf
-from support.hf_folders import L, V, hf_config, hf_tensors, write_hf
+from support.checkpoints.counted_models import write_models
+from support.checkpoints.gguf_files import write_gguf
+from support.checkpoints.hf_folders import L, V, hf_config, hf_tensors, write_hf
 
 from checkpoints_convert import convert_hf, load_checkpoint
 from checkpoints_convert.params import fill

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.hf_folders import D
+from support.checkpoints.hf_folders import D
 
 from checkpoints_convert import CheckpointError, load_checkpoint
 from checkpoints_convert.mapping.fields import MAX_BYTES

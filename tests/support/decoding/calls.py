@@ -7,8 +7,8 @@ import numpy as np
 
 from jax_probe_mtp.decoding.loop import prefill
 from jax_probe_mtp.decoding.trace import trace
-from support.batches import batch_of
-from support.trees import nodes_of
+from support.decoding.batches import batch_of
+from support.drafting.trees import nodes_of
 
 NO_TOKEN = -1
 jit_prefill = jax.jit(prefill, static_argnames=("cfg", "source", "decode_cfg"))

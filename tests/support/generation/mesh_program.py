@@ -1,4 +1,4 @@
-"""What a mesh of eight devices does, measured: `python -m support.mesh_program MODEL RESULTS`.
+"""What a mesh of eight devices does, measured: `python -m support.generation.mesh_program MODEL RESULTS`.
 
 The devices are eight that XLA makes of one CPU. Their number is fixed when JAX starts, so all that needs them is done by
 this program of its own.

@@ -9,7 +9,7 @@ import reference
 from jax_probe_mtp.decoding import rows
 from jax_probe_mtp.decoding.request import idle_request
 from jax_probe_mtp.drafting import Ngram, Probe, Recycle
-from support.batches import batch_of
+from support.decoding.batches import batch_of
 
 EOS, B, S, T, Q = 26, 3, 40, 12, 3  # rows, capacity, padded prompts, calls between two looks
 SOURCES = {  # shallow trees: each depth is compiled for itself

@@ -6,7 +6,7 @@ import struct
 import gguf
 from gguf import GGMLQuantizationType as Kind
 
-from support.hf_folders import D, F, H, K, L, h, tiny_tokenizer
+from support.checkpoints.hf_folders import D, F, H, K, L, h, tiny_tokenizer
 
 NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
