@@ -53,7 +53,7 @@ def make_batch(
       source: where drafts come from.
       prompts: token ids of any lengths, as lists or arrays of NumPy or JAX, or `Prompt`s, whose own limits, sampling and
         seeds go before the settings'. Ids that are no `Prompt` have their number for an id.
-      settings: for all prompts; `Settings()` when left out. `batch_size` and what concerns a stream of prompts is not read.
+      settings: for all prompts; `Settings()` when left out. `batch_size` and what concerns a stream of prompts is only checked.
       eos_token_ids: ids that end a text; none means that only the limit does.
       rows: B, when it is more than the prompts: the rows behind them are idle.
       is_sampled: True for a program that draws though these prompts be greedy; when left out, the prompts decide.
@@ -163,6 +163,6 @@ def _sizes(cfg: ModelConfig, settings: Settings, lengths: list[int], limits: lis
         )
     if prompt_slots is None:
         prompt_slots = min(bucket(longest), capacity + 1)
-    elif not longest <= prompt_slots:
+    elif prompt_slots < longest:
         raise ValueError(f"prompt_slots {prompt_slots} must hold the longest prompt, {longest} tokens; raise it.")
     return capacity, prompt_slots

@@ -4,7 +4,7 @@ What one row holds never depends on the others: a prompt is prefilled alone, at 
 decides, and every product of a call treats its rows alike. In float32, at one batch size and capacity, its tokens are
 therefore the same bit for bit beside any neighbour and after any.
 
-Both functions are pure, take any number of rows, and run under `jax.shard_map` as well, each device on its rows.
+All functions are pure, take any number of rows, and run under `jax.shard_map` as well, each device on its rows.
 """
 
 import dataclasses

@@ -41,11 +41,17 @@ def trace(
     shared: Any = None,
     state: DecodeState | None = None,
 ) -> Iterator[TracedCall]:
-    """Decodes a batch as `decode` does, and stops after every call; the first call is the prefill's and drafts nothing.
+    """Decodes a batch as `decode` does, outside `jax.jit`, and stops after every call.
 
-    Takes what `decode` takes, outside `jax.jit`, and a state to go on from in place of a prefill. Two states are alive at
-    a time, so the cache takes its memory twice.
+    The first call after a prefill belongs to it and drafts nothing. Two states are alive at a time, so the cache takes its
+    memory twice.
+
+    Args:
+      params, batch, cfg, source, shared: as for `decode`.
+      state: what to go on from in place of a prefill; what the rows share is then the state's.
     """
+    if state is not None and shared is not None:
+        raise ValueError("a state has what its rows share; give one of state and shared.")
     static = {"cfg": cfg, "source": source, "decode_cfg": batch.config}
     if state is None:
         state = _prefill(params, batch.prompt_BT, batch.request, shared=shared, **static)

@@ -31,7 +31,7 @@ from jax_probe_mtp.model.params import random_params
 ROWS = ((0, 1, 2), (2, 1))
 PROMPT = 9  # tokens
 CALLS = 3
-Round = tuple[SourceState, Candidates, Tree]
+Round = tuple[SourceState, Candidates]
 
 
 def check_source(source: DraftSource, cfg: ModelConfig) -> None:
@@ -40,7 +40,7 @@ def check_source(source: DraftSource, cfg: ModelConfig) -> None:
     Sizes and kinds; shapes and dtypes; a B in front of every array of `rows`; states that keep their structure; parents
     before children, a score never above its parent's; rows that depend on themselves alone, unless through `shared`;
     `shared` that changes only where `learns_shared` says so; masks, owners and children where the source has some.
-    The model is a small one of random values with `cfg`'s vocabulary.
+    The model is a small one of random values with `cfg`'s vocabulary, its rows are greedy, and no draft is accepted.
 
     Raises:
       ValueError: one line that says what is wrong where.
@@ -57,18 +57,18 @@ def check_source(source: DraftSource, cfg: ModelConfig) -> None:
         first, second = (_run(source, model, rows, jax.jit) for rows in ROWS)
         without_jit = _run(source, model, ROWS[0], lambda function: function)
         _same(
-            [c for _, c, _ in first],
-            [c for _, c, _ in without_jit],
+            [c for _, c in first],
+            [c for _, c in without_jit],
             "with and without jax.jit its candidates differ",
         )
-        for (three, _, _), (two, _, _) in zip(first, second, strict=True):
+        for (three, _), (two, _) in zip(first, second, strict=True):
             shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], state.rows) for state in (three, two)]
             if shapes[0] != shapes[1]:
                 raise ValueError(
                     f"rows has shapes {shapes[0]} behind B with {len(ROWS[0])} rows, {shapes[1]} with {len(ROWS[1])}."
                 )
         if not source.learns_shared:
-            for i, ((three, c3, _), (two, c2, _)) in enumerate(zip(first, second, strict=True)):
+            for i, ((three, c3), (two, c2)) in enumerate(zip(first, second, strict=True)):
                 cut = jax.tree.map(lambda leaf: leaf[np.asarray(ROWS[1])], (three.rows, c3))
                 _same(cut, (two.rows, c2), f"after {i} calls a row depends on its neighbours")
 
@@ -88,7 +88,7 @@ def _check_sizes(source: DraftSource) -> None:
 
 
 def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable[[Any], Any]) -> list[Round]:
-    """Makes `CALLS` calls of these rows, checks each, and gives the state before each, its candidates and its tree."""
+    """Makes `CALLS` calls of these rows, checks each, and gives the state before each and its candidates."""
     V, B, row_B = model.cfg.vocab_size, len(rows), np.asarray(rows)
     draw = np.random.default_rng(0)
 
@@ -98,8 +98,9 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
     def ids(*shape: int) -> np.ndarray:
         return draw.integers(0, V, (len(ROWS[0]), *shape)).astype(np.int32)[row_B]
 
-    T = PROMPT + CALLS * (source.max_depth + 1) + 1
-    token_BT, length_B = ids(T), np.asarray([PROMPT, PROMPT - 3, PROMPT - 1], np.int32)[row_B]
+    T = PROMPT + CALLS * (source.max_depth + 1) + B  # each batch is padded otherwise, on which no state may depend
+    token_BT = ids(T + len(ROWS[0]) - B)[:, :T]  # the same for a row in any batch
+    length_B = np.asarray([PROMPT, PROMPT - 3, PROMPT - 1], np.int32)[row_B]
     token_BT %= max(2, V // 4)  # so that tokens come again
     prompts = Prompts(
         token_BT=jnp.asarray(token_BT), length_B=jnp.asarray(length_B), seed_B=jnp.asarray(row_B, jnp.uint32)
@@ -158,8 +159,11 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
                 if not bool(jnp.all((owner_BO >= 0) & (owner_BO < source.num_nodes))):
                     raise ValueError(f"owners must be nodes 0 to {source.num_nodes - 1}, got {owner_BO.tolist()}.")
         _check_children(source, state, text, B, V)
-        rounds.append((state, candidates, tree))
-        before, state = state, jit_learn(model.params, state, tree, drawn(source.num_rows, V), owner_BO, root_B)
+        rounds.append((state, candidates))
+        before, state = (
+            state,
+            jit_learn(model.params, state, tree, jnp.asarray(drawn(source.num_rows, V)), owner_BO, root_B),
+        )
         _check_kept(source, before, state, "learn")
     return rounds
 

@@ -27,7 +27,8 @@ class ProbeRows(flax.struct.PyTreeNode, kw_only=True):
 
     Attributes:
       masks_BMD: float32 [B, M, D]; cast where they enter the model.
-      id_BMC: int32 [B, M, C], for each depth under the next root; `NO_TOKEN` before the first call.
+      id_BMC: int32 [B, M, C], for each depth under the next root; `NO_TOKEN` before the first call, and after one whose last
+        node owned no masks.
       score_BMC: float32 [B, M, C], their log-probabilities.
     """
 

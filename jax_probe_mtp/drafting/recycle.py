@@ -226,7 +226,8 @@ def _scaled(logits_BRV: jax.Array, sampling: Sampling | None) -> jax.Array:
 
 
 def _static_tree(table: Table, root_B: jax.Array) -> Candidates:
-    level_BW, score_BW, tokens, scores, parents, depths = root_B[:, None], jnp.zeros((root_B.size, 1)), [], [], [], []
+    level_BW, score_BW = root_B[:, None], jnp.zeros((root_B.size, 1), jnp.float32)
+    tokens, scores, parents, depths = [], [], [], []
     first_of_level, listed = NO_PARENT, 0
     for depth, num_children in enumerate(STATIC80_CHILDREN, start=1):
         above_W = np.repeat(np.arange(len(num_children)), num_children)

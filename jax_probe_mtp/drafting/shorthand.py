@@ -96,7 +96,7 @@ def _probe(given: Mapping[str, Any]) -> str:
 
 
 def _check_size(source: DraftSource, given: Mapping[str, Any]) -> None:
-    """Holds a static tree against the masks and rows that were named beside it."""
+    """Holds what was read against the masks and rows that were named beside the tree."""
     num_masks = given.get("num_masks", source.num_masks)
     if num_masks != source.num_masks:
         raise ValueError(

@@ -1,14 +1,16 @@
 """Where drafts come from: the one interface between the decode loop and whatever proposes the next tree.
 
-    start   the state of a new batch                      once
-    read    a piece of the prompt went through the model  during the prefill
-    masks   the mask tokens of the next call              before a call, where the source uses any
-    propose candidates for the next tree                  before a call
-    owners  which nodes own mask tokens                   before a call, where not all do
-    learn   what the call gave                            after a call
+    check        whether model and prompt fit                  before anything runs
+    init_shared  what all rows share                           once, where the caller brings nothing
+    start        the state of new rows                         for each batch, and each prompt that enters one
+    read         a piece of the prompt went through the model  during the prefill
+    masks        the mask tokens of the next call              before a call, where the source uses any
+    propose      candidates for the next tree                  before a call
+    owners       which nodes own mask tokens                   before a call, where not all do
+    learn        what the call gave                            after a call
 
-`propose` is the only one that a source must write. Any proposal is safe: verification decides what is emitted, so a bad
-source can only be slow. docs/extending.md shows a source in a dozen lines.
+`propose` and the number of its candidates are all that a source must write. Any proposal is safe: verification decides
+what is emitted, so a bad source can only be slow. docs/extending.md shows a source in a dozen lines.
 """
 
 import abc
@@ -52,7 +54,8 @@ class SourceState(flax.struct.PyTreeNode, kw_only=True):
     """What a source keeps between calls.
 
     Attributes:
-      rows: trees of arrays with B in front: a row that gets a new prompt gets a new entry, and a mesh splits them.
+      rows: trees of arrays with B in front: a row that gets a new prompt gets a new entry, and a mesh splits them. No
+        other axis may depend on the batch or on how far prompts are padded.
       shared: trees of arrays of all rows, such as tuned masks or a table; they go on to the next batch.
     """
 
@@ -262,7 +265,7 @@ class DraftSource(abc.ABC):
     def children(self, state: SourceState, text: Text, paths: Paths) -> Children | None:
         """Answers what may follow each of W nodes of one level; None where the source knows nothing at this depth.
 
-        A tree that is merged from several sources asks all of them so, level by level: its paths mix sources, and one
+        For a source that merges others: it asks all of them, level by level, so that its paths mix sources and one
         candidate's features come from several.
         """
         return None
@@ -273,9 +276,18 @@ class DraftSource(abc.ABC):
 
 
 def check_is_source(source: object) -> None:
-    """Raises ValueError where `source` is no `DraftSource`, such as the name of one."""
+    """Raises ValueError where `source` is no `DraftSource`, such as the name of one, or its class is no frozen dataclass."""
     if not issubclass(type(source), DraftSource):
         raise ValueError(f"source must be a DraftSource such as Probe(widths=(14,)), got {source!r:.80}.")
+    check_is_frozen(type(source))
+
+
+def check_is_frozen(source_class: type) -> None:
+    """Raises ValueError where a source's class is no frozen dataclass: equal sources would be different programs."""
+    params = getattr(source_class, "__dataclass_params__", None)
+    if params is None or not params.frozen:
+        name = f"{source_class.__module__}:{source_class.__qualname__}"
+        raise ValueError(f"{name} is no frozen dataclass; put @dataclasses.dataclass(frozen=True) above it.")
 
 
 def check_whole(name: str, value: object, least: int, most: int) -> None:

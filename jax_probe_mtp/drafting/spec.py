@@ -19,7 +19,7 @@ import re
 import typing
 from typing import Any
 
-from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.source import DraftSource, check_is_frozen
 from jax_probe_mtp.errors import one_line
 
 SOURCES = {  # the only list of sources: a new one is its file and its line here
@@ -118,7 +118,8 @@ def _renewed(text: str) -> str:
     """Rewrites what was called otherwise: `ar` and `probe:dynamic60k2`."""
     if text == "ar":
         return PLAIN
-    return re.sub(r"^probe:dynamic(\d+)k(\d+)(?:@|$)", r"dynamic:\1@num_masks=\2,", text).rstrip(",")
+    text = re.sub(r"^probe:dynamic(\d+)k(\d+)$", r"dynamic:\1@num_masks=\2", text)
+    return re.sub(r"^probe:dynamic(\d+)k(\d+)@", r"dynamic:\1@num_masks=\2,", text)
 
 
 def _place(source: DraftSource) -> str:
@@ -136,8 +137,7 @@ def _find_class(place: str) -> type[DraftSource]:
         raise ValueError(f"module {module_name} has no class {class_name}.")
     if not isinstance(found, type) or not issubclass(found, DraftSource):
         raise ValueError(f"{place} is no DraftSource.")
-    if not dataclasses.is_dataclass(found) or not found.__dataclass_params__.frozen:
-        raise ValueError(f"{place} is no frozen dataclass; put @dataclasses.dataclass(frozen=True) above it.")
+    check_is_frozen(found)
     return found
 
 

@@ -21,6 +21,7 @@ def generate(
     draft: DraftSource | str | None = None,
     settings: Settings | None = None,
     use_chat_template: bool = True,
+    shared: Any = None,
 ) -> list[Generation]:
     """Answers each prompt; the tokens are plain decoding's, in fewer calls.
 
@@ -33,6 +34,7 @@ def generate(
         out. `Plain()` or "plain" is plain decoding.
       settings: limits, sampling and batch size.
       use_chat_template: True puts each text into the checkpoint's chat template.
+      shared: arrays that the draft source brings for all rows, such as tuned masks; what it begins with when None.
 
     Returns:
       One `Generation` a prompt, in order, their ids counted from 0 but for those of `Prompt`s.
@@ -42,7 +44,7 @@ def generate(
     """
     if isinstance(prompts, str | Prompt | Mapping) or not hasattr(prompts, "__len__"):
         raise ValueError(f"prompts must be a list, got {one_line(repr(prompts)):.60}; put it into a list.")
-    decoder = Decoder(checkpoint, _source(draft))
+    decoder = Decoder(checkpoint, _source(draft), shared=shared)
     records = [
         as_prompt(checkpoint, number, prompt, use_chat_template=use_chat_template)
         for number, prompt in enumerate(prompts)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings
@@ -23,8 +24,17 @@ class Decoder:
       programs: what was compiled.
     """
 
-    def __init__(self, checkpoint: Checkpoint, source: DraftSource, programs: Programs | None = None) -> None:
-        """Args: the model, where drafts come from, and another decoder's programs for the same two, to share them."""
+    def __init__(
+        self, checkpoint: Checkpoint, source: DraftSource, programs: Programs | None = None, shared: Any = None
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          checkpoint: the model.
+          source: where drafts come from.
+          programs: another decoder's for the same two, to share them.
+          shared: what the source's rows share, such as tuned masks; what it begins with when None.
+        """
         if not isinstance(checkpoint, Checkpoint):
             raise ValueError(f"checkpoint must be what load_checkpoint gives, got {checkpoint!r:.80}.")
         check_is_source(source)
@@ -32,7 +42,7 @@ class Decoder:
         self.source = source
         self.stats = Stats()
         self.programs = Programs(checkpoint, source) if programs is None else programs
-        self._shared = source.init_shared(checkpoint.config)
+        self._shared = source.init_shared(checkpoint.config) if shared is None else shared
 
     def run(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Generation]:
         """Generates, in order, with all rows kept busy. All prompts are checked before the first one runs.
@@ -77,5 +87,9 @@ class Decoder:
 
     def stream_text(self, prompt: Prompt, settings: Settings) -> Iterator[str]:
         """Gives one answer in pieces, whole characters only, as its calls give them. The prompt is checked at once."""
-        updates = self.stream([prompt], settings, streams_text=True).run([(0, prompt)])
-        return (text for update in updates for _, text in update.new_text)
+        return self._stream_text(self.stream([prompt], settings, streams_text=True), prompt)
+
+    def _stream_text(self, stream: ContinuousDecoder, prompt: Prompt) -> Iterator[str]:
+        for update in stream.run([(0, prompt)]):
+            yield from (text for _, text in update.new_text)
+        self._shared = stream.shared

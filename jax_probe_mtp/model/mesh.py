@@ -2,7 +2,7 @@
 
 Weights are split over the axis `TENSOR` (kv heads with their queries, mlp width, vocabulary), batch rows over `DATA`. The
 programs of `decoding/loop.py` run under `jax.shard_map`, each device on its part, with the sums that the split needs written
-out in `model.py`: so a device's part of the weights is as fused, and its kernels are the same, as on one device.
+out in `model/transformer.py`: so a device's part of the weights is as fused, and its kernels are the same, as on one device.
 """
 
 import dataclasses

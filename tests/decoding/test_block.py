@@ -73,11 +73,9 @@ def test_a_block_of_owners_has_masks_behind_these_alone():
 def test_the_root_alone_is_written_where_it_stays():
     root = make_tree([[7], [8]], [[NO_PARENT]] * 2, [[0]] * 2)
     block = make_block(root, None, jnp.asarray([4, 2]), 9, Plain())
-    assert block.is_in_place
     assert block.start_B.tolist() == [4, 2]
     tree = make_tree([[7, 1], [8, 1]], [[NO_PARENT, 0]] * 2, [[0, 1]] * 2)
     block = make_block(tree, None, jnp.asarray([4, 2]), 9, Probe(widths=(1,)))
-    assert not block.is_in_place
     assert block.start_B.tolist() == [9, 9]  # the scratch behind all that is committed
     assert block.longest_path == 2  # a draft and its mask
     assert block.position_BR.tolist() == [[4, 5, 5, 6], [2, 3, 3, 4]]
