@@ -242,9 +242,9 @@ def test_generate_uses_one_mask_and_14_candidates_by_default(checkpoint, monkeyp
     probes = []
 
     class Spy(Decoder):
-        def __init__(self, checkpoint, probe):
+        def __init__(self, checkpoint, probe, **options):
             probes.append(probe)
-            super().__init__(checkpoint, probe)
+            super().__init__(checkpoint, probe, **options)
 
     monkeypatch.setattr("jax_probe_mtp.generation.api.Decoder", Spy)
     settings = Settings(max_new_tokens=1)
