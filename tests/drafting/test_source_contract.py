@@ -152,6 +152,7 @@ def test_a_source_of_a_users_own_may_keep_it(source):
 
 
 BROKEN = {
+    "a state as long as prompts are padded": (with_state(lambda prompts: prompts.token_BT), "rows has shapes ("),
     # What it proposes.
     "a child before its parent": (
         with_candidates(

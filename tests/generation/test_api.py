@@ -11,8 +11,18 @@ from checkpoints import ASSISTANT, BOS, EOS, SPECIAL, USER, make_checkpoint, wor
 from conftest import BASE
 from support.generation.row_streams import stopped_by_hand
 
-from jax_probe_mtp import Checkpoint, Prompt, Settings, abstract_params, generate, stream
-from jax_probe_mtp.drafting import Plain
+from jax_probe_mtp import (
+    Checkpoint,
+    DraftSource,
+    Prompt,
+    Settings,
+    abstract_params,
+    decode,
+    generate,
+    make_batch,
+    stream,
+)
+from jax_probe_mtp.drafting import Plain, Recycle, chain
 
 NEW = 12
 CUTS = {"top_k": 40, "top_p": 0.95}  # of the run; greedy rows do not read them
@@ -224,3 +234,29 @@ def test_a_checkpoint_is_shown_in_one_short_line_without_its_weights(tiny):
     shapes = abstract_params(BASE)  # there is no value to touch
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
     assert repr(Checkpoint(params=shapes, config=BASE, tokenizer=None, eos_token_ids=(EOS,), name="tiny")) == shown
+
+
+def test_goes_on_with_what_an_earlier_batch_learned(checkpoint, plain):
+    warm = Recycle(tree=12, warm=True)
+    ids, settings = [5, 9, 2], Settings(max_new_tokens=24)
+    batch = make_batch(checkpoint.config, warm, [ids], settings, eos_token_ids=checkpoint.eos_token_ids)
+    learned = jax.jit(decode, static_argnames=("cfg", "source"))(
+        checkpoint.params, batch, checkpoint.config, warm
+    ).shared
+    [first] = generate(checkpoint, [ids], draft=warm, settings=settings)
+    [again] = generate(checkpoint, [ids], draft=warm, settings=settings, shared=learned)
+    expected, _ = reference.plain_decode(reference.Model(checkpoint.params, BASE), ids, max_new_tokens=24, eos=(EOS,))
+    assert first.token_ids == again.token_ids == expected
+    assert again.calls < first.calls  # the whole answer has been in the table
+
+
+class Bare(DraftSource):
+    num_candidates = 1
+
+    def propose(self, state, text):
+        return chain(text.root_B[:, None])
+
+
+def test_a_source_that_is_no_frozen_dataclass_is_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"Bare is no frozen dataclass; put @dataclasses"):
+        generate(checkpoint, [[5]], draft=Bare())
