@@ -1,7 +1,9 @@
 """Tiny models that the tests share."""
 
 import dataclasses
+import gc
 import tempfile
+from pathlib import Path
 
 import jax
 import pytest
@@ -52,6 +54,22 @@ def pytest_configure(config):
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):  # of pytest-xdist, which may be missing
     node.workerinput["compiled"] = node.config.compiled
+
+
+MOST_MAPPINGS = 20_000  # a process may have 65,530, and one file of tests adds up to about as many again
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_mappings():
+    """Lets go of compiled programs before a process runs out of memory mappings, of which each takes several.
+
+    Linux allows 65,530 mappings a process; LLVM crashes at the next one, in whichever test that is.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity
