@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import datetime
 import logging
 import resource
 import sys
@@ -16,15 +17,17 @@ from jax_probe_mtp.commands.auto_tree import choose_tree
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.prompt_file import PromptFile
-from jax_probe_mtp.files.run_file import run_path
+from jax_probe_mtp.files.run_file import Begun, begun, run_path
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.generation.tokenizer import identity
 from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.jobs.encode import capacity_of, encode
 from jax_probe_mtp.jobs.job import Job
+from jax_probe_mtp.jobs.made_by import made_by
 from jax_probe_mtp.measuring.environment import environment
-from jax_probe_mtp.model.fingerprint import model_identity
+from jax_probe_mtp.model.fingerprint import local_weights_digest
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -39,6 +42,11 @@ def add_command(commands: Any) -> None:
         type=Path,
         metavar="G.jsonl",
         help="answers to --input; given again, goes on with it (default: no file, --prompt is answered on stdout)",
+    )
+    generate.add_argument(
+        "--redo-changed",
+        action="store_true",
+        help="answer records anew that are not what they were when --output was written (default: they are refused)",
     )
     generate.add_argument("--ordered", action="store_true", help="answers in the order of the prompts")
     generate.add_argument("--logprobs", action="store_true", help="log-probability of each token in the answers")
@@ -79,9 +87,10 @@ def _generate(args: argparse.Namespace) -> int:
     logging.getLogger("jax_probe_mtp").setLevel(args.log_level.upper())
     if bool(args.input) != bool(args.output):
         raise ValueError("--input and --output go together: a file of prompts in, a file of answers out.")
-    for option in ("ordered", "distributed", "logprobs") if args.prompt is not None else ("stream",):
+    for option in ("ordered", "distributed", "logprobs", "redo_changed") if args.prompt is not None else ("stream",):
         if getattr(args, option):
-            raise ValueError(f"--{option} is for {'--input' if args.prompt is not None else '--prompt'}; leave it out.")
+            flag = option.replace("_", "-")
+            raise ValueError(f"--{flag} is for {'--input' if args.prompt is not None else '--prompt'}; leave it out.")
     if args.tree == draft_options.AUTO and (args.mesh or args.distributed):
         raise ValueError("--tree auto times calls on one device; name a tree for several, such as --tree 14.")
     if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
@@ -121,51 +130,69 @@ def _generate_one(args: argparse.Namespace) -> int:
 
 def _generate_file(args: argparse.Namespace) -> int:
     source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
-    prompts = PromptFile(args.input)
-    if prompts.unused_fields:
-        logging.getLogger("jax_probe_mtp").info("%s: not read: %s", args.input, ", ".join(prompts.unused_fields))
     if args.distributed:
         processes.initialize(args.coordinator, args.num_processes, args.process_id)
-    mesh = _mesh(args)
-    data, tensor = (1, 1) if mesh is None else mesh.devices.shape
-    opened = options.open_model(args.model, args.dtype, args.revision)
-    check_mesh(opened.config, settings.batch_size, data, tensor)
+    with processes.in_step():
+        before = begun(processes.own_path(args.output))
+    is_by_line = processes.largest(before is not None and before.is_by_line) == 1
+    at = processes.earliest(before.at if before else datetime.datetime.now())
+    with processes.in_step():
+        prompts = PromptFile(args.input, names_by_line=is_by_line)
+    if prompts.unused_fields:
+        logging.getLogger("jax_probe_mtp").info("%s: not read: %s", args.input, ", ".join(prompts.unused_fields))
+    flags = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
+    processes.check_same({str(args.input): prompts.digest(), **flags})
     use_chat_template = not args.no_chat_template
-    capacity = settings.capacity
-    if capacity is None:
-        capacity = capacity_of(prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template)
-    most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
-    settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
-    settings.check(opened.config, source, num_shards=data)
-    draft_options.check_own(source, opened.config)
-    needed = memory.estimate(
-        opened.config,
-        source,
-        dtype=opened.dtype,
-        batch_size=settings.batch_size,
-        capacity=capacity,
-        data=data,
-        tensor=tensor,
+    with processes.in_step():
+        mesh = _mesh(args)
+        data, tensor = (1, 1) if mesh is None else mesh.devices.shape
+        opened = options.open_model(args.model, args.dtype, args.revision)
+        check_mesh(opened.config, settings.batch_size, data, tensor)
+    processes.check_same(
+        {
+            "model": opened.config,
+            **identity(opened.tokenizer),
+            "eos_token_ids": opened.eos_token_ids,
+            "dtype": opened.dtype,
+        }
     )
-    logging.getLogger("jax_probe_mtp").debug("%s; capacity %d", needed, capacity)
-    memory.check(needed, data)
-    checkpoint = opened.load(mesh)
+    with processes.in_step():
+        capacity = settings.capacity
+        if capacity is None:
+            capacity = capacity_of(
+                prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template
+            )
+        most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
+        settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
+        settings.check(opened.config, source, num_shards=data)
+        draft_options.check_own(source, opened.config)
+        needed = memory.estimate(
+            opened.config,
+            source,
+            dtype=opened.dtype,
+            batch_size=settings.batch_size,
+            capacity=capacity,
+            data=data,
+            tensor=tensor,
+        )
+        logging.getLogger("jax_probe_mtp").debug("%s; capacity %d", needed, capacity)
+        memory.check(needed, data)
+        checkpoint = opened.load(mesh)
+    if args.distributed:
+        parts, digest = local_weights_digest(checkpoint.params)
+        processes.check_same({"weights": digest}, among=parts)
     choice = choose_tree(checkpoint, [], source, settings) if args.tree == draft_options.AUTO else None
     source = choice.source if choice else source
-    run = {
-        "model": model_identity(checkpoint) | {"dtype": opened.dtype},
-        "settings": {
-            "draft": draft_options.AUTO if choice else draft_name(source),
-            "chat_template": use_chat_template,
-            **{name: getattr(settings, name) for name in DECIDES},
-            "stop": list(settings.stop),
-            "exact": settings.is_exact,
-        },
-    }
-    if settings.is_exact:  # then answers are those of one compiled program
-        of_program = ("batch_size", "capacity", "calls_per_chunk")
-        run["program"] = {name: getattr(settings, name) for name in of_program}
-        run["program"] |= {"mesh": args.mesh, "draft": draft_name(source)}
+    run = made_by(
+        checkpoint,
+        settings,
+        Begun(at, is_by_line),
+        dtype=opened.dtype,
+        draft=draft_options.AUTO if choice else draft_name(source),
+        use_chat_template=use_chat_template,
+        program_draft=draft_name(source),
+        mesh=args.mesh,
+    )
     job = Job(
         prompts,
         args.output,
@@ -175,6 +202,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         settings,
         use_chat_template=use_chat_template,
         is_ordered=args.ordered,
+        redoes_changed=args.redo_changed,
     )
     status = job.run()
     more = {"run": run, "capacity": capacity, "batch_size": settings.batch_size, "mesh": args.mesh}
@@ -182,7 +210,8 @@ def _generate_file(args: argparse.Namespace) -> int:
     return status
 
 
-DECIDES = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprobs")  # what an answer follows from
+# Of the flags, what each of several processes may have for itself; the files are compared, not their names.
+MAY_DIFFER = ("command", "input", "output", "model", "process_id", "coordinator", "stats", "stats_json", "log_level")
 
 
 def _mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.run_file import begun
 from jax_probe_mtp.files.whole_files import check_files
-from jax_probe_mtp.jobs.job import renewed_run
+from jax_probe_mtp.jobs.made_by import renewed_run
 
 
 def add_command(commands: Any) -> None:
@@ -22,14 +23,29 @@ def add_command(commands: Any) -> None:
         metavar="F.jsonl",
         help="the prompts: puts the answers in their order (default: one part after the other)",
     )
+    join.add_argument(
+        "--leave-out-others",
+        action="store_true",
+        help="of --input: leave out answers to records that it does not have, or asks otherwise (default: they are refused)",
+    )
     join.set_defaults(command=_merge)
 
 
 def _merge(args: argparse.Namespace) -> int:
+    if args.leave_out_others and args.input is None:
+        raise ValueError("--leave-out-others says what --input does not have; give --input too.")
     check_files({"--output": args.output}, [args.input])
-    prompts = PromptFile(args.input) if args.input else None
-    num_written, num_missing = merge(args.parts, args.output, prompts, renewed_run)
-    print(f"{args.output} holds {num_written} records", file=sys.stderr)
-    if num_missing:
-        print(f"{num_missing} records of {args.input} have no answer", file=sys.stderr)
-    return int(num_missing > 0)
+    by_line = any(before is not None and before.is_by_line for before in map(begun, args.parts))
+    prompts = PromptFile(args.input, names_by_line=by_line) if args.input else None
+    done = merge(args.parts, args.output, prompts, renewed_run, leaves_out_others=args.leave_out_others)
+    print(f"{args.output} holds {done.num_written} records", file=sys.stderr)
+    if done.num_left_out:
+        print(f"{done.num_left_out} answers to other records were left out", file=sys.stderr)
+    if done.num_by_id:
+        print(
+            f"{done.num_by_id} answers of version 0.1.0 were taken for those of their ids: they do not say to which prompt",
+            file=sys.stderr,
+        )
+    if done.num_missing:
+        print(f"{done.num_missing} records of {args.input} have no answer", file=sys.stderr)
+    return int(done.num_missing > 0)

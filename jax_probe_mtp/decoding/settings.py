@@ -116,12 +116,14 @@ class Prompt:
     Attributes:
       token_ids: the prompt, at least one token.
       id: names it; also picks its noise when it has no seed of its own.
-      seed: seed of its noise, 0 to 2**32 - 1; from the run's seed and the id when None.
+      noise_name: picks its noise in place of the id, where not None.
+      seed: seed of its noise, 0 to 2**32 - 1; from the run's seed and that name when None.
       max_new_tokens, temperature, top_k, top_p, stop: its own in place of the run's, where not None.
     """
 
     token_ids: Sequence[int]
     id: str | int = 0
+    noise_name: str | None = None
     seed: int | None = None
     max_new_tokens: int | None = None
     temperature: float | None = None
@@ -146,8 +148,9 @@ class Prompt:
 
 
 def record_seed(run_seed: int, prompt: Prompt) -> int:
-    """Picks the seed of a prompt's noise: its own, else one drawn from the run's seed and its id, whatever its batch."""
+    """Picks the seed of a prompt's noise: its own, else one drawn from the run's seed and its name, whatever its batch."""
     if prompt.seed is not None:
         return prompt.seed
-    digest = hashlib.sha256(f"{run_seed}:{prompt.id}".encode()).digest()
+    name = prompt.id if prompt.noise_name is None else prompt.noise_name
+    digest = hashlib.sha256(f"{run_seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:4], "little")

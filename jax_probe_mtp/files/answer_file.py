@@ -8,11 +8,11 @@ import logging
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jax_probe_mtp.files.ids import IdSet, id_digest
+from jax_probe_mtp.files.ids import Keys, answer_key
 from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, write_run
 
 try:
@@ -33,21 +33,26 @@ class AnswerFile:
       path: the file, new or of an earlier run that goes on.
       run: what decides the answers, JSON values in at most two levels. It is kept beside the answers, at `run_path`.
       renew: rewrites what an earlier version wrote there as this one would; it leaves all else as it is.
+      see: is told the key (`ids.answer_key`) of each answer in the file, and the answer.
 
     Attributes:
-      done: ids that were in the file when it was opened.
+      done: keys of the answers that were in the file when it was opened.
       num_kept: records that were in the file when it was opened.
       num_errors: records in the file whose `finish_reason` is "error".
       num_written: records in the file.
 
     Raises:
       ValueError: if the answers there are of another run, or no run is known for them, if another run is writing them,
-        or if they hold an id twice or a line that is no record.
+        or if they hold an answer to a record twice or a line that is no record.
       OSError: if the file cannot be read or written.
     """
 
     def __init__(
-        self, path: Path, run: Mapping[str, Any], renew: Callable[[dict[str, Any]], dict[str, Any]] = dict
+        self,
+        path: Path,
+        run: Mapping[str, Any],
+        renew: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        see: Callable[[int, dict[str, Any]], None] = lambda key, answer: None,
     ) -> None:
         self._path = path
         self._file = path.open("a+b", buffering=0)  # "a": a link keeps pointing where it does, and nothing is cut
@@ -59,29 +64,60 @@ class AnswerFile:
                 then, now = different
                 way_out = "name another --output or give the same command"
                 raise ValueError(f"{path} was made with {then}, but this run has {now}; {way_out}.")
-            self._read()
+            self._read(see)
         except BaseException:
             self._file.close()
             raise
 
-    def _read(self) -> None:
-        digests = array("Q")
+    def _read(self, see: Callable[[int, dict[str, Any]], None]) -> None:
+        keys = array("Q")
         self._size = self.num_errors = 0  # _size: where the last whole record ends
-        for _, record, digest, end in whole_records(self._path):
-            digests.append(digest)
-            self.num_errors += record.get("finish_reason") == "error"
+        for _, answer, key, end in whole_records(self._path):
+            keys.append(key)
+            see(key, answer)
+            self.num_errors += answer.get("finish_reason") == "error"
             self._size = end
-        self.num_kept = self.num_written = len(digests)
-        self.done = IdSet(digests)
+        self.num_kept = self.num_written = len(keys)
+        self.done = Keys(keys)
         for repeated in self.done.repeated():
-            (first, _), (second, name), *_ = lines_of(repeated, self._path)
-            raise ValueError(f"{second} has the id {cut(name)} of {first}; keep one of the two lines.")
+            (first, _), (second, answer), *_ = lines_of(repeated, self._path)
+            says = f"has the id {cut(answer['id'])} of {first}"
+            if "occurrence" in answer:
+                says = f"answers the record of {first} once more"
+            raise ValueError(f"{second} {says}; keep one of the two lines.")
         torn = os.fstat(self._file.fileno()).st_size - self._size
         if torn:
             _logger.warning(
                 "%s: dropped %d bytes after record %d: cut off, made again.", self._path, torn, self.num_kept
             )
             self._file.truncate(self._size)
+
+    def remove(self, keys: Collection[int]) -> None:
+        """Takes the answers of these keys out of the file, at once: whoever reads it finds all answers or those that stay.
+
+        Raises:
+          OSError: if there is no room for those that stay; then nothing is taken out.
+        """
+        path = self._path.resolve()  # a link keeps pointing where it does
+        partial, start = path.with_name(path.name + ".partial"), 0
+        file = partial.open("a+b", buffering=0)
+        try:
+            lock(file, path, is_shared=False)  # under this name no other run has it at any moment
+            file.truncate(0)
+            for _, _, key, end in whole_records(path):
+                if key not in keys:
+                    self._file.seek(start)
+                    file.write(self._file.read(end - start))
+                start = end
+            os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            file.close()
+            partial.unlink(missing_ok=True)
+            raise no_room(path, error, "nothing was changed") from None
+        self._file.close()
+        self._file = file
+        self._read(lambda key, answer: None)
 
     def write(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Appends the records; they are on the disk when it returns.
@@ -125,7 +161,7 @@ class AnswerFile:
 
 
 def whole_records(path: Path) -> Iterator[tuple[str, dict[str, Any], int, int]]:
-    """Gives name for messages, record, digest of its id and end offset of each line, up to one that a cut-off write left torn.
+    """Gives name for messages, answer, key and end offset of each line, up to one that a cut-off write left torn.
 
     Raises:
       ValueError: if a line that is no record has more than NULs after it, which a power cut leaves.
@@ -137,21 +173,21 @@ def whole_records(path: Path) -> Iterator[tuple[str, dict[str, Any], int, int]]:
                 way_out = f"keep the lines before it alone (head -n {torn - 1})"
                 raise ValueError(f"{path}, line {torn} is no record with an id; {way_out}.")
             try:
-                record = json.loads(line.decode())
-                is_whole = line.endswith(b"\n") and isinstance(record["id"], str | int)
-                digest = id_digest(record["id"])
+                answer = json.loads(line.decode())
+                is_whole = line.endswith(b"\n") and isinstance(answer["id"], str | int)
+                key = answer_key(answer)
             except (ValueError, TypeError, KeyError, RecursionError):
                 is_whole = False
             if is_whole:
                 end += len(line)
-                yield f"{path}, line {number}", record, digest, end
+                yield f"{path}, line {number}", answer, key, end
             else:
                 torn = torn or number
 
 
-def lines_of(digest: int, path: Path) -> Iterator[tuple[str, str | int]]:
-    """Gives name for messages and id of each line whose id has the digest."""
-    return ((where, record["id"]) for where, record, found, _ in whole_records(path) if found == digest)
+def lines_of(key: int, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Gives name for messages and answer of each line of this key."""
+    return ((where, answer) for where, answer, found, _ in whole_records(path) if found == key)
 
 
 def lock(file: IO[bytes], path: Path, *, is_shared: bool) -> None:

@@ -1,36 +1,93 @@
-"""Ids of records, kept as digests: many fit into memory."""
+"""What tells records apart, in 64 bits each: many fit into memory."""
 
+import bisect
 import hashlib
+import json
 from array import array
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+_ALL_BITS = 2**64 - 1
+_BLOCK = 2**14  # keys
+_as_text = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_STEP = 0x9E3779B97F4A7C15  # odd, its bits as if drawn: keys of equal records are far from each other
+_STEPS_INVERSE = pow(_STEP, -1, _ALL_BITS + 1)
 
-class IdSet:
-    """Ids by their digests, 8 bytes each. Two ids share a digest once in about n * n / 2**65 files of n ids.
 
-    Args:
-      digests: of `id_digest`; the set takes them over and sorts them in place.
+class Keys:
+    """The key of each record of a file, and where it stands: 12 bytes a record.
+
+    Two ids share a key once in about n * n / 2**65 files of n records.
     """
 
-    def __init__(self, digests: "array[int]") -> None:
-        self._digests = np.asarray(digests)  # the same memory
-        self._digests.sort()
+    def __init__(self, keys: "array[int]") -> None:
+        """Args: keys in the order of the file, which are kept."""
+        self._keys = keys
+        self._order = array("I")  # places in the order of their keys
+        self._order.frombytes(np.argsort(np.asarray(keys)).astype(np.uint32).tobytes())
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._keys)
+
+    def __getitem__(self, place: int) -> int:
+        return self._keys[place]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Keys) and self._keys == other._keys
+
+    def __bytes__(self) -> bytes:
+        return self._keys.tobytes()
 
     def __contains__(self, name: object) -> bool:
-        # np.uint64: beside a Python int the whole array would be turned into float64, which rounds
-        digest = np.uint64(id_digest(name))
-        index = np.searchsorted(self._digests, digest)
-        return bool(index < len(self._digests) and self._digests[index] == digest)
+        return self.find(id_key(name)) is not None
+
+    def find(self, key: int) -> int | None:
+        """Gives the place of a key, None where it is not there."""
+        at = bisect.bisect_left(self._order, key, key=self._keys.__getitem__)
+        place = self._order[at] if at < len(self._order) else None
+        return place if place is not None and self._keys[place] == key else None
 
     def repeated(self) -> list[int]:
-        """Gives the digests that are there more than once."""
-        return np.unique(self._digests[1:][self._digests[1:] == self._digests[:-1]]).tolist()
+        """Gives the keys that are there more than once."""
+        found: list[int] = []
+        for start in range(0, len(self), _BLOCK):  # all at once would take as much memory again
+            in_order = np.asarray(self._keys)[np.asarray(self._order[start : start + _BLOCK + 1])]
+            found += np.unique(in_order[1:][in_order[1:] == in_order[:-1]]).tolist()
+        return sorted(set(found))
 
 
-def id_digest(name: object) -> int:
-    """Gives 64 bits that stand for an id; 1 and "1" are the same id, since they would draw the same noise."""
-    return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "little")
+def id_key(name: object) -> int:
+    """Gives the key of a record that has an id; 1 and "1" are the same id, since they would draw the same noise."""
+    return _digest(str(name), b"")
+
+
+def content_digest(values: Mapping[str, Any]) -> int:
+    """Gives what stands for all that a record asks for: JSON values by their names, in any order."""
+    return _digest(_as_text(values), b"content")
+
+
+def nameless_key(content: int, occurrence: int) -> int:
+    """Gives the key of a record without an id: what it asks for, and which of its equals it is, counted from 1."""
+    return (content + occurrence * _STEP) & _ALL_BITS
+
+
+def occurrence_of(key: int, content: int) -> int:
+    """Gives the occurrence that `nameless_key` was told."""
+    return (key - content) * _STEPS_INVERSE & _ALL_BITS
+
+
+def answer_key(answer: Mapping[str, Any]) -> int:
+    """Gives the key of the record that an answer belongs to.
+
+    Raises:
+      KeyError, TypeError, ValueError: if it does not say.
+    """
+    if "occurrence" in answer:
+        return nameless_key(int(answer["content"], 16), answer["occurrence"])
+    return id_key(answer["id"])
+
+
+def _digest(text: str, person: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=person).digest(), "little")

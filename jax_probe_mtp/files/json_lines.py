@@ -2,15 +2,22 @@
 
 import json
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 MAX_LINE_BYTES = 16 * 2**20
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """Gives number, name for messages and JSON value of each line that is not blank; holds one line in memory at a time.
+def json_lines(path: Path, is_wanted: Callable[[int], bool] | None = None) -> Iterator[tuple[int, int, str, Any]]:
+    """Gives each line that is not blank; holds one line in memory at a time.
+
+    Args:
+      path: the file.
+      is_wanted: of a line's place among those that are not blank, from 0: the others are not looked into.
+
+    Returns:
+      Place, number (from 1), name for messages and JSON value.
 
     Raises:
       ValueError: for what is no regular file, and for a line that is too long, not UTF-8 or not JSON.
@@ -18,7 +25,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
     """
     check_is_file(path)
     with path.open("rb") as file:
-        offset, number = 0, 0
+        offset, number, place = 0, 0, -1
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             where = f"{path}, line {number}"
@@ -33,7 +40,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
             if number == 1:
                 text = text.removeprefix("\ufeff")
             if text.strip():
-                yield number, where, _value(where, text)
+                place += 1
+                if is_wanted is None or is_wanted(place):
+                    yield place, number, where, _value(where, text)
 
 
 def check_is_file(path: Path) -> None:

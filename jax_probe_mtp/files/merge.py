@@ -1,21 +1,39 @@
 """The answers of several processes in one file."""
 
 import contextlib
+import dataclasses
+import json
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jax_probe_mtp.files.answer_file import lines_of, lock, whole_records
-from jax_probe_mtp.files.ids import id_digest
+from jax_probe_mtp.files.ids import Keys
 from jax_probe_mtp.files.json_lines import check_is_file
 from jax_probe_mtp.files.prompt_file import PromptFile
-from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, run_path, write_run
+from jax_probe_mtp.files.run_file import cut, differences, in_one_format, no_room, read_run, run_path, write_run
 
 _OFFSET_BITS = 48
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What came of a merge.
+
+    Attributes:
+      num_written: answers in the new file.
+      num_missing: records of the prompts that have no answer.
+      num_left_out: answers to records that the prompts do not have.
+      num_by_id: answers of version 0.1.0, which name nothing but their record's id: whether they are to its prompt is not
+        known.
+    """
+
+    num_written: int
+    num_missing: int
+    num_left_out: int
+    num_by_id: int
 
 
 def merge(
@@ -23,17 +41,19 @@ def merge(
     output: Path,
     prompts: PromptFile | None,
     renew: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-) -> tuple[int, int]:
+    *,
+    leaves_out_others: bool = False,
+) -> Merged:
     """Makes one file of the answers of several, in the order of `prompts` or, without, one part after the other.
+
+    With `prompts`, answers to records without an id get the numbers that their lines have there.
 
     Args:
       parts: files of answers, of runs that have ended.
       output: the file, with which a run can go on; one that is there is replaced when the new one is whole.
       prompts: the records that the answers belong to.
       renew: as for `AnswerFile`.
-
-    Returns:
-      The records written, and the records of `prompts` that have no answer.
+      leaves_out_others: True to leave out answers to records that `prompts` does not have, or has with other contents.
 
     Raises:
       ValueError: if the parts are of different runs, in use or torn, or hold an id twice or one that `prompts` has not.
@@ -51,19 +71,20 @@ def merge(
             if first.keys() & {"prompt", "messages", "prompt_ids"} and "token_ids" not in first:
                 raise ValueError(f"{output} is there and holds prompts, no answers; name another --output.")
             lock(opened.enter_context(output.open("ab")), output, is_shared=False)
-        run = renew(read_run(parts[0]))
-        for part in parts[1:]:
-            if different := differences(run, renew(read_run(part))):
+        run, *others = in_one_format([renew(read_run(part)) for part in parts])
+        for part, other in zip(parts[1:], others, strict=True):
+            if different := differences(run, other):
                 then, now = different
                 raise ValueError(f"{parts[0]} was made with {then}, but {part} has {now}; merge files of one run.")
-        places = _Places(parts, prompts)
+        places = _Places(parts, prompts, leaves_out_others=leaves_out_others)
         opened.callback(partial.unlink, missing_ok=True)
         num_written = 0
         try:
             with partial.open("wb") as out:
-                for index, offset in places.of(prompts):
+                for index, offset, number in places.of(prompts):
                     files[index].seek(offset)
-                    out.write(files[index].readline())
+                    line = files[index].readline()
+                    out.write(line if number is None else _numbered(line, number))
                     num_written += 1
                 out.flush()
                 os.fsync(out.fileno())
@@ -72,46 +93,78 @@ def merge(
         run_path(output).unlink(missing_ok=True)  # at no moment do answers stand beside the run of others
         os.replace(partial, output)
         write_run(output, run)
-    return num_written, prompts.num_records - num_written if prompts else 0
+    return Merged(
+        num_written=num_written,
+        num_missing=prompts.num_records - num_written if prompts else 0,
+        num_left_out=places.num_left_out,
+        num_by_id=places.num_by_id,
+    )
+
+
+def _numbered(line: bytes, number: str | int) -> bytes:
+    return (json.dumps(json.loads(line) | {"id": number}, ensure_ascii=False) + "\n").encode()
 
 
 class _Places:
-    """The place of each record, in 24 bytes: its id's digest, part and offset as one number, sorted order."""
+    """The place of each answer, in 20 bytes: its record's key, and part and offset as one number."""
 
-    def __init__(self, parts: Sequence[Path], prompts: PromptFile | None) -> None:
-        digests, places = array("Q"), array("Q")
+    def __init__(self, parts: Sequence[Path], prompts: PromptFile | None, *, leaves_out_others: bool) -> None:
+        keys, self._places = array("Q"), array("Q")
+        self.num_left_out = self.num_by_id = 0
         for index, part in enumerate(parts):
             start = 0
-            for where, record, digest, end in whole_records(part):
-                if prompts is not None and record["id"] not in prompts.ids:
-                    way_out = "name the file that it was made of"
-                    raise ValueError(f"{where}: {prompts.path} has no id {cut(record['id'])}; {way_out}.")
-                digests.append(digest)
-                places.append(index << _OFFSET_BITS | start)
+            for where, answer, key, end in whole_records(part):
+                if self._belongs(where, answer, key, prompts, leaves_out_others=leaves_out_others):
+                    keys.append(key)
+                    self._places.append(index << _OFFSET_BITS | start)
                 start = end
             if start != part.stat().st_size:
                 raise ValueError(f"{part}: the last line is torn, so its run has not ended; go on with it first.")
-        self._digests, self._places = np.asarray(digests), np.asarray(places)
-        self._order = np.argsort(self._digests)
-        in_order = self._digests[self._order]
-        for i in np.flatnonzero(in_order[1:] == in_order[:-1]):
-            (first, _), (second, _) = sorted(map(self._place, self._order[i : i + 2]))
-            _, name = next(lines_of(in_order[i], parts[first]))
-            raise ValueError(f"the id {cut(name)} is in {parts[first]} and {parts[second]}; leave one of them out.")
+        self._keys = Keys(keys)
+        for key in self._keys.repeated():
+            first, second = sorted(self._place(n)[0] for n, other in enumerate(keys) if other == key)[:2]
+            _, answer = next(lines_of(key, parts[first]))
+            raise ValueError(
+                f"the id {cut(answer['id'])} is in {parts[first]} and {parts[second]}; leave one of them out."
+            )
 
-    def of(self, prompts: PromptFile | None) -> Iterator[tuple[int, int]]:
-        """Gives part and offset of each record: of those of `prompts` that have one, or of all."""
+    def _belongs(
+        self, where: str, answer: dict[str, Any], key: int, prompts: PromptFile | None, *, leaves_out_others: bool
+    ) -> bool:
+        """Says whether the answer is to be written; it is not where its record is none of `prompts`."""
         if prompts is None:
-            yield from map(self._place, range(len(self._places)))
+            return True
+        index = prompts.keys.find(key)
+        if index is None:
+            says = f"{prompts.path} has no id {cut(answer['id'])}"
+            if "occurrence" in answer:
+                says = f"{prompts.path} has no such record as line {cut(answer['id'])} was"
+        elif "content" not in answer:
+            self.num_by_id += 1
+            return True
+        elif answer["content"] == f"{prompts.contents[index]:016x}":
+            return True
+        else:
+            (record,) = prompts.records(index.__eq__)
+            says = f"{prompts.path} asks something else under the id {cut(record.id)} ({record.differs_from(answer)})"
+        if not leaves_out_others:
+            way_out = "name the file that it was made of, or give --leave-out-others"
+            raise ValueError(f"{where}: {says}; {way_out}.")
+        self.num_left_out += 1
+        return False
+
+    def of(self, prompts: PromptFile | None) -> Iterator[tuple[int, int, str | int | None]]:
+        """Gives part and offset of each answer: all, or in the order of `prompts`, with the number of a line without an id."""
+        if prompts is None:
+            yield from ((*self._place(n), None) for n in range(len(self._places)))
             return
         for record in prompts:
-            digest = np.uint64(id_digest(record.id))
-            index = np.searchsorted(self._digests, digest, sorter=self._order)
-            if index < len(self._order) and self._digests[self._order[index]] == digest:
-                yield self._place(self._order[index])
+            found = self._keys.find(prompts.keys[record.index])
+            if found is not None:
+                yield *self._place(found), record.id if record.occurrence is not None else None
 
-    def _place(self, index: int) -> tuple[int, int]:
-        part, offset = divmod(int(self._places[index]), 2**_OFFSET_BITS)
+    def _place(self, number: int) -> tuple[int, int]:
+        part, offset = divmod(self._places[number], 2**_OFFSET_BITS)
         return part, offset
 
 

@@ -1,14 +1,17 @@
 """Prompt files of any length: checked as a whole before anything runs, then read record by record."""
 
 import dataclasses
+import hashlib
 import math
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jax_probe_mtp.files.ids import IdSet, id_digest
+import numpy as np
+
+from jax_probe_mtp.files.ids import Keys, content_digest, id_key, nameless_key, occurrence_of
 from jax_probe_mtp.files.json_lines import check_id, excerpt, json_lines
 
 MAX_STOPS = 16
@@ -19,11 +22,13 @@ MAX_UNUSED_FIELDS = 10
 class Record:
     """One line of a prompt file. Exactly one of `prompt`, `messages` and `prompt_ids` is set.
 
-    Of the others, None leaves the choice to the run.
+    Of the others, None leaves the choice to the run. A record without an id is known by what it asks for.
     """
 
     index: int  # among the records of the file, from 0
-    id: str | int
+    id: str | int  # the line's number where it has none
+    content: int = dataclasses.field(default=0, compare=False)  # digest of all that it asks for, its id left out
+    occurrence: int | None = None  # of a record without an id: which of its equals in the file it is, from 1
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
     prompt_ids: list[int] | None = None
@@ -34,17 +39,42 @@ class Record:
     seed: int | None = None
     stop: tuple[str, ...] | None = None
 
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """Gives what the record sets in place of the run, as JSON has it."""
+        own = {name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None}
+        return own | ({"stop": list(self.stop)} if self.stop is not None else {})
+
+    @property
+    def noise_name(self) -> str | None:
+        """Gives the name that the record's noise is drawn by; None where that is its id."""
+        return None if self.occurrence is None else f"{self.content:016x}.{self.occurrence}"
+
+    def as_answered(self) -> dict[str, Any]:
+        """Gives what an answer says of the record, so that it stays the answer to this record alone."""
+        of_nameless = {} if self.occurrence is None else {"occurrence": self.occurrence}
+        return {"content": f"{self.content:016x}", **of_nameless, **self.own_settings}
+
+    def differs_from(self, answer: Mapping[str, Any]) -> str:
+        """Says in what the record differs from the one of this id that was answered."""
+        own, nothing = self.own_settings, "nothing of its own"
+        changed = [name for name in _SETTINGS if answer.get(name) != own.get(name)] if "content" in answer else []
+        says = [f"{name} {answer.get(name, nothing)!r} became {own.get(name, nothing)!r}" for name in changed]
+        return ", ".join(says)[:200] or "its prompt is another"
+
 
 class PromptFile:
     """A file with one JSON object a line. Building it checks each line; iterating reads the file anew each time.
 
     Args:
       path: the file.
+      names_by_line: True where a record without an id is known by the number of its line, as runs of version 0.1.0 did.
 
     Attributes:
       path: the file.
       num_records: lines that are not blank.
-      ids: the id of each record, as `IdSet`.
+      keys: of each record, in the order of the file: of its id or, where it has none, of what it asks for.
+      contents: of each record, the digest of what it asks for.
       max_temperature: the largest one that a record gives, None if none does.
       unused_fields: names of fields that nothing reads, the first ten of them in sorted order.
 
@@ -53,33 +83,101 @@ class PromptFile:
       OSError: if the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, names_by_line: bool = False) -> None:
         self.path = path
         self.max_temperature: float | None = None
-        digests = array("Q")
+        self._names_by_line = names_by_line
+        self._written = _written(path)
+        self.contents = array("Q")
+        keys, nameless = array("Q"), array("I")
         unused: set[str] = set()
         for record, fields, _, _ in parsed_records(path):
-            digests.append(id_digest(record.id))
+            self.contents.append(record.content)
+            keys.append(id_key(record.id))
+            if self._is_nameless(fields):
+                nameless.append(record.index)
             if record.temperature is not None:
                 self.max_temperature = max(record.temperature, self.max_temperature or 0.0)
             if new := fields.keys() - _FIELDS - unused:
                 unused = set(sorted(unused | {name[:60] for name in new})[:MAX_UNUSED_FIELDS])
-        if not digests:
+        if not keys:
             raise ValueError(f"{path} holds no records; give one JSON object a line.")
-        self.num_records = len(digests)
+        self.num_records = len(keys)
         self.unused_fields = tuple(sorted(unused))
-        self.ids = IdSet(digests)
-        for digest in self.ids.repeated():
-            _check_ids_differ(path, digest)
+        for key in Keys(keys).repeated():
+            _check_ids_differ(path, key)
+        if nameless:
+            _set_nameless_keys(keys, self.contents, nameless)
+        self.keys = Keys(keys)
 
     def __iter__(self) -> Iterator[Record]:
-        for record, *_ in parsed_records(self.path):
-            yield record
+        """Gives all records; see `records`."""
+        return self.records(lambda index: True)
+
+    def records(self, is_wanted: Callable[[int], bool]) -> Iterator[Record]:
+        """Gives the records whose index is wanted; the lines of the others are not looked into.
+
+        Raises:
+          ValueError: if one of them is not what it was when the file was checked, or there are fewer now.
+        """
+        num_records = 0
+
+        def is_next_wanted(index: int) -> bool:
+            nonlocal num_records
+            num_records = index + 1
+            return index >= self.num_records or is_wanted(index)
+
+        for record, fields, _, where in parsed_records(self.path, is_next_wanted):
+            index = record.index
+            if index >= self.num_records:  # it has grown, as `has_changed` says
+                return
+            key, occurrence = self.keys[index], None
+            if self._is_nameless(fields):
+                occurrence = occurrence_of(key, record.content)
+            is_same = key == id_key(record.id) if occurrence is None else 1 <= occurrence <= self.num_records
+            if not is_same or record.content != self.contents[index]:
+                raise ValueError(f"{where} has changed since this run began; give the same command to go on.")
+            yield record if occurrence is None else dataclasses.replace(record, occurrence=occurrence)
+        if num_records < self.num_records:
+            were = f"{num_records} records, but held {self.num_records} when this run began"
+            raise ValueError(f"{self.path} holds {were}; give the same command to go on.")
+
+    def digest(self) -> str:
+        """Gives a digest of all records and their order."""
+        return hashlib.sha256(self.contents.tobytes() + bytes(self.keys)).hexdigest()
+
+    def has_changed(self) -> bool:
+        """Says whether the file holds other records than when it was checked."""
+        if _written(self.path) == self._written:
+            return False
+        now = PromptFile(self.path, names_by_line=self._names_by_line)
+        return (now.keys, now.contents) != (self.keys, self.contents)
+
+    def _is_nameless(self, fields: dict[str, Any]) -> bool:
+        return not self._names_by_line and "id" not in fields
 
 
-def parsed_records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, str]]:
-    """Gives each record with its JSON object, the line's number and its name for messages."""
-    for index, (number, where, fields) in enumerate(json_lines(path)):
+def _written(path: Path) -> tuple[int, int, int]:
+    """Gives what changes when a file is written or replaced."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _set_nameless_keys(keys: "array[int]", contents: "array[int]", nameless: "array[int]") -> None:
+    """Puts the keys of records without an id, at these places, where those of their lines' numbers are."""
+    places = np.asarray(nameless)
+    last, occurrence = None, 0
+    for place in places[np.argsort(np.asarray(contents)[places], kind="stable")]:  # equals in the order of the file
+        occurrence = occurrence + 1 if contents[place] == last else 1
+        last = contents[place]
+        keys[place] = nameless_key(last, occurrence)
+
+
+def parsed_records(
+    path: Path, is_wanted: Callable[[int], bool] | None = None
+) -> Iterator[tuple[Record, dict[str, Any], int, str]]:
+    """Gives each record with its JSON object, the line's number and its name for messages; `is_wanted` as in `json_lines`."""
+    for index, number, where, fields in json_lines(path, is_wanted):
         given_fields = fields.items() if isinstance(fields, dict) else ()
         values = {field: value for field, value in given_fields if field in _RULES and value is not None}
         given = [field for field in _SOURCES if field in values]
@@ -98,15 +196,15 @@ def parsed_records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, st
             values[field] = float(values[field])
         if "stop" in values:
             values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
-        yield Record(index=index, id=name, **values), fields, number, where
+        yield Record(index=index, id=name, content=content_digest(values), **values), fields, number, where
 
 
-def _check_ids_differ(path: Path, digest: int) -> None:
-    """Reads the file once more for the ids of one digest: two different ones may share it by chance."""
+def _check_ids_differ(path: Path, key: int) -> None:
+    """Reads the file once more for the ids of one key: two different ones may share it by chance."""
     line_of: dict[str, int] = {}
     for record, fields, number, where in parsed_records(path):
         name = str(record.id)
-        if id_digest(name) != digest:
+        if id_key(name) != key:
             continue
         if name in line_of:
             shown = f"{record.id!r}"[:60]
@@ -152,4 +250,5 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "seed": (lambda value: _is_whole(value, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1"),
     "stop": (_is_stop, f"a text or a list of at most {MAX_STOPS} texts, none of them empty"),
 }
+_SETTINGS = tuple(name for name in _RULES if name not in _SOURCES)
 _FIELDS = {"id", *_RULES}

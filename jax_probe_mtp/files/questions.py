@@ -31,7 +31,7 @@ def read_questions(path: Path, per_category: int | None = None) -> list[Question
     questions: list[Question] = []
     taken: dict[str, int] = {}
     line_of: dict[str, int] = {}
-    for number, where, record in json_lines(path):
+    for _, number, where, record in json_lines(path):
         if not isinstance(record, dict) or "question_id" not in record:
             raise ValueError(f'{where} must be an object with a "question_id", got {excerpt(record)}.')
         name = record["question_id"]

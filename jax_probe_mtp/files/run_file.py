@@ -1,13 +1,17 @@
 """A file beside the answers that says which model and settings made them, so that no other run goes on with them."""
 
 import contextlib
+import dataclasses
+import datetime
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.files.whole_files import write_json
+
+FORMAT = 2
 
 
 def run_path(path: Path) -> Path:
@@ -34,6 +38,52 @@ def read_run(path: Path) -> dict[str, Any]:
     return run
 
 
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """How the run that made some answers began.
+
+    Attributes:
+      at: the moment, of the clock on the wall, in whole seconds.
+      is_by_line: True where version 0.1.0 began it, which knew records without an id by the number of their line, and
+        wrote less about the model.
+    """
+
+    at: datetime.datetime
+    is_by_line: bool
+
+
+def begun(path: Path) -> Begun | None:
+    """Says how the run that made the answers of a file began; None where there are no answers.
+
+    Raises:
+      ValueError: if that is not known.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return None
+    run = read_run(path)
+    if "format" not in run:
+        return Begun(datetime.datetime.fromtimestamp(int(run_path(path).stat().st_mtime)), is_by_line=True)
+    try:
+        return Begun(datetime.datetime.fromisoformat(run["started"]), is_by_line=False)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f'{run_path(path)} does not say when the run began ("started"); name another.') from None
+
+
+def in_one_format(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gives the runs as version 0.1.0 described them, where it began some of them and not the others."""
+    if len({"format" in run for run in runs}) < 2:
+        return list(runs)
+    return [_as_earlier(run) for run in runs]
+
+
+def _as_earlier(run: Mapping[str, Any]) -> dict[str, Any]:
+    known = ("name", "fingerprint", "dtype")
+    earlier = {name: value for name, value in run.items() if name not in ("format", "started")}
+    if isinstance(model := run.get("model"), dict):
+        earlier["model"] = {name: value for name, value in model.items() if name in known}
+    return earlier
+
+
 def write_run(path: Path, run: Mapping[str, Any]) -> None:
     """Writes beside the answers what makes them; it is on the disk when this returns."""
     beside = run_path(path)
@@ -52,8 +102,11 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Names the first values that differ, with those of `then`, and gives those of `now` in the same order."""
-    old, new = _flat(then), _flat(json.loads(json.dumps(now)))
+    """Names the first values that differ, with those of `then`, and gives those of `now` in the same order.
+
+    When the runs began is no difference.
+    """
+    old, new = ({**_flat(run), "started": None} for run in (then, json.loads(json.dumps(now))))
     names = [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]][:3]
     was, are = ([cut(values[name]) if name in values else "nothing" for name in names] for values in (old, new))
     return (", ".join(map(" ".join, zip(names, was, strict=True))), ", ".join(are)) if names else None

@@ -1,5 +1,6 @@
 """Text to ids and back, on top of a `transformers` fast tokenizer."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,3 +48,11 @@ def encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> li
 def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
     """Gives the text of generated ids, without special tokens and exactly as generated otherwise."""
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def identity(tokenizer: Any) -> dict[str, str]:
+    """Gives digests of what decides the tokens of a text: the tokenizer, and its chat template with what it may print."""
+    tokenizer("a")  # a tokenizer.json may bring padding or truncation, which the first call takes away
+    template = [tokenizer.chat_template, sorted(map(repr, tokenizer.special_tokens_map.items()))]
+    parts = {"tokenizer": tokenizer.backend_tokenizer.to_str(), "chat_template": repr(template)}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}

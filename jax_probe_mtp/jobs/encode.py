@@ -27,6 +27,7 @@ def encode(record: Record, tokens: Any, *, use_chat_template: bool) -> Prompt:
         token_ids = tokenizer.encode(tokens, record.prompt or "", use_chat_template=use_chat_template)
     return Prompt(
         id=record.id,
+        noise_name=record.noise_name,
         token_ids=token_ids,
         **{name: getattr(record, name) for name in ("seed", "max_new_tokens", "temperature", "top_k", "top_p", "stop")},
     )

@@ -1,5 +1,6 @@
 """A file of prompts in, a file of answers out: what is left of a run that was cut off, as it comes, and nothing twice."""
 
+import contextlib
 import logging
 import signal
 from collections.abc import Iterator, Mapping
@@ -8,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
 from jax_probe_mtp.drafting.source import DraftSource
-from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.answer_file import AnswerFile
-from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.prompt_file import PromptFile, Record
 from jax_probe_mtp.generation.answers import Generation, Item, Stats
 from jax_probe_mtp.generation.in_order import InOrder
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.jobs import processes
 from jax_probe_mtp.jobs.encode import encode
+from jax_probe_mtp.jobs.kept import Kept
+from jax_probe_mtp.jobs.made_by import renewed_run
 from jax_probe_mtp.jobs.progress import Progress
 from jax_probe_mtp.jobs.signals import Signals
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -44,6 +46,7 @@ class Job:
         *,
         use_chat_template: bool,
         is_ordered: bool,
+        redoes_changed: bool = False,
     ) -> None:
         """Prepares the run; reads and writes nothing yet.
 
@@ -56,6 +59,7 @@ class Job:
           settings: what records have no own value for, and the sizes, the capacity among them.
           use_chat_template: True puts prompts into the checkpoint's template.
           is_ordered: True for answers in the order of the prompts, which then wait for each other.
+          redoes_changed: True to answer records anew that are not what they were when they were answered.
 
         Raises:
           ValueError: one line with the values and a way out.
@@ -64,6 +68,8 @@ class Job:
         self._prompts, self._output, self._run = prompts, processes.own_path(output), run
         self._checkpoint, self._settings = checkpoint, settings
         self._use_chat_template, self._is_ordered = use_chat_template, is_ordered
+        self._redoes_changed = redoes_changed
+        self._in_use: dict[int, dict[str, Any] | None] = {}  # what answers say of records under way; None of another's
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
         self._decoder = ContinuousDecoder(
@@ -76,19 +82,47 @@ class Job:
         )
 
     def run(self) -> int:
-        """Answers what has no answer yet. Returns 0, `EXIT_ERRORS`, or 128 + the number of the signal that stopped it."""
-        with AnswerFile(self._output, self._run, renewed_run) as answers, Signals() as signals:
-            is_kept = (record.id in answers.done for record in self._prompts)
-            is_done = processes.union(np.fromiter(is_kept, np.bool_, count=self._prompts.num_records))
-            total, num_done = len(is_done), int(is_done.sum())
-            if num_done:
-                _logger.info("%s holds %d of %d records: going on", self._output, num_done, total)
+        """Answers what has no answer yet.
+
+        Returns:
+          0, `EXIT_ERRORS`, or 128 + the number of the signal that stopped it.
+
+        Raises:
+          ValueError: if the output is another run's, answers records that have changed, or the prompts change meanwhile.
+          OSError: if a file cannot be read or written.
+        """
+        kept = Kept(self._prompts)
+        with contextlib.ExitStack() as opened:
+            with processes.in_step():
+                answers = opened.enter_context(AnswerFile(self._output, self._run, renewed_run, kept.see))
+                kept.compare_prompts(self._encode)
+                if not self._redoes_changed:
+                    kept.refuse_changed(self._output)
+                elif kept.changed:
+                    _logger.info("%s: %d records have changed: answered anew", self._output, len(kept.changed))
+                    answers.remove(kept.changed_keys())
+            signals = opened.enter_context(Signals())
+            is_done = processes.union(kept.is_kept)
+            if is_done.any():
+                _logger.info("%s holds %d of %d records: going on", self._output, is_done.sum(), len(is_done))
             stopped_by = self._decode(answers, signals, is_done)
+        return self._status(answers, kept.num_others, stopped_by)
+
+    def _status(self, answers: AnswerFile, num_others: int, stopped_by: int) -> int:
+        """Says what was written, and gives the exit status."""
+        num, total = answers.num_written - num_others, self._prompts.num_records
+        others = (
+            f", beside {num_others} answers to records that {self._prompts.path} does not have" if num_others else ""
+        )
         if stopped_by:
             name = "another process" if stopped_by == processes.ERROR else signal.Signals(stopped_by).name
-            kept = f"{self._output} holds {answers.num_written} of {total} records"
-            _logger.warning("stopped by %s: %s; give the same command to go on", name, kept)
+            holds = f"{self._output} holds {num} of {total} records{others}"
+            _logger.warning("stopped by %s: %s; give the same command to go on", name, holds)
             return 128 + stopped_by
+        if self._prompts.has_changed():
+            says = f"{self._prompts.path} has changed since this run began, which wrote {num} of {total} records"
+            raise ValueError(f"{says}; give the same command to go on.")
+        _logger.info("%d of %d records in %s%s", num, total, self._output, others)
         if answers.num_errors:
             way_out = "delete those lines to try them again"
             _logger.warning(
@@ -112,7 +146,8 @@ class Job:
         with Progress(len(is_done), int(is_done.sum()), self.stats) as progress:
             for update in self._decoder.run(in_order.watch(items) if self._is_ordered else items, should_stop):
                 finished = in_order.add(update.finished) if self._is_ordered else update.finished
-                mine = [as_json(answer) for number, answer in finished if processes.is_mine(number)]
+                own = [(answer, self._in_use.pop(number)) for number, answer in finished]
+                mine = [as_json(answer) | said for answer, said in own if said is not None]
                 try:
                     if mine and failure is None:
                         answers.write(mine)
@@ -125,24 +160,25 @@ class Job:
 
     def _items(self, is_done: np.ndarray) -> Iterator[tuple[int, Item]]:
         """Gives each record that is left to decode, with its place in the file."""
-        for record in self._prompts:
-            if is_done[record.index]:
-                continue
+        for record in self._prompts.records(lambda index: not is_done[index]):
             try:
-                item: Item = encode(record, self._checkpoint.tokenizer, use_chat_template=self._use_chat_template)
+                prompt = self._encode(record)
+                item: Item = prompt
             except ValueError as error:
-                item = self._decoder.refusal(Prompt(id=record.id, token_ids=[]), error)
+                prompt = Prompt(id=record.id, token_ids=[])
+                item = self._decoder.refusal(prompt, error)
+            self._in_use[record.index] = self._said_of(record, prompt) if processes.is_mine(record.index) else None
             yield record.index, item
 
+    def _encode(self, record: Record) -> Prompt:
+        return encode(record, self._checkpoint.tokenizer, use_chat_template=self._use_chat_template)
 
-def renewed_run(run: dict[str, Any]) -> dict[str, Any]:
-    """Gives what made a file of answers with today's names of draft sources, where an earlier version wrote it."""
-    renewed = dict(run)
-    for part in ("settings", "program"):
-        values = renewed.get(part)
-        if isinstance(values, dict) and isinstance(values.get("draft"), str):
-            renewed[part] = values | {"draft": renewed_name(values["draft"])}
-    return renewed
+    def _said_of(self, record: Record, prompt: Prompt) -> dict[str, Any]:
+        """Gives what the answer says of its record; the seed too where that does not follow from the id."""
+        said = record.as_answered()
+        if record.occurrence is not None and prompt.of("temperature", self._settings) > 0:
+            said["seed"] = record_seed(self._settings.seed, prompt)
+        return said
 
 
 def as_json(generation: Generation) -> dict[str, Any]:

@@ -4,12 +4,19 @@ All processes read the same prompts and see the same results, so that each knows
 process alone can know is exchanged: which records its own file holds, and whether it has to stop.
 """
 
+import contextlib
+import datetime
+import hashlib
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+_EPOCH = datetime.datetime(2020, 1, 1)
 ERROR = 1  # the signal number that stands for "could not write"; no run is stopped by the real one (SIGHUP)
 
 
@@ -55,16 +62,71 @@ def is_mine(number: int) -> bool:
     return number % jax.process_count() == jax.process_index()
 
 
+@contextlib.contextmanager
+def in_step() -> Iterator[None]:
+    """Lets the processes leave the block together: where it fails in one of them, the others end too, instead of waiting.
+
+    Raises:
+      ValueError, OSError: what the block raised, or that it failed in another process.
+    """
+    failure: ValueError | OSError | None = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        failure = error
+    failed = gather(np.int32(failure is not None))
+    if failure:
+        raise failure
+    if failed.any():
+        raise ValueError(f"process {failed.argmax()} cannot run, and says why; give the same command when it can.")
+
+
+def check_same(facts: Mapping[str, object], among: object = None) -> None:
+    """Finds out before anything runs whether all processes are about to do the same.
+
+    Args:
+      facts: what must be the same, by the names that a message has for it; equal where its `repr` is.
+      among: only processes that give the same here are compared.
+
+    Raises:
+      ValueError: in all processes, if one differs from another; it names both, and what differs.
+    """
+    digests = [_digest(value) for value in (among, *facts.values())]
+    host = socket.gethostname().encode()[:64].ljust(64)
+    table, hosts = gather(np.asarray(digests, np.uint32)), gather(np.frombuffer(host, np.uint8))
+    for process, own in enumerate(table):
+        first = next(other for other in range(len(table)) if (table[other][0] == own[0]).all())
+        differs = (own[1:] != table[first][1:]).any(axis=-1)
+        if differs.any():
+            who, other = (
+                f"process {i} on {bytes(hosts[i]).decode(errors='replace').strip()}" for i in (process, first)
+            )
+            names = ", ".join(name for name, is_other in zip(facts, differs, strict=True) if is_other)
+            raise ValueError(f"{who} differs from {other} in: {names}; give all the same files and the same command.")
+
+
+def _digest(value: object) -> "np.ndarray":
+    return np.frombuffer(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), np.uint32)
+
+
+def gather(value: Any) -> np.ndarray:
+    """Gives the value (an array of up to 32 bits a number) of each process, in their order."""
+    value = np.asarray(value)
+    return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
+
+
 def union(is_true: np.ndarray) -> np.ndarray:
     """Joins bool [n] of all processes: True where it is so in any of them."""
-    if jax.process_count() == 1:
-        return is_true
-    packed = multihost_utils.process_allgather(np.packbits(is_true))
+    packed = gather(np.packbits(is_true))
     return np.unpackbits(np.bitwise_or.reduce(packed, axis=0), count=len(is_true)).astype(np.bool_)
 
 
 def largest(value: int) -> int:
-    """Gives the largest value that any process has."""
-    if jax.process_count() == 1:
-        return value
-    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+    """Gives the largest value, of 32 bits, that any process has."""
+    return int(np.max(gather(np.int32(value))))
+
+
+def earliest(moment: datetime.datetime) -> datetime.datetime:
+    """Gives the earliest moment that any process has, of the clock on the wall, in whole seconds."""
+    seconds = int((moment - _EPOCH).total_seconds())
+    return _EPOCH - datetime.timedelta(seconds=largest(-seconds))

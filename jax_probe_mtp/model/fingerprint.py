@@ -1,6 +1,8 @@
 """Tells two models apart: a model's name, and a hash that is cheap however many weights there are."""
 
+import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +13,53 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.mesh import mesh_of
 from jax_probe_mtp.model.params import Params, abstract_params
+
+
+def weights_digest(params: Params) -> str:
+    """Gives a digest over every bit of every weight, the same however they lie on devices: padding by zeros is not seen."""
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return _hash([names, _bit_sums(jax.tree.leaves(params))])
+
+
+def local_weights_digest(params: Params) -> tuple[str, str]:
+    """Gives which parts of the weights this process holds, and a digest of their bits."""
+    parts = {
+        (jax.tree_util.keystr(path), str(shard.index)): shard.data
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        for shard in leaf.addressable_shards
+    }
+    names = sorted(parts)
+    return _hash(names), _hash(_bit_sums([parts[name] for name in names]))
+
+
+def _hash(values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def _bit_sums(leaves: Sequence[jax.Array]) -> list[int]:
+    """Adds up the bits of all values of each array, each times a factor of its place, modulo 2**32: in any order the same."""
+    sums = [_weighted_sum(leaf, [_factors(size) for size in leaf.shape]) for leaf in leaves]
+    return [int(each) for each in jax.device_get(sums)]
+
+
+@jax.jit
+def _weighted_sum(leaf: jax.Array, factors: Sequence[jax.Array]) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{leaf.dtype.itemsize * 8}")).astype(jnp.uint32)
+    bits = (bits ^ (bits >> 16)) * np.uint32(
+        0x85EBCA6B
+    )  # spreads bits upward: the highest would vanish from an even sum
+    bits = bits ^ (bits >> 13)
+    for axis, each in enumerate(factors):
+        bits *= jnp.expand_dims(each, [other for other in range(leaf.ndim) if other != axis])
+    return jnp.sum(bits, dtype=jnp.uint32)
+
+
+@functools.cache
+def _factors(size: int) -> np.ndarray:
+    """Gives odd numbers as if drawn, uint32 [size]; those of a longer axis begin with those of a shorter one."""
+    return np.random.Generator(np.random.PCG64(0)).integers(2**31, size=size, dtype=np.uint32) * np.uint32(
+        2
+    ) + np.uint32(1)
 
 
 def model_identity(checkpoint: Checkpoint) -> dict[str, str]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from support.files.answer_files import ONE, RUN, THREE, TWO, failing, filled, ids_of, says
+from support.files.answer_files import ONE, RUN, THREE, TWO, counts, failing, filled, ids_of, says
 
 from jax_probe_mtp.files import answer_file
 from jax_probe_mtp.files.answer_file import AnswerFile
@@ -183,7 +183,7 @@ def test_a_link_keeps_pointing_where_it_does(tmp_path):
     filled(link, ONE)
     assert run_path(link) == real.with_name("real.jsonl.run.json")
     assert AnswerFile(real, RUN).num_kept == 1  # by either name
-    assert merge([link], tmp_path / "merged.jsonl", None) == (1, 0)
+    assert counts(merge([link], tmp_path / "merged.jsonl", None)) == (1, 0)
     target = tmp_path / "link2.jsonl"
     target.symlink_to(tmp_path / "far" / "merged.jsonl")
     merge([real], target, None)

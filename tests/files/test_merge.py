@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from support.files.answer_files import ONE, RUN, THREE, TWO, failing, filled, ids_of, says
+from support.files.answer_files import ONE, RUN, THREE, TWO, counts, failing, filled, ids_of, says
 
 from jax_probe_mtp.files import run_file
 from jax_probe_mtp.files.answer_file import AnswerFile
@@ -34,13 +34,13 @@ def test_merges_in_the_order_of_the_prompts(tmp_path):
     parts = [filled(tmp_path / "a.jsonl", ONE, TWO), filled(tmp_path / "b.jsonl"), filled(tmp_path / "c.jsonl", THREE)]
     prompts = prompts_of(tmp_path, 9, "2", "three", "one", "x")  # 2 and "2" are one id
     output = tmp_path / "out.jsonl"
-    assert merge(parts, output, prompts) == (3, 2)
+    assert counts(merge(parts, output, prompts)) == (3, 2)
     lines = {name: part.read_bytes().splitlines(keepends=True) for name, part in zip("abc", parts, strict=True)}
     assert output.read_bytes() == lines["a"][1] + lines["c"][0] + lines["a"][0]
-    assert merge(parts[::-1], output, None) == (3, 0)  # in place of the old one
+    assert counts(merge(parts[::-1], output, None)) == (3, 0)  # in place of the old one
     assert output.read_bytes() == lines["c"][0] + lines["a"][0] + lines["a"][1]
-    assert merge(parts[1:2], output, prompts) == (0, 5)
-    assert merge(parts[:1], output, None) == (2, 0)
+    assert counts(merge(parts[1:2], output, prompts)) == (0, 5)
+    assert counts(merge(parts[:1], output, None)) == (2, 0)
     with AnswerFile(output, RUN) as file:  # and a run goes on with it
         assert (file.num_kept, file.num_errors) == (2, 1)
         file.write([THREE])
@@ -58,7 +58,7 @@ def test_merges_many(tmp_path):
         for k in range(3)
     ]
     order = names[::-1]
-    assert merge(parts, tmp_path / "out.jsonl", prompts_of(tmp_path, *order)) == (3000, 0)
+    assert counts(merge(parts, tmp_path / "out.jsonl", prompts_of(tmp_path, *order))) == (3000, 0)
     assert ids_of(tmp_path / "out.jsonl") == order
 
 
@@ -99,7 +99,7 @@ def test_merges_no_file_in_use(tmp_path, two):
     for path in (two[1], tmp_path / "out.jsonl"):
         with AnswerFile(path, RUN):
             refused(says("another run is writing", path), two, tmp_path / "out.jsonl")
-    assert merge(two, tmp_path / "out.jsonl", None) == (3, 0)
+    assert counts(merge(two, tmp_path / "out.jsonl", None)) == (3, 0)
 
 
 def test_merges_no_answer_that_the_prompts_do_not_ask_for(tmp_path, two):
@@ -148,4 +148,4 @@ def test_a_merge_that_is_cut_off_never_pairs_answers_with_another_run(tmp_path, 
     for run in (RUN, {"settings": {}}):
         with pytest.raises(ValueError, match=r"out\.jsonl\.run\.json"):
             AnswerFile(output, run)
-    assert merge(two, output, None) == (3, 0)
+    assert counts(merge(two, output, None)) == (3, 0)

@@ -28,12 +28,18 @@ HALF = '"\\ud83d"'  # half of a surrogate pair
 )
 def test_reads_prompts(tmp_path, content, ids, prompts):
     file = PromptFile(write(tmp_path, content))
+    occurrence = None if '"id"' in content else 1
     assert list(file) == [
-        Record(index=i, id=name, prompt=prompt) for i, (name, prompt) in enumerate(zip(ids, prompts, strict=True))
+        Record(index=i, id=name, prompt=prompt, occurrence=occurrence)
+        for i, (name, prompt) in enumerate(zip(ids, prompts, strict=True))
     ]
-    assert (file.num_records, len(file.ids)) == (len(ids), len(ids))
-    assert all(name in file.ids and str(name) in file.ids for name in ids)
-    assert "other" not in file.ids
+    assert (file.num_records, len(file.keys)) == (len(ids), len(ids))
+    for name in ids:
+        assert [name in file.keys, str(name) in file.keys] == [occurrence is None] * 2
+    assert "other" not in file.keys
+    by_line = PromptFile(file.path, names_by_line=True)
+    assert [record.id for record in by_line] == ids
+    assert all(name in by_line.keys and str(name) in by_line.keys for name in ids)
     assert (file.max_temperature, file.unused_fields) == (None, ())
 
 
@@ -167,7 +173,7 @@ def test_stops_may_be_sixteen(tmp_path):
 
 
 def test_two_ids_with_one_digest_are_two_ids(tmp_path, monkeypatch):
-    monkeypatch.setattr(prompt_file, "id_digest", lambda name: 3 if len(str(name)) == 1 else 8)
+    monkeypatch.setattr(prompt_file, "id_key", lambda name: 3 if len(str(name)) == 1 else 8)
     path = write(tmp_path, GOOD + '{"id": "b", "prompt": "x"}\n{"id": "cc", "prompt": "y"}\n')
     assert PromptFile(path).num_records == 3
     path = write(tmp_path, path.read_text() + '{"id": "dd", "prompt": "x"}\n{"id": "cc", "prompt": "z"}\n')
@@ -196,5 +202,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         peaks[num_lines] = peak(build_and_read)
     assert path.stat().st_size > 8_000_000
     assert peaks[20_000] < 2_000_000
-    # a growing array is copied once: 16 bytes an id, and some more for the comparison of neighbours
-    assert peaks[20_000] - peaks[2_000] < 18_000 * 30
+    # 20 bytes a record stay: its key, what it asks for, its place; 12 more while they are sorted
+    assert peaks[20_000] - peaks[2_000] < 18_000 * 40

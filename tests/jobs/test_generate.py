@@ -124,6 +124,7 @@ def test_the_log_level_says_what_is_told(generate, whole, leave, tmp_path):
     assert err.splitlines() == [
         f"{tmp_path / 'prompts.jsonl'}: not read: category, turns",
         f"{tmp_path / 'answers.jsonl'} holds 2 of 10 records: going on",
+        f"10 of 10 records in {tmp_path / 'answers.jsonl'}",
     ]
     leave(whole[:2])
     assert generate(*files(tmp_path, records), "--log-level", "warning") == (0, "", "")

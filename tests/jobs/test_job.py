@@ -58,12 +58,18 @@ def test_every_record_has_its_own_settings(generate, tiny, tmp_path):
     assert reasons == "stop length stop stop length"
     flags = ["--temperature", "0.8", "--seed", "7", "--top-p", "0.95", "--stop", "w33", *SIZES]
     code, out, err = generate(*files(tmp_path, [record for record, *_ in cases]), *flags)
-    assert (code, out, err) == (0, "", "")
+    assert (code, out, err.splitlines()[-1]) == (0, "", f"9 of 9 records in {tmp_path / 'answers.jsonl'}")
     answers = [json.loads(line) for line in read(tmp_path / "answers.jsonl")]
     names = ("prompt_ids", "token_ids", "text", "finish_reason")
     assert {answer["id"]: {name: answer[name] for name in names} for answer in answers} == expected
-    others = {"id", "draft", "calls", "committed", "accepted_by_depth"}
-    assert all(answer.keys() == {*names, *others} for answer in answers)
+    others = {"id", "draft", "calls", "committed", "accepted_by_depth", "content"}
+    own = {"max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"}
+    for answer, record in (
+        (answer, record) for answer in answers for record, *_ in cases if record["id"] == answer["id"]
+    ):
+        assert {name: answer[name] for name in answer.keys() - {*names, *others}} == {
+            name: record[name] for name in record.keys() & own
+        }
 
 
 def test_a_record_is_drawn_where_the_run_is_greedy(whole, tiny):
@@ -96,7 +102,10 @@ def test_records_that_cannot_run_get_an_error_each_and_the_others_their_answer(g
     command, output = (*files(tmp_path, ERRORS), *SIZES), tmp_path / "answers.jsonl"
     code, out, err = generate(*command, "--ordered")
     assert (code, out) == (3, "")
-    assert err == f'5 records could not run; their "error" in {output} says why: delete those lines to try them again\n'
+    assert err.splitlines() == [
+        f"7 of 7 records in {output}",
+        f'5 records could not run; their "error" in {output} says why: delete those lines to try them again',
+    ]
     lines = read(output)
     assert ids_of(lines) == [record["id"] for record in ERRORS]
     tokens, _ = reference.plain_decode(tiny.reference, [7], max_new_tokens=2, eos=(EOS,))
@@ -106,7 +115,9 @@ def test_records_that_cannot_run_get_an_error_each_and_the_others_their_answer(g
             assert (answer["token_ids"], answer["finish_reason"], "error" in answer) == (tokens, "length", False)
             continue
         assert answer.pop("error").startswith(REASONS[record["id"]])
-        assert answer == {
+        assert len(answer.pop("content")) == 16
+        own = {name: record[name] for name in ("temperature", "max_new_tokens") if name in record}
+        assert answer == own | {
             "id": record["id"],
             "prompt_ids": record.get("prompt_ids", []),
             "token_ids": [],

@@ -21,6 +21,7 @@ def test_a_run_that_was_cut_off_goes_on(generate, leave, whole, tmp_path, kept, 
     assert sorted(lines) == sorted(whole)
     says = [f"dropped {len(torn)} bytes after record {kept}"] if torn else []
     says += [f"holds {kept} of 10 records: going on"] if kept else []
+    says += [f"10 of 10 records in {tmp_path / 'answers.jsonl'}"]
     assert len(err.splitlines()) == len(says)
     assert all(part in line for part, line in zip(says, err.splitlines(), strict=True))
 

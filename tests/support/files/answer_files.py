@@ -23,6 +23,11 @@ def filled(path, *answers, run=RUN):
     return path
 
 
+def counts(merged):
+    """The answers that a merge wrote, and the records that have none."""
+    return merged.num_written, merged.num_missing
+
+
 def says(*parts):
     """Matches one line that holds the parts in this order."""
     return r"\A[^\n]*" + r"[^\n]*".join(re.escape(str(part)) for part in parts) + r"[^\n]*\Z"

@@ -1,0 +1,66 @@
+"""What decides the answers of a job, as it is kept beside them."""
+
+from typing import Any
+
+from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.drafting.spec import renewed_name
+from jax_probe_mtp.files.run_file import FORMAT, Begun
+from jax_probe_mtp.generation import tokenizer
+from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.fingerprint import model_identity, weights_digest
+
+_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprobs")
+_OF_PROGRAM = ("batch_size", "capacity", "calls_per_chunk")
+
+
+def made_by(
+    checkpoint: Checkpoint,
+    settings: Settings,
+    begun: Begun,
+    *,
+    dtype: str,
+    draft: str,
+    use_chat_template: bool,
+    program_draft: str,
+    mesh: str | None,
+) -> dict[str, Any]:
+    """Describes a job: another value of anything here may give other answers.
+
+    Args:
+      checkpoint: the model.
+      settings: what records have no own value for.
+      begun: how the job began; one of version 0.1.0 says what that version said.
+      dtype: of the weights.
+      draft: the way of drafting as it was asked for.
+      use_chat_template: True where texts go into the template.
+      program_draft: the way of drafting that runs.
+      mesh: the devices, as they were asked for.
+    """
+    model: dict[str, Any] = model_identity(checkpoint) | {"dtype": dtype}
+    run: dict[str, Any] = {}
+    if not begun.is_by_line:
+        run |= {"format": FORMAT, "started": begun.at.isoformat()}
+        model |= {"weights": weights_digest(checkpoint.params), "eos_token_ids": list(checkpoint.eos_token_ids)}
+        model |= tokenizer.identity(checkpoint.tokenizer)
+    run["model"] = model
+    run["settings"] = {
+        "draft": draft,
+        "chat_template": use_chat_template,
+        **{name: getattr(settings, name) for name in _SETTINGS},
+        "stop": list(settings.stop),
+        "exact": settings.is_exact,
+    }
+    if settings.is_exact:  # then answers are those of one compiled program
+        run["program"] = {name: getattr(settings, name) for name in _OF_PROGRAM}
+        run["program"] |= {"mesh": mesh, "draft": program_draft}
+    return run
+
+
+def renewed_run(run: dict[str, Any]) -> dict[str, Any]:
+    """Gives what made a file of answers with today's names of draft sources, where an earlier version wrote it."""
+    renewed = dict(run)
+    for part in ("settings", "program"):
+        values = renewed.get(part)
+        if isinstance(values, dict) and isinstance(values.get("draft"), str):
+            renewed[part] = values | {"draft": renewed_name(values["draft"])}
+    return renewed
