@@ -14,7 +14,7 @@ from checkpoints_convert.huggingface.hub import folder_of
 from checkpoints_convert.huggingface.model import load_hf_tokenizer, open_hf
 from checkpoints_convert.mapping.tensor_source import OpenedModel
 from checkpoints_convert.params.fill import DTYPES, read_params
-from checkpoints_convert.params.folder import METADATA, read_metadata
+from checkpoints_convert.params.folder import is_converted, read_metadata
 from checkpoints_convert.params.stored_params import load_params
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DATA, TENSOR, ModelConfig
@@ -100,7 +100,7 @@ def open_checkpoint(
     if dtype not in (None, *DTYPES):
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     path = Path(model)
-    if (path / METADATA).is_file() and revision is None:
+    if is_converted(path) and revision is None:
         metadata = read_metadata(path)
         dtype = dtype or metadata.dtype
         return OpenedCheckpoint(

@@ -42,6 +42,11 @@ class Metadata:
         return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
 
 
+def is_converted(folder: Path) -> bool:
+    """Says whether a folder is a conversion's, which is whole once it has its name."""
+    return (folder / METADATA).is_file()
+
+
 def read_metadata(folder: Path) -> Metadata:
     """Reads jax_probe_mtp.json.
 
@@ -89,8 +94,7 @@ def written_whole(destination: Path) -> Iterator[Path]:
     Raises:
       CheckpointError: if `destination` exists, or cannot be written.
     """
-    if destination.exists() or destination.is_symlink():
-        raise CheckpointError(f"{destination} exists; remove it or choose another destination.")
+    _refuse_taken(destination)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.unfinished-", dir=destination.parent))
@@ -99,14 +103,23 @@ def written_whole(destination: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        if destination.exists():
-            raise CheckpointError(f"{destination} was made by someone else meanwhile; remove it or choose another.")
-        os.rename(temporary, destination)
+        try:
+            os.rename(temporary, destination)
+        except OSError:
+            _refuse_taken(destination)  # another process was faster
+            raise
     except BaseException as error:
         _remove(temporary)
         if isinstance(error, OSError):
             raise CheckpointError(f"{destination} cannot be written ({one_line(error)}).") from None
         raise
+
+
+def _refuse_taken(destination: Path) -> None:
+    if is_converted(destination):
+        raise CheckpointError(f"{destination} holds a converted model; use it, or choose another destination.")
+    if destination.exists() or destination.is_symlink():
+        raise CheckpointError(f"{destination} exists; remove it or choose another destination.")
 
 
 def _remove(folder: Path) -> None:
