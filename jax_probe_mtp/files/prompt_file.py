@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jax_probe_mtp.files.foreign_settings import DO_SAMPLE, refuse_foreign
 from jax_probe_mtp.files.ids import IdSet, id_digest
 from jax_probe_mtp.files.json_lines import check_id, excerpt, json_lines
 
@@ -94,6 +95,9 @@ def parsed_records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, st
             is_good, rule = _RULES[field]
             if not is_good(value):
                 raise ValueError(f"{where}: {field} must be {rule}, got {excerpt(value)}.")
+        refuse_foreign(where, fields)
+        if fields.get(DO_SAMPLE) is False:
+            values["temperature"] = 0.0  # also where the run has another
         for field in values.keys() & {"temperature", "top_p"}:
             values[field] = float(values[field])
         if "stop" in values:
@@ -152,4 +156,4 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "seed": (lambda value: _is_whole(value, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1"),
     "stop": (_is_stop, f"a text or a list of at most {MAX_STOPS} texts, none of them empty"),
 }
-_FIELDS = {"id", *_RULES}
+_FIELDS = {"id", DO_SAMPLE, *_RULES}
