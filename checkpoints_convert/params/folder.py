@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.mapping.fields import Fields, read_json
+from checkpoints_convert.mapping.fields import Fields, read_json, writable
 from checkpoints_convert.params.fill import DTYPES
 from checkpoints_convert.params.stored_params import PARAMS
 from jax_probe_mtp.errors import one_line
@@ -31,12 +31,14 @@ class Metadata:
       dtype: dtype of every leaf.
       eos_token_ids: ids that end a text.
       source: what it was converted from.
+      generation_defaults: sampling and penalties that the source asked for; empty in folders of earlier versions.
     """
 
     config: ModelConfig
     dtype: str
     eos_token_ids: tuple[int, ...]
     source: dict[str, Any]
+    generation_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
@@ -66,7 +68,13 @@ def read_metadata(folder: Path) -> Metadata:
     ids = fields.items("eos_token_ids")
     if dtype not in DTYPES or not ids or not all(type(i) is int and 0 <= i < cfg.vocab_size for i in ids):
         raise CheckpointError(f"{fields.where}: dtype {dtype!r} or eos_token_ids {ids!r} is not valid; convert again.")
-    return Metadata(config=cfg, dtype=dtype, eos_token_ids=tuple(ids), source=fields.get("source", dict, "an object"))
+    return Metadata(
+        config=cfg,
+        dtype=dtype,
+        eos_token_ids=tuple(ids),
+        source=fields.get("source", dict, "an object"),
+        generation_defaults=writable(fields.get("generation_defaults", dict, "an object", {})),
+    )
 
 
 def _model_config(config: Fields) -> ModelConfig:
