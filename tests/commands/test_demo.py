@@ -52,7 +52,7 @@ def test_demo_fetches_once_and_shows_the_proof(run, fetched, converted):
     assert len(fetched) == 1
 
 
-@pytest.mark.parametrize("when", ["while this one fetches", "while this one converts"])
+@pytest.mark.parametrize("when", ["while this one fetches", "while this one fails to fetch", "while this one converts"])
 def test_a_demo_uses_what_another_finished_first(run, tmp_path, fetched, converted, monkeypatch, when):
     def other_demo():
         convert_hf(tmp_path / "tiny", converted, note=lambda line: None)
@@ -65,7 +65,13 @@ def test_a_demo_uses_what_another_finished_first(run, tmp_path, fetched, convert
         other_demo()
         save(folder, params)
 
-    if when == "while this one fetches":
+    def fetch_nothing(folder):
+        other_demo()
+        raise ValueError("could not fetch")
+
+    if when == "while this one fails to fetch":
+        monkeypatch.setattr(demo_model, "fetch", fetch_nothing)
+    elif when == "while this one fetches":
         monkeypatch.setattr(demo_model, "fetch", lambda folder: other_demo())
     else:
         monkeypatch.setattr(checkpoints_convert.convert, "save_params", save_after_another)
