@@ -4,6 +4,7 @@ from checkpoints_convert.convert import convert_gguf, convert_hf
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.info import Info, read_info
 from checkpoints_convert.load import OpenedCheckpoint, load_checkpoint, open_checkpoint
+from checkpoints_convert.params.folder import is_converted
 
 __all__ = [
     "CheckpointError",
@@ -11,6 +12,7 @@ __all__ = [
     "OpenedCheckpoint",
     "convert_gguf",
     "convert_hf",
+    "is_converted",
     "load_checkpoint",
     "open_checkpoint",
     "read_info",

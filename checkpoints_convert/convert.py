@@ -61,7 +61,11 @@ def _convert(model: OpenedModel, destination: Path, dtype: str | None, note: Not
         note(f"reading {treedef.num_leaves} parameters as {dtype}")
         save_params(folder, jax.tree.unflatten(treedef, [read(None) for read in leaves]))
         metadata = Metadata(
-            config=model.config, dtype=dtype, eos_token_ids=model.eos_token_ids, source=model.description
+            config=model.config,
+            dtype=dtype,
+            eos_token_ids=model.eos_token_ids,
+            source=model.description,
+            generation_defaults=dict(model.generation_defaults),
         )
         (folder / METADATA).write_text(json.dumps(metadata.as_json(), indent=2) + "\n", encoding="utf-8")
     note(f"wrote {destination}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from checkpoints_convert.load import open_source
 from checkpoints_convert.params.fill import plan
-from checkpoints_convert.params.folder import METADATA, read_metadata
+from checkpoints_convert.params.folder import is_converted, read_metadata
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import abstract_params
 
@@ -74,7 +74,7 @@ def read_info(path: str | Path) -> Info:
     Raises:
       CheckpointError: if it is missing, damaged or not supported.
     """
-    if (Path(path) / METADATA).is_file():
+    if is_converted(Path(path)):
         metadata = read_metadata(Path(path))
         kind, cfg, dtype, eos = "converted", metadata.config, metadata.dtype, metadata.eos_token_ids
         types: tuple[str, ...] = (f"from {metadata.source.get('kind')}", *map(str, metadata.source.get("files", ())))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from checkpoints_convert.huggingface.hub import folder_of
 from checkpoints_convert.huggingface.model import load_hf_tokenizer, open_hf
 from checkpoints_convert.mapping.tensor_source import OpenedModel
 from checkpoints_convert.params.fill import DTYPES, read_params
-from checkpoints_convert.params.folder import METADATA, read_metadata
+from checkpoints_convert.params.folder import is_converted, read_metadata
 from checkpoints_convert.params.stored_params import load_params
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DATA, TENSOR, ModelConfig
@@ -32,6 +32,7 @@ class OpenedCheckpoint:
       eos_token_ids: the ids that end a text, at least one.
       name: where it came from, for messages and records.
       dtype: "float32" or "bfloat16", what the weights become.
+      generation_defaults: sampling and penalties that the model asks for; they are not applied.
       read_params: reads the weights onto the default device (None) or a mesh; `load` is the way to ask for it.
     """
 
@@ -41,6 +42,7 @@ class OpenedCheckpoint:
     name: str
     dtype: str
     read_params: Callable[[Mesh | None], Params]
+    generation_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def load(self, mesh: Mesh | None = None) -> Checkpoint:
         """Reads the weights.
@@ -65,6 +67,7 @@ class OpenedCheckpoint:
             tokenizer=self.tokenizer,
             eos_token_ids=self.eos_token_ids,
             name=self.name,
+            generation_defaults=self.generation_defaults,
         )
 
 
@@ -100,7 +103,7 @@ def open_checkpoint(
     if dtype not in (None, *DTYPES):
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     path = Path(model)
-    if (path / METADATA).is_file() and revision is None:
+    if is_converted(path) and revision is None:
         metadata = read_metadata(path)
         dtype = dtype or metadata.dtype
         return OpenedCheckpoint(
@@ -110,6 +113,7 @@ def open_checkpoint(
             name=str(model),
             dtype=dtype,
             read_params=functools.partial(load_params, path, metadata.config, dtype),
+            generation_defaults=metadata.generation_defaults,
         )
     opened = open_source(model, revision=revision, endpoint=endpoint)
     dtype = dtype or opened.dtype
@@ -120,6 +124,7 @@ def open_checkpoint(
         name=str(model),
         dtype=dtype,
         read_params=functools.partial(read_params, opened, dtype),
+        generation_defaults=opened.generation_defaults,
     )
 
 

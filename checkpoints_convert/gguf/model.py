@@ -2,13 +2,25 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 from checkpoints_convert.gguf.config import read_gguf_config
 from checkpoints_convert.gguf.header import read_header
 from checkpoints_convert.gguf.reader import GGUFSource
 from checkpoints_convert.gguf.tokenizer import build_tokenizer
+from checkpoints_convert.mapping.fields import shortest_float, writable
 from checkpoints_convert.mapping.names import GGUF, GGUF_ROPE_DIVISORS, rows_for
 from checkpoints_convert.mapping.tensor_source import OpenedModel
+
+_SAMPLING = {  # fields of `general.sampling.`, which llama.cpp applies by itself
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+    "mirostat": "mirostat",
+    "xtc_probability": "xtc_probability",
+}
 
 
 def open_gguf(path: Path) -> OpenedModel:
@@ -30,7 +42,15 @@ def open_gguf(path: Path) -> OpenedModel:
         dtype="bfloat16" if kinds == {"BF16"} else "float32",
         where=str(path),
         description={"kind": "gguf", "files": [path.name], "types": sorted(kinds)},
+        generation_defaults=_generation_defaults(fields),
         load_tokenizer=functools.partial(
             build_tokenizer, fields, str(path), vocab_size=cfg.vocab_size, context_length=cfg.context_length
         ),
     )
+
+
+def _generation_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """Gives what a file asks for of sampling and penalties, by transformers' names; what is no number is left out."""
+    asked = {ours: fields.get(f"general.sampling.{name}") for name, ours in _SAMPLING.items()}
+    numbers = {name: value for name, value in asked.items() if isinstance(value, int | float)}
+    return writable({n: shortest_float(x) if isinstance(x, float) else x for n, x in numbers.items()})

@@ -5,6 +5,7 @@ from typing import Any
 
 from checkpoints_convert.errors import CheckpointError, is_failure
 from checkpoints_convert.huggingface.config import read_hf_config
+from checkpoints_convert.huggingface.generation import read_generation_defaults
 from checkpoints_convert.huggingface.safetensors import SafetensorsSource
 from checkpoints_convert.mapping.fields import read_json
 from checkpoints_convert.mapping.names import HF, HF_EMBED, HF_HEAD, rows_for
@@ -38,6 +39,7 @@ def open_hf(folder: Path) -> OpenedModel:
             "files": [path.relative_to(folder).as_posix() for path in source.files],
             "types": sorted(kinds),
         },
+        generation_defaults=read_generation_defaults(folder),
         load_tokenizer=lambda: load_hf_tokenizer(folder),
         check_weights=lambda: _check_tied_head(source) if cfg.is_tied else None,
     )

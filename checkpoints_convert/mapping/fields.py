@@ -59,6 +59,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def writable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives those of some JSON values that a report can hold again: no infinite numbers, no halves of characters."""
+
+    def is_writable(value: Any) -> bool:
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except ValueError:
+            return False
+        return True
+
+    return {name: value for name, value in values.items() if is_writable(value)}
+
+
 def first_repeated(items: list[str]) -> str:
     """Finds the first item that stands in the list before; there must be one."""
     seen: set[str] = set()

@@ -57,6 +57,7 @@ class OpenedModel:
       where: the folder or file, for messages.
       description: kind and file names, for the record.
       load_tokenizer: builds the `transformers.PreTrainedTokenizerFast`.
+      generation_defaults: sampling and penalties that the source asks for, by transformers' names.
       check_weights: what opening did not check because it means reading weights; raises CheckpointError.
     """
 
@@ -69,4 +70,5 @@ class OpenedModel:
     where: str
     description: dict[str, Any]
     load_tokenizer: Callable[[], Any]
+    generation_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     check_weights: Callable[[], None] = lambda: None

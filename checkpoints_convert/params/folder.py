@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.errors import CheckpointError
-from checkpoints_convert.mapping.fields import Fields, read_json
+from checkpoints_convert.mapping.fields import Fields, read_json, writable
 from checkpoints_convert.params.fill import DTYPES
 from checkpoints_convert.params.stored_params import PARAMS
 from jax_probe_mtp.errors import one_line
@@ -31,15 +31,22 @@ class Metadata:
       dtype: dtype of every leaf.
       eos_token_ids: ids that end a text.
       source: what it was converted from.
+      generation_defaults: sampling and penalties that the source asked for; empty in folders of earlier versions.
     """
 
     config: ModelConfig
     dtype: str
     eos_token_ids: tuple[int, ...]
     source: dict[str, Any]
+    generation_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+
+def is_converted(folder: Path) -> bool:
+    """Says whether a folder is a conversion's, which is whole once it has its name."""
+    return (folder / METADATA).is_file()
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -61,7 +68,13 @@ def read_metadata(folder: Path) -> Metadata:
     ids = fields.items("eos_token_ids")
     if dtype not in DTYPES or not ids or not all(type(i) is int and 0 <= i < cfg.vocab_size for i in ids):
         raise CheckpointError(f"{fields.where}: dtype {dtype!r} or eos_token_ids {ids!r} is not valid; convert again.")
-    return Metadata(config=cfg, dtype=dtype, eos_token_ids=tuple(ids), source=fields.get("source", dict, "an object"))
+    return Metadata(
+        config=cfg,
+        dtype=dtype,
+        eos_token_ids=tuple(ids),
+        source=fields.get("source", dict, "an object"),
+        generation_defaults=writable(fields.get("generation_defaults", dict, "an object", {})),
+    )
 
 
 def _model_config(config: Fields) -> ModelConfig:
@@ -89,8 +102,7 @@ def written_whole(destination: Path) -> Iterator[Path]:
     Raises:
       CheckpointError: if `destination` exists, or cannot be written.
     """
-    if destination.exists() or destination.is_symlink():
-        raise CheckpointError(f"{destination} exists; remove it or choose another destination.")
+    _refuse_taken(destination)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.unfinished-", dir=destination.parent))
@@ -99,14 +111,23 @@ def written_whole(destination: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        if destination.exists():
-            raise CheckpointError(f"{destination} was made by someone else meanwhile; remove it or choose another.")
-        os.rename(temporary, destination)
+        try:
+            os.rename(temporary, destination)
+        except OSError:
+            _refuse_taken(destination)  # another process was faster
+            raise
     except BaseException as error:
         _remove(temporary)
         if isinstance(error, OSError):
             raise CheckpointError(f"{destination} cannot be written ({one_line(error)}).") from None
         raise
+
+
+def _refuse_taken(destination: Path) -> None:
+    if is_converted(destination):
+        raise CheckpointError(f"{destination} holds a converted model; use it, or choose another destination.")
+    if destination.exists() or destination.is_symlink():
+        raise CheckpointError(f"{destination} exists; remove it or choose another destination.")
 
 
 def _remove(folder: Path) -> None:

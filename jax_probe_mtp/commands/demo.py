@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,14 +27,7 @@ def add_command(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from checkpoints_convert import convert_gguf
-
-    folder = cache_folder()
-    converted = folder / "SmolLM2-135M-Instruct"
-    if not converted.exists():
-        print(f"fetching SmolLM2-135M-Instruct (98 MB) into {folder}", file=sys.stderr)
-        convert_gguf(demo_model.fetch(folder), converted)
-    checkpoint = options.load(converted, "float32")
+    checkpoint = options.load(_converted_model(cache_folder()), "float32")
     records = [Record(index=i, id=i, prompt=prompt) for i, prompt in enumerate(DEMO_PROMPTS)]
     print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
     found = compare(
@@ -50,3 +44,20 @@ def _demo(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return verdicts.status_of(totals)
+
+
+def _converted_model(folder: Path) -> Path:
+    """Gives the converted model, and makes it if it is not there; of several demos at once the first one's is everyone's."""
+    from checkpoints_convert import convert_gguf, is_converted
+
+    converted = folder / "SmolLM2-135M-Instruct"
+    if is_converted(converted):
+        return converted
+    print(f"fetching SmolLM2-135M-Instruct (98 MB) into {folder}", file=sys.stderr)
+    try:
+        convert_gguf(demo_model.fetch(folder), converted)
+    except (ValueError, OSError):  # whatever it was: the other's is whole
+        if not is_converted(converted):
+            raise
+        print(f"another demo was faster: using its {converted}", file=sys.stderr)
+    return converted

@@ -14,6 +14,8 @@ import jax
 
 from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
+from jax_probe_mtp.commands.model_defaults import not_applied, say_not_applied
+from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.prompt_file import PromptFile
@@ -103,6 +105,7 @@ def _generate(args: argparse.Namespace) -> int:
 def _generate_one(args: argparse.Namespace) -> int:
     source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
     opened = options.open_model(args.model, args.dtype, args.revision)
+    _say_model_defaults(opened, settings)
     use_chat_template = not args.no_chat_template
     prompts = [
         encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in options.read_records(args)
@@ -148,6 +151,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         data, tensor = (1, 1) if mesh is None else mesh.devices.shape
         opened = options.open_model(args.model, args.dtype, args.revision)
         check_mesh(opened.config, settings.batch_size, data, tensor)
+    _say_model_defaults(opened, settings)
     processes.check_same(
         {
             "model": opened.config,
@@ -218,6 +222,11 @@ def _mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:
     if args.mesh:
         return make_mesh(*parse_mesh(args.mesh))
     return make_mesh(jax.device_count(), 1) if args.distributed else None
+
+
+def _say_model_defaults(opened: Any, settings: Settings) -> None:
+    if found := not_applied(opened.generation_defaults, settings):
+        logging.getLogger("jax_probe_mtp").info(say_not_applied(opened.name, found))
 
 
 def _show_stats(

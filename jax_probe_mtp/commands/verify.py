@@ -10,6 +10,7 @@ from typing import Any
 
 from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
+from jax_probe_mtp.commands.model_defaults import not_applied, say_may_be_why
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
 from jax_probe_mtp.files.output_file import OutputFile, categories
@@ -25,6 +26,7 @@ from jax_probe_mtp.sameness.given_outputs import Output, judge
 from jax_probe_mtp.sameness.verdicts import Verdict
 
 AGAINST = ("ar", "torch")
+DEFAULTS = "model_defaults_not_applied"
 
 
 def add_command(commands: Any) -> None:
@@ -71,6 +73,8 @@ def _report(found: Iterable[Verdict], title: str, run: dict[str, Any], args: arg
     """Shows the verdicts, writes the reports that were asked for and returns the exit status."""
     kept = show(found)
     totals = verdicts.summary(kept)
+    if args.outputs and totals[verdicts.DIVERGED] and DEFAULTS in run:  # elsewhere neither side applies them
+        print(say_may_be_why(run["model"]["name"], run[DEFAULTS]), file=sys.stderr)
     if args.json:
         write_json(args.json, {"run": run, "summary": totals, "records": [verdict.as_json() for verdict in kept]})
     if args.markdown:
@@ -154,9 +158,11 @@ def _outputs(file: OutputFile, tokenizer: Any, args: argparse.Namespace) -> Iter
 def _run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     """Describes what the verdicts hold for."""
     names = ("temperature", "top_k", "top_p", "seed", "batch_size", "is_exact")
+    defaults = not_applied(checkpoint.generation_defaults, settings)
     return {
         "model": model_identity(checkpoint),
         **{name: getattr(settings, name) for name in names},
         "max_new_tokens": args.max_new_tokens if args.outputs else settings.max_new_tokens,
+        **({DEFAULTS: defaults} if defaults else {}),
         **environment(str(checkpoint.params["embed"].dtype)),
     }

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from jax_probe_mtp.files.ids import Keys, answer_key
 from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, write_run
+from jax_probe_mtp.files.whole_files import partial_path
 
 try:
     import fcntl
@@ -99,7 +100,7 @@ class AnswerFile:
           OSError: if there is no room for those that stay; then nothing is taken out.
         """
         path = self._path.resolve()  # a link keeps pointing where it does
-        partial, start = path.with_name(path.name + ".partial"), 0
+        partial, start = partial_path(path), 0
         file = partial.open("a+b", buffering=0)
         try:
             lock(file, path, is_shared=False)  # under this name no other run has it at any moment

@@ -14,6 +14,7 @@ from jax_probe_mtp.files.ids import Keys
 from jax_probe_mtp.files.json_lines import check_is_file
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import cut, differences, in_one_format, no_room, read_run, run_path, write_run
+from jax_probe_mtp.files.whole_files import partial_path
 
 _OFFSET_BITS = 48
 
@@ -60,8 +61,8 @@ def merge(
       OSError: if a file cannot be read or written.
     """
     output = output.resolve()  # a link keeps pointing where it does
-    partial = output.with_name(output.name + ".partial")
-    _check_files(parts, [output, run_path(output), partial], prompts)
+    partial = partial_path(output)
+    _check_files(parts, [output, run_path(output)], prompts)
     with contextlib.ExitStack() as opened:
         files = [opened.enter_context(part.open("rb")) for part in parts]
         for file, part in zip(files, parts, strict=True):

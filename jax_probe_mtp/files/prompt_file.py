@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_probe_mtp.files.foreign_settings import DO_SAMPLE, refuse_foreign
 from jax_probe_mtp.files.ids import Keys, content_digest, id_key, nameless_key, occurrence_of
 from jax_probe_mtp.files.json_lines import check_id, excerpt, json_lines
 
@@ -192,6 +193,9 @@ def parsed_records(
             is_good, rule = _RULES[field]
             if not is_good(value):
                 raise ValueError(f"{where}: {field} must be {rule}, got {excerpt(value)}.")
+        refuse_foreign(where, fields)
+        if fields.get(DO_SAMPLE) is False:
+            values["temperature"] = 0.0  # also where the run has another
         for field in values.keys() & {"temperature", "top_p"}:
             values[field] = float(values[field])
         if "stop" in values:
@@ -251,4 +255,4 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "stop": (_is_stop, f"a text or a list of at most {MAX_STOPS} texts, none of them empty"),
 }
 _SETTINGS = tuple(name for name in _RULES if name not in _SOURCES)
-_FIELDS = {"id", *_RULES}
+_FIELDS = {"id", DO_SAMPLE, *_RULES}

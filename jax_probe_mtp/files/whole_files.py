@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def _is_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
+def partial_path(path: Path) -> Path:
+    """Names a file beside `path` to write into until it is whole: a new name each time, which no other process has."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+
+
 def write_json(path: Path, record: object) -> None:
     """Replaces the file by the record at once: whoever reads it finds the old one or the new one, never a part.
 
@@ -56,7 +62,7 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
     Raises:
       OSError: if a file cannot be written.
     """
-    partial = {name: folder / f"{name}.partial" for name in texts}
+    partial = {name: partial_path(folder / name) for name in texts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():

@@ -14,6 +14,7 @@ class RowText:
 
     Attributes:
       number: the record's.
+      prompt: the record's.
       length: committed slots of the row on the device.
     """
 
@@ -21,14 +22,19 @@ class RowText:
         self, checkpoint: Checkpoint, number: int, prompt: Prompt, stop: tuple[str, ...], *, shows_text: bool
     ) -> None:
         """Args: the model, the record, the texts that end it, and whether its text is shown as it grows."""
-        self.number = number
+        self.number, self.prompt = number, prompt
         self.length = len(prompt.token_ids) - 1
-        self._checkpoint, self._prompt = checkpoint, prompt
+        self._checkpoint = checkpoint
         self._stream = TextStream(checkpoint.tokenizer, stop) if stop or shows_text else None
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._calls = 0
         self._accepted_by_depth: list[int] = []
+
+    @property
+    def num_new(self) -> int:
+        """Gives the new tokens so far."""
+        return len(self._token_ids)
 
     def take(
         self,
@@ -67,7 +73,7 @@ class RowText:
         """
         del self._token_ids[place:], self._logprobs[place:]
         accepted = self._accepted_by_depth or nothing
-        first_length = len(self._prompt.token_ids) - 1
+        first_length = len(self.prompt.token_ids) - 1
         for before, after in itertools.pairwise(lengths):
             if before - first_length >= place:
                 break
@@ -84,7 +90,7 @@ class RowText:
         """Gives what came of the prompt, and the rest of the text to show."""
         generation = make_generation(
             self._checkpoint,
-            self._prompt,
+            self.prompt,
             self._token_ids,
             draft=draft,
             calls=self._calls,

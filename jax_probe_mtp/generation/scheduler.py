@@ -152,6 +152,11 @@ class ContinuousDecoder:
         self.shared = state.source.shared
         yield self._update()
 
+    def under_way(self) -> list[tuple[int, int]]:
+        """Gives, of each record that is being decoded, its new tokens so far and the most that it may get."""
+        rows = [row for row in self._rows if row is not None]
+        return [(row.num_new, row.prompt.of("max_new_tokens", self._settings)) for row in rows]
+
     def refusal(self, prompt: Prompt, error: ValueError) -> Generation:
         """Says what comes of a prompt that cannot run."""
         return make_refusal(prompt, error, draft=self._draft_name, max_depth=self._source.max_depth)

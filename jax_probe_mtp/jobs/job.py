@@ -143,7 +143,7 @@ class Job:
 
         in_order = InOrder()
         items = self._items(is_done)
-        with Progress(len(is_done), int(is_done.sum()), self.stats) as progress:
+        with Progress(len(is_done), int(is_done.sum()), self.stats, self._decoder.under_way) as progress:
             for update in self._decoder.run(in_order.watch(items) if self._is_ordered else items, should_stop):
                 finished = in_order.add(update.finished) if self._is_ordered else update.finished
                 own = [(answer, self._in_use.pop(number)) for number, answer in finished]

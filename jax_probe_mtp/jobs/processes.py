@@ -7,7 +7,9 @@ process alone can know is exchanged: which records its own file holds, and wheth
 import contextlib
 import datetime
 import hashlib
+import logging
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _EPOCH = datetime.datetime(2020, 1, 1)
+_logger = logging.getLogger("jax_probe_mtp")
+SECONDS_UNSAID = 5.0  # for which a process waits for the others without saying so
 ERROR = 1  # the signal number that stands for "could not write"; no run is stopped by the real one (SIGHUP)
 
 
@@ -38,11 +42,32 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPU devices alone
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        with _said_if_long(_waits_for(coordinator, num_processes, process_id)):
+            jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError, IndexError) as error:  # the last where there is no port
         raise ValueError(
             f"the processes do not find each other at {coordinator!r} ({error}); check the three options, HOST:PORT first."
         ) from None
+
+
+def _waits_for(coordinator: str | None, num_processes: int | None, process_id: int | None) -> str:
+    """Says whom a process waits for; the arguments are those of `initialize`."""
+    if num_processes is None:
+        return "this process waits for the other processes of the cluster"
+    others = f"process {1 - (process_id or 0)}" if num_processes == 2 else f"the other {num_processes - 1} processes"
+    return f"process {process_id} of {num_processes} waits for {others} at {coordinator}"
+
+
+@contextlib.contextmanager
+def _said_if_long(line: str) -> Iterator[None]:
+    """Says a line, once, if the block takes long."""
+    timer = threading.Timer(SECONDS_UNSAID, _logger.warning, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def own_path(path: Path) -> Path:

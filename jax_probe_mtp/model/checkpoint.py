@@ -1,6 +1,7 @@
 """A loaded model: parameters, the model's configuration, its tokenizer and the ids that end a text."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ class Checkpoint:
       tokenizer: a `transformers.PreTrainedTokenizerFast`; None where prompts come as token ids.
       eos_token_ids: the ids that end a text, at least one.
       name: where it came from, for messages and records.
+      generation_defaults: sampling and penalties that the model asks for, by transformers' names; they are not applied.
     """
 
     params: Params
@@ -26,6 +28,7 @@ class Checkpoint:
     tokenizer: Any
     eos_token_ids: tuple[int, ...]
     name: str
+    generation_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Says in one line what it is, without the values of the weights."""

@@ -114,8 +114,20 @@ def test_merges_into_a_file_of_its_own(tmp_path, two):
     (tmp_path / "link.jsonl").symlink_to("b.jsonl")
     refused(says("b.jsonl", "is read"), two, tmp_path / "link.jsonl")
     refused(says("b.jsonl", "is read"), [two[0], tmp_path / "link.jsonl"], two[1])
-    partial = two[1].rename(tmp_path / "c.jsonl.partial")
-    refused(says(partial, "is read"), [two[0], partial], tmp_path / "c.jsonl")
+
+
+def test_two_merges_into_one_file_share_no_unfinished_one(tmp_path, two, monkeypatch):
+    replace, output = os.replace, tmp_path / "out.jsonl"
+
+    def another_merge_first(source, target):
+        monkeypatch.setattr(os, "replace", replace)
+        assert merge(two[1:], output, None) == (1, 0)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", another_merge_first)
+    assert merge(two, output, None) == (3, 0)
+    assert output.read_bytes() == two[0].read_bytes() + two[1].read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_merges_files_that_are_there_and_differ(tmp_path, two):

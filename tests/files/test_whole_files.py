@@ -6,6 +6,7 @@ import os
 import pytest
 from support.files.prompt_files import GOOD, write
 
+from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
 
 
@@ -26,15 +27,16 @@ def test_files_that_cannot_be_written_are_named_with_their_option(tmp_path):
     check_files({"--json": None, "--output": tmp_path / "out.json"}, [read])
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path):
+def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="pipe is not a file"):
         write_json(tmp_path / "pipe", {})
     assert (tmp_path / "pipe").is_fifo()
-    (tmp_path / "second.partial").mkdir()
+    monkeypatch.setattr(whole_files.secrets, "token_hex", lambda size: "x")
+    (tmp_path / "second.x.partial").mkdir()
     with pytest.raises(OSError, match=r"second cannot be written \(Is a directory\); free some space"):
         write_files(tmp_path, {"first": "1", "second": "2"})
-    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "second.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "second.x.partial"}
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
@@ -48,3 +50,18 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path):
     assert json.loads((tmp_path / "real.json").read_text(encoding="utf-8")) == {"a": "é"}
     assert "é" in (tmp_path / "real.json").read_text(encoding="utf-8")
     assert {path.name for path in tmp_path.iterdir()} == {"real.json", "link.json"}
+
+
+def test_two_processes_that_write_one_file_share_no_unfinished_one(tmp_path, monkeypatch):
+    replace, path = os.replace, tmp_path / "r.json"
+
+    def another_writes_first(source, target):
+        monkeypatch.setattr(os, "replace", replace)
+        write_json(path, {"of": "another"})
+        assert json.loads(path.read_text()) == {"of": "another"}
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", another_writes_first)
+    write_json(path, {"of": "this one"})
+    assert json.loads(path.read_text()) == {"of": "this one"}
+    assert list(tmp_path.iterdir()) == [path]

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from checkpoints import make_checkpoint, write_folder
 
 from jax_probe_mtp.commands.main import main
+from jax_probe_mtp.jobs import processes
 
 FLAGS = ["--tree", "7,3", "--batch-size", "4", "--max-new-tokens", "24", "--calls-per-chunk", "1"]
 RECORDS = [
@@ -44,14 +46,18 @@ def folder(tiny, tmp_path_factory):
     return folder
 
 
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 class Processes:
     """The same command in two processes; a context manager that leaves none behind."""
 
     def __init__(self, folder, answers, *, room=(NO_LIMIT, NO_LIMIT)):
         """Args: the fixture, the folder of the answers, and the largest file that each process may write, in bytes."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = free_address()
         self.parts = [answers / f"answers.{i}-of-2.jsonl" for i in range(2)]
         self.logs = [answers / f"stderr.{i}" for i in range(2)]
         files = ["--model", folder / "tiny", "--input", folder / "prompts.jsonl", "--output", answers / "answers.jsonl"]
@@ -134,6 +140,39 @@ def test_a_process_that_cannot_write_stops_both(folder, tmp_path):
     assert lines_of(parts[0])[:3] == kept[0]
     assert set(lines_of(parts[0])) <= set(alone[0::2])
     assert lines_of(parts[1]) == kept[1]
+
+
+LONE = """
+import logging, sys
+from jax_probe_mtp.jobs import processes
+logging.basicConfig(format="%(message)s", stream=sys.stderr)
+processes.SECONDS_UNSAID = 0.5
+processes.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("num", "own", "others"), [(2, 0, "process 1"), (2, 1, "process 0"), (4, 0, "the other 3 processes")]
+)
+def test_a_lone_process_says_whom_it_waits_for(num, own, others):
+    address = free_address()
+    command = [sys.executable, "-c", LONE, address, str(num), str(own)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as lone:
+        try:
+            assert lone.stderr.readline() == f"process {own} of {num} waits for {others} at {address}\n"
+            assert lone.poll() is None
+        finally:
+            lone.kill()
+
+
+@pytest.mark.parametrize("takes", [0.0, 0.5])
+def test_a_process_of_a_cluster_says_once_that_it_waits_long(monkeypatch, caplog, takes):
+    monkeypatch.setattr(processes, "SECONDS_UNSAID", 0.1)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: time.sleep(takes))
+    processes.initialize(None, None, None)
+    time.sleep(0.3)
+    assert caplog.messages == ["this process waits for the other processes of the cluster"][: int(takes > 0)]
 
 
 @pytest.mark.parametrize(

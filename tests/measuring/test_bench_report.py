@@ -7,6 +7,7 @@ import matplotlib
 import pytest
 from support.measuring.bench_records import NAMES, make_record, make_report, make_run, texts, write
 
+from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.measuring import bench_report
 
 COLUMNS = (
@@ -205,7 +206,8 @@ def test_a_failure_while_writing_leaves_the_old_report_whole(tmp_path, monkeypat
     path = write(tmp_path / "r.json", make_record())
     old = {file: file.read_bytes() for file in bench_report.write_report([path], tmp_path / "out")}
     write(path, make_record(make_run("plain")))
-    (tmp_path / "out" / "record1_rows.svg.partial").mkdir()  # in the way of the last file
+    monkeypatch.setattr(whole_files.secrets, "token_hex", lambda size: "x")
+    (tmp_path / "out" / "record1_rows.svg.x.partial").mkdir()  # in the way of the last file
     with pytest.raises(OSError, match=r"record1_rows"):
         bench_report.write_report([path], tmp_path / "out")
     assert {file: file.read_bytes() for file in old} == old

@@ -36,6 +36,38 @@ def test_an_existing_destination_is_refused(tmp_path, hf_folder):
     assert not any((tmp_path / "ours").iterdir())
 
 
+def convert_while(destination, meanwhile):
+    """Writes a folder, and before it gets its name lets something else happen."""
+    with written_whole(destination) as folder:
+        (folder / "jax_probe_mtp.json").write_text("{}")
+        meanwhile()
+
+
+def test_of_two_conversions_at_once_the_first_to_finish_stays(tmp_path, hf_folder):
+    def convert():
+        convert_hf(hf_folder, tmp_path / "ours", note=quiet)
+
+    says = r"ours holds a converted model; use it, or choose another destination\.\Z"
+    with pytest.raises(CheckpointError, match=says):
+        convert_while(tmp_path / "ours", convert)
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", "ours"}
+    assert load_checkpoint(tmp_path / "ours").eos_token_ids == (7,)
+    with pytest.raises(CheckpointError, match=says):
+        convert()
+
+
+@pytest.mark.parametrize("name", ["ours", "ours/x"])
+def test_what_took_the_destination_meanwhile_is_no_conversion(tmp_path, name):
+    def take():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+
+    with pytest.raises(CheckpointError, match=r"ours exists; remove it or choose another destination\.\Z"):
+        convert_while(tmp_path / "ours", take)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+    assert (tmp_path / name).read_text() == "mine"
+
+
 @pytest.mark.parametrize("error", [RuntimeError("disk"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, hf_folder, monkeypatch, error):
     def fail(folder, params):

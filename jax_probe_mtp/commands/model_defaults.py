@@ -1,0 +1,82 @@
+"""How a model asks to be decoded where a run decodes otherwise: told, never applied."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jax_probe_mtp.decoding.settings import LARGEST_TEMPERATURE, Settings
+from jax_probe_mtp.files.foreign_settings import DO_SAMPLE, changes_nothing
+from jax_probe_mtp.files.json_lines import excerpt
+
+_OF_SAMPLING = ("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "mirostat", "xtc_probability")
+_OF_BEAMS = ("length_penalty", "diversity_penalty", "num_beam_groups")
+_GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+
+
+def not_applied(defaults: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Gives those of a model's defaults that a run does not decode with.
+
+    Args:
+      defaults: `Checkpoint.generation_defaults`. A temperature asks for sampling, but where `do_sample` is false; then, as
+        without either, nothing of sampling counts.
+      settings: of the run.
+    """
+    asked, run = dict(defaults), {name: getattr(settings, name) for name in _GREEDY}
+    do_sample = asked.pop(DO_SAMPLE, None)
+    is_drawn = settings.temperature > 0
+    if not is_drawn:
+        run = _GREEDY
+    if do_sample is True:
+        asked.setdefault("temperature", 1.0)  # transformers' own
+    if do_sample is False or not _is_above(asked.get("temperature"), 0):
+        for name in (*_GREEDY, *_OF_SAMPLING):
+            asked.pop(name, None)
+    if not _is_above(asked.get("num_beams"), 1):
+        for name in _OF_BEAMS:
+            asked.pop(name, None)
+    found = {DO_SAMPLE: do_sample} if isinstance(do_sample, bool) and do_sample is not is_drawn else {}
+    for name, value in asked.items():
+        if value != run[name] if name in run else not changes_nothing(name, value):
+            found[name] = value
+    return found
+
+
+def say_not_applied(model: str, found: Mapping[str, Any]) -> str:
+    """Says in one line what of a model's defaults is `not_applied`, and which flags would apply it."""
+    flags = _flags(found)
+    rest = [name for name in found if name not in (*flags, DO_SAMPLE)]
+    says = f"{model}: its own defaults are not applied: {_named(found)}"
+    if not flags:
+        return says
+    return f"{says}; {' '.join(flags.values())} would apply {'all but ' + ', '.join(rest) if rest else 'them'}"
+
+
+def say_may_be_why(model: str, found: Mapping[str, Any]) -> str:
+    """Says in one line that outputs may differ since another program applied what is `not_applied` here."""
+    return f"{model}: its own defaults, which other programs apply and this check does not, may be why: {_named(found)}"
+
+
+def _named(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {excerpt(value)}" for name, value in found.items())
+
+
+def _flags(found: Mapping[str, Any]) -> dict[str, str]:
+    """Gives the flag that would apply each value, as far as there is one and it takes the value."""
+    takes = {
+        "temperature": lambda value: value <= LARGEST_TEMPERATURE,
+        "top_k": lambda value: isinstance(value, int) and value >= 0,
+        "top_p": lambda value: 0 < value <= 1,
+    }
+    flags = {
+        name: f"--{name.replace('_', '-')} {found[name]}"
+        for name, is_taken in takes.items()
+        if _is_number(found.get(name)) and is_taken(found[name])
+    }
+    return {DO_SAMPLE: "--temperature 0"} | flags if found.get(DO_SAMPLE) is False else flags
+
+
+def _is_above(value: Any, least: float) -> bool:
+    return _is_number(value) and value > least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
