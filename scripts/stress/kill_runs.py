@@ -52,22 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     command += ["--max-new-tokens", str(args.max_new_tokens), "--calls-per-chunk", "2", "--log-level", "error"]
 
     start = time.perf_counter()
-    if _run([*command, "--output", str(whole)]) != 0:
+    if run([*command, "--output", str(whole)]) != 0:
         raise ValueError("the run that is left alone failed; generate with the same model says why.")
-    seconds_of_a_start = _time_to_write([*command, "--output", str(args.folder / "timed.jsonl")])
+    seconds_of_a_start = time_to_write([*command, "--output", str(args.folder / "timed.jsonl")])
     kills, torn, sizes = 0, 0, []
     while kills < args.kills:
         before = _size(answers)
         # Were too much written already, no records would be left for the last kills.
         is_ahead = len(_lines(answers)) * args.kills > args.records * (kills + 1)
         longest = seconds_of_a_start if is_ahead or draw.random() < EARLY else None
-        was_killed = _run_and_kill([*command, "--output", str(answers)], answers, draw, longest)
+        was_killed = run_and_kill([*command, "--output", str(answers)], answers, draw, longest)
         if not was_killed:
             break  # nothing was left to do
         kills += 1
         sizes.append(_size(answers) - before)
         torn += bool(_size(answers)) and not answers.read_bytes().endswith(b"\n")
-    status = _run([*command, "--output", str(answers)])
+    status = run([*command, "--output", str(answers)])
 
     expected, got = _lines(whole), _lines(answers)
     ids = [json.loads(line)["id"] for line in got]
@@ -109,11 +109,11 @@ def _start(command: list[str]) -> int:
     os._exit(status)
 
 
-def _run(command: list[str]) -> int:
+def run(command: list[str]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(_start(command), 0)[1])
 
 
-def _time_to_write(command: list[str]) -> float:
+def time_to_write(command: list[str]) -> float:
     """Gives the seconds until a run has written its first answers; it is killed then."""
     begin, child = time.perf_counter(), _start(command)
     _wait(child, Path(command[-1]), 0)
@@ -132,7 +132,7 @@ def _wait(child: int, output: Path, size: int, seconds: float = LONGEST_RUN) -> 
     return True
 
 
-def _run_and_kill(command: list[str], output: Path, draw: random.Random, longest: float | None) -> bool:
+def run_and_kill(command: list[str], output: Path, draw: random.Random, longest: float | None) -> bool:
     """Kills a run within so many seconds of its start, or (None) when it has written; False if it ended before."""
     size, child = _size(output), _start(command)
     if longest is not None:
