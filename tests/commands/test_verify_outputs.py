@@ -152,3 +152,15 @@ def test_settings_that_make_no_sense_are_refused_once_and_before_loading(verify,
     code, out, err = verify(outputs_of(plain), *flags)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert says in err
+
+
+def test_a_stop_text_may_hold_a_special_token(run, model, plain, tmp_path):
+    flags = ["--model", model, "--stop", "<bot>", "--max-new-tokens", "24"]
+    code, out, _ = run("verify", *flags, "--prompt", words(*PROMPTS["c"]), "--no-chat-template")
+    assert (code, out.splitlines()[0][:18]) == (0, "0: same 3 tokens; ")
+    outputs = [{"id": n, "prompt_ids": PROMPTS["c"], "token_ids": plain["c"][:n]} for n in (2, 3, 4)]
+    code, out, _ = run("verify", *flags, "--outputs", write(tmp_path / "o.jsonl", outputs))
+    short, whole, behind, counts = out.splitlines()
+    assert (code, whole, counts) == (1, "3: same 3 tokens", "1 same, 0 tie, 0 diverged, 2 incomplete")
+    assert short.endswith("ends after 2 tokens, short of an end of text and of the limit of 24.")
+    assert behind.endswith("1 of 4 tokens are behind the end of the text.")
