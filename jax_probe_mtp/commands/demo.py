@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jax_probe_mtp.commands import demo_model, options, verify
+from jax_probe_mtp.commands import demo_model, verify
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, parse_draft
@@ -26,14 +26,14 @@ def add_command(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from checkpoints_convert import convert_gguf
+    from checkpoints_convert import convert_gguf, load_checkpoint
 
     folder = cache_folder()
     converted = folder / "SmolLM2-135M-Instruct"
     if not converted.exists():
         print(f"fetching SmolLM2-135M-Instruct (98 MB) into {folder}", file=sys.stderr)
         convert_gguf(demo_model.fetch(folder), converted)
-    checkpoint = options.load(converted, "float32")
+    checkpoint = load_checkpoint(converted, dtype="float32")
     records = [Record(index=i, id=i, prompt=prompt) for i, prompt in enumerate(DEMO_PROMPTS)]
     print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
     found = compare(

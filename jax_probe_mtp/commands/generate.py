@@ -93,7 +93,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _generate_one(args: argparse.Namespace) -> int:
     source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
-    opened = options.open_model(args.model, args.dtype, args.revision)
+    opened = options.open_model(args)
     use_chat_template = not args.no_chat_template
     prompts = [
         encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in options.read_records(args)
@@ -128,7 +128,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         processes.initialize(args.coordinator, args.num_processes, args.process_id)
     mesh = _mesh(args)
     data, tensor = (1, 1) if mesh is None else mesh.devices.shape
-    opened = options.open_model(args.model, args.dtype, args.revision)
+    opened = options.open_model(args)
     check_mesh(opened.config, settings.batch_size, data, tensor)
     use_chat_template = not args.no_chat_template
     capacity = settings.capacity
@@ -160,6 +160,7 @@ def _generate_file(args: argparse.Namespace) -> int:
             **{name: getattr(settings, name) for name in DECIDES},
             "stop": list(settings.stop),
             "exact": settings.is_exact,
+            **({"eos_token_ids": sorted(opened.eos_token_ids)} if args.eos_token_id else {}),
         },
     }
     if settings.is_exact:  # then answers are those of one compiled program

@@ -21,6 +21,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of the weights (default: the checkpoint's own)"
     )
+    parser.add_argument(
+        "--eos-token-id",
+        type=int,
+        action="append",
+        metavar="N",
+        help="a token that ends a text; may be repeated (default: those that the model names)",
+    )
     parser.add_argument("--no-chat-template", action="store_true", help="take prompts as plain text")
 
 
@@ -146,16 +153,16 @@ def settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def open_model(model: str | Path, dtype: str | None, revision: str | None = None) -> Any:
-    """Gives the `OpenedCheckpoint` that `--model`, `--dtype` and `--revision` name, its weights not yet read."""
+def open_model(args: argparse.Namespace) -> Any:
+    """Gives the `OpenedCheckpoint` that the flags of `add_model` name, its weights not yet read."""
     from checkpoints_convert import open_checkpoint  # it imports this package, so not at the top
 
-    return open_checkpoint(model, dtype=dtype, revision=revision)
+    return open_checkpoint(args.model, dtype=args.dtype, revision=args.revision, eos_token_ids=args.eos_token_id)
 
 
-def load(model: str | Path, dtype: str | None, revision: str | None = None) -> Checkpoint:
-    """Loads the checkpoint that `--model`, `--dtype` and `--revision` name."""
-    checkpoint: Checkpoint = open_model(model, dtype, revision).load()
+def load(args: argparse.Namespace) -> Checkpoint:
+    """Loads the checkpoint that the flags of `add_model` name."""
+    checkpoint: Checkpoint = open_model(args).load()
     return checkpoint
 
 

@@ -100,7 +100,7 @@ def _verify_method(args: argparse.Namespace) -> int:
             )
         if settings.stop or any(record.stop for record in records):
             raise ValueError("--against torch compares whole answers; leave stop texts out.")
-    opened = options.open_model(args.model, args.dtype, args.revision)
+    opened = options.open_model(args)
     prompts = [encode(record, opened.tokenizer, use_chat_template=not args.no_chat_template) for record in records]
     draft_options.check_own(source, opened.config)
     checkpoint = opened.load()
@@ -129,7 +129,7 @@ def _verify_outputs(args: argparse.Namespace) -> int:
             )
     settings = options.settings(args)
     file = OutputFile(args.outputs)
-    opened = options.open_model(args.model, args.dtype, args.revision)
+    opened = options.open_model(args)
     dataclasses.replace(settings, capacity=1).check(opened.config, parse_draft(PLAIN))
     checkpoint = opened.load()
     outputs = _outputs(file, opened.tokenizer, args)
@@ -157,6 +157,7 @@ def _run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -
     return {
         "model": model_identity(checkpoint),
         **{name: getattr(settings, name) for name in names},
+        "eos_token_ids": list(checkpoint.eos_token_ids),
         "max_new_tokens": args.max_new_tokens if args.outputs else settings.max_new_tokens,
         **environment(str(checkpoint.params["embed"].dtype)),
     }

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
     whole_files.check_files({"--output": args.output}, [args.input])
-    checkpoint = options.load(args.model, args.dtype, args.revision)
+    checkpoint = options.load(args)
     use_chat_template = not args.no_chat_template
     prompts = [
         encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template) for record in PromptFile(args.input)

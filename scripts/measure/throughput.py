@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
     whole_files.check_files({"--output": args.output}, [args.input])
-    checkpoint = options.load(args.model, args.dtype, args.revision)
+    checkpoint = options.load(args)
     prompts = _prompts(args, checkpoint)
     runs = {name: parse_draft(name) for name in args.drafts.split(";")}
     cells = [(draft, size) for size in args.batch_sizes for draft in runs]
