@@ -21,7 +21,7 @@ from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.jobs import memory, processes
-from jax_probe_mtp.jobs.encode import capacity_of, encode
+from jax_probe_mtp.jobs.encode import capacity_of
 from jax_probe_mtp.jobs.job import Job
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import model_identity
@@ -94,10 +94,8 @@ def _generate(args: argparse.Namespace) -> int:
 def _generate_one(args: argparse.Namespace) -> int:
     source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
     opened = options.open_model(args)
-    use_chat_template = not args.no_chat_template
-    prompts = [
-        encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in options.read_records(args)
-    ]
+    encode = options.encoder(args, opened.tokenizer)
+    prompts = [encode(record) for record in options.read_records(args)]
     mesh = _mesh(args)
     if mesh is not None:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
@@ -130,10 +128,10 @@ def _generate_file(args: argparse.Namespace) -> int:
     data, tensor = (1, 1) if mesh is None else mesh.devices.shape
     opened = options.open_model(args)
     check_mesh(opened.config, settings.batch_size, data, tensor)
-    use_chat_template = not args.no_chat_template
+    encode = options.encoder(args, opened.tokenizer)
     capacity = settings.capacity
     if capacity is None:
-        capacity = capacity_of(prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template)
+        capacity = capacity_of(prompts, opened.config, encode, settings)
     most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
     settings.check(opened.config, source, num_shards=data)
@@ -156,7 +154,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         "model": model_identity(checkpoint) | {"dtype": opened.dtype},
         "settings": {
             "draft": draft_options.AUTO if choice else draft_name(source),
-            "chat_template": use_chat_template,
+            "chat_template": encode.use_chat_template,
             **{name: getattr(settings, name) for name in DECIDES},
             "stop": list(settings.stop),
             "exact": settings.is_exact,
@@ -174,7 +172,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         checkpoint,
         source,
         settings,
-        use_chat_template=use_chat_template,
+        encode=encode,
         is_ordered=args.ordered,
     )
     status = job.run()

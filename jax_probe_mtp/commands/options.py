@@ -7,6 +7,7 @@ from typing import Any
 
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 NEW_TOKENS = 100  # of an answer where something is measured
@@ -36,7 +37,26 @@ def add_prompts(parser: argparse.ArgumentParser) -> Any:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="one prompt")
     source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
+    add_continue(parser)
     return source
+
+
+def add_continue(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that lets the assistant's last message be continued."""
+    parser.add_argument(
+        "--continue-final-message",
+        action="store_true",
+        help="go on with the last one of a record's messages where it is the assistant's (default: it is refused)",
+    )
+
+
+def encoder(args: argparse.Namespace, tokenizer: Any) -> Encoder:
+    """Gives what turns records into tokens, as the flags of `add_model` and `add_continue` say."""
+    return Encoder(
+        tokenizer,
+        use_chat_template=not args.no_chat_template,
+        continue_final_message=args.continue_final_message,
+    )
 
 
 def read_records(args: argparse.Namespace) -> list[Record]:

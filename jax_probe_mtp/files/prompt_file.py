@@ -26,6 +26,7 @@ class Record:
     id: str | int
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
+    continue_final_message: bool | None = None
     prompt_ids: list[int] | None = None
     max_new_tokens: int | None = None
     temperature: float | None = None
@@ -94,11 +95,21 @@ def parsed_records(path: Path) -> Iterator[tuple[Record, dict[str, Any], int, st
             is_good, rule = _RULES[field]
             if not is_good(value):
                 raise ValueError(f"{where}: {field} must be {rule}, got {excerpt(value)}.")
+        if values.get("continue_final_message"):
+            _check_continues(where, values.get("messages"))
         for field in values.keys() & {"temperature", "top_p"}:
             values[field] = float(values[field])
         if "stop" in values:
             values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
         yield Record(index=index, id=name, **values), fields, number, where
+
+
+def _check_continues(where: str, messages: list[dict[str, str]] | None) -> None:
+    if messages is None or messages[-1]["role"] != "assistant":
+        there = "there are no messages" if messages is None else f"the last one is {excerpt(messages[-1]['role'])}'s"
+        raise ValueError(
+            f'{where}: continue_final_message is for messages that end with one of "assistant", but {there}; leave it out.'
+        )
 
 
 def _check_ids_differ(path: Path, digest: int) -> None:
@@ -145,6 +156,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda value: isinstance(value, list) and all(_is_whole(item, 0) for item in value),
         "a list of whole numbers from 0",
     ),
+    "continue_final_message": (lambda value: isinstance(value, bool), "true or false"),
     "max_new_tokens": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "temperature": (lambda value: _is_number(value) and 0 <= value <= sys.float_info.max, "a number of at least 0"),
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1"),

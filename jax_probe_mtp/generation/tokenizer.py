@@ -25,21 +25,44 @@ def encode(tokenizer: Any, prompt: str, *, use_chat_template: bool) -> list[int]
     return encode_messages(tokenizer, [{"role": "user", "content": prompt}])
 
 
-def encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def encode_messages(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    continue_final_message: bool = False,
+) -> list[int]:
     """Ids of a conversation in the chat template, with the assistant's turn opened.
 
     Args:
       tokenizer: with the template.
-      messages: objects of `role` and `content`.
+      messages: objects of `role` and `content`, at least one.
+      continue_final_message: True leaves the assistant's turn open behind the last message where that is the assistant's.
 
     Raises:
-      ValueError: if there is no template or it fails.
+      ValueError: if there is no template or it fails, or the last message is the assistant's and is not to be continued, or
+        the template does not allow it.
     """
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template; pass --no-chat-template (use_chat_template=False).")
+    continues = messages[-1]["role"] == "assistant"
+    if continues and not continue_final_message:
+        raise ValueError(
+            "the last message is the assistant's, and a second turn of its would begin; pass --continue-final-message "
+            "(continue_final_message=True) to go on with it, or end with the user's."
+        )
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            tokenize=False,
+        )
     except Exception as error:  # a template is a program, and may raise anything
+        if continues:
+            why = one_line(error)[:120]
+            raise ValueError(
+                f"the chat template cannot go on with the assistant's last message ({why}); end with the user's."
+            ) from None
         raise ValueError(f"the chat template failed ({one_line(error)}); pass --no-chat-template.") from None
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

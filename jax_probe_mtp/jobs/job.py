@@ -17,7 +17,7 @@ from jax_probe_mtp.generation.answers import Generation, Item, Stats
 from jax_probe_mtp.generation.in_order import InOrder
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.jobs import processes
-from jax_probe_mtp.jobs.encode import encode
+from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.jobs.progress import Progress
 from jax_probe_mtp.jobs.signals import Signals
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -42,7 +42,7 @@ class Job:
         source: DraftSource,
         settings: Settings,
         *,
-        use_chat_template: bool,
+        encode: Encoder,
         is_ordered: bool,
     ) -> None:
         """Prepares the run; reads and writes nothing yet.
@@ -54,7 +54,7 @@ class Job:
           checkpoint: the model.
           source: where drafts come from.
           settings: what records have no own value for, and the sizes, the capacity among them.
-          use_chat_template: True puts prompts into the checkpoint's template.
+          encode: turns records into tokens.
           is_ordered: True for answers in the order of the prompts, which then wait for each other.
 
         Raises:
@@ -63,7 +63,7 @@ class Job:
         self.stats = Stats()
         self._prompts, self._output, self._run = prompts, processes.own_path(output), run
         self._checkpoint, self._settings = checkpoint, settings
-        self._use_chat_template, self._is_ordered = use_chat_template, is_ordered
+        self._encode, self._is_ordered = encode, is_ordered
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
         self._decoder = ContinuousDecoder(
@@ -129,7 +129,7 @@ class Job:
             if is_done[record.index]:
                 continue
             try:
-                item: Item = encode(record, self._checkpoint.tokenizer, use_chat_template=self._use_chat_template)
+                item: Item = self._encode(record)
             except ValueError as error:
                 item = self._decoder.refusal(Prompt(id=record.id, token_ids=[]), error)
             yield record.index, item
