@@ -1,17 +1,29 @@
 """Text to ids and back, on top of a `transformers` fast tokenizer."""
 
+import contextlib
+import datetime
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_probe_mtp.errors import one_line
 
+# Takes the place of the function that transformers gives to templates, to which only plain values can be given.
+_STRFTIME_NOW = (
+    "{%- macro strftime_now(format) -%}{%- set said = namespace(text=format) -%}"
+    "{%- for code, value in strftime_codes.items() -%}"
+    "{%- set said.text = said.text.replace(code, value) -%}"
+    "{%- endfor -%}{{- said.text -}}{%- endmacro %}\n"  # transformers takes away a newline after a tag
+)
 
-def encode(tokenizer: Any, prompt: str, *, use_chat_template: bool) -> list[int]:
+
+def encode(tokenizer: Any, prompt: str, *, use_chat_template: bool, date: datetime.datetime | None = None) -> list[int]:
     """Ids of one user prompt.
 
     With a chat template the prompt becomes the user's turn, after the template's own default system prompt, and the
     assistant's turn is opened; every special token comes from the template, so that the beginning of text is there once.
-    Without one, the tokenizer adds what it adds to plain text.
+    Without one, the tokenizer adds what it adds to plain text. `date` is what a template that asks for the date is told,
+    the present when None.
 
     Raises:
       ValueError: if the template is asked for and the tokenizer has none or it fails, or the prompt is not Unicode text.
@@ -22,7 +34,7 @@ def encode(tokenizer: Any, prompt: str, *, use_chat_template: bool) -> list[int]
         raise ValueError(f"the prompt is not UTF-8 text (character {error.start}); convert it first.") from None
     if not use_chat_template:
         return list(tokenizer(prompt)["input_ids"])
-    return encode_messages(tokenizer, [{"role": "user", "content": prompt}])
+    return encode_messages(tokenizer, [{"role": "user", "content": prompt}], date=date)
 
 
 def encode_messages(
@@ -30,6 +42,7 @@ def encode_messages(
     messages: Sequence[Mapping[str, str]],
     *,
     continue_final_message: bool = False,
+    date: datetime.datetime | None = None,
 ) -> list[int]:
     """Ids of a conversation in the chat template, with the assistant's turn opened.
 
@@ -37,6 +50,7 @@ def encode_messages(
       tokenizer: with the template.
       messages: objects of `role` and `content`, at least one.
       continue_final_message: True leaves the assistant's turn open behind the last message where that is the assistant's.
+      date: what a template that asks for the date is told; the present when None.
 
     Raises:
       ValueError: if there is no template or it fails, or the last message is the assistant's and is not to be continued, or
@@ -56,6 +70,7 @@ def encode_messages(
             add_generation_prompt=not continues,
             continue_final_message=continues,
             tokenize=False,
+            **_dated(tokenizer, date),
         )
     except Exception as error:  # a template is a program, and may raise anything
         if continues:
@@ -65,6 +80,17 @@ def encode_messages(
             ) from None
         raise ValueError(f"the chat template failed ({one_line(error)}); pass --no-chat-template.") from None
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _dated(tokenizer: Any, date: datetime.datetime | None) -> dict[str, Any]:
+    """Gives what `apply_chat_template` has to be told for `strftime_now` of a template to speak of a date."""
+    if date is None or "strftime_now" not in (template := tokenizer.get_chat_template()):
+        return {}
+    codes = {"%%": "\0"}
+    for code in (f"%{flag}{letter}" for flag in ("-", "") for letter in string.ascii_letters):
+        with contextlib.suppress(ValueError):  # not every system has every one
+            codes[code] = date.strftime(code)
+    return {"chat_template": _STRFTIME_NOW + template, "strftime_codes": codes | {"\0": "%"}}
 
 
 def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:

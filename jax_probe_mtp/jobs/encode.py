@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,11 +21,13 @@ class Encoder:
       tokenizer: a `transformers.PreTrainedTokenizerFast`.
       use_chat_template: True puts prompts into its chat template.
       continue_final_message: True goes on with a last message that is the assistant's, where the record does not say.
+      date: what a template that asks for the date is told; the present when None.
     """
 
     tokenizer: Any
     use_chat_template: bool = True
     continue_final_message: bool = False
+    date: datetime.datetime | None = None
 
     def __call__(self, record: Record) -> Prompt:
         """Turns one record into tokens.
@@ -40,13 +43,17 @@ class Encoder:
         if record.prompt_ids is not None:
             return record.prompt_ids
         if record.messages is None:
-            return tokenizer.encode(self.tokenizer, record.prompt or "", use_chat_template=self.use_chat_template)
+            return tokenizer.encode(
+                self.tokenizer, record.prompt or "", use_chat_template=self.use_chat_template, date=self.date
+            )
         if not self.use_chat_template:
             raise ValueError("messages need the chat template; leave --no-chat-template out, or give a prompt.")
         continues = record.continue_final_message
         if continues is None:
             continues = self.continue_final_message
-        return tokenizer.encode_messages(self.tokenizer, record.messages, continue_final_message=continues)
+        return tokenizer.encode_messages(
+            self.tokenizer, record.messages, continue_final_message=continues, date=self.date
+        )
 
 
 def capacity_of(records: Iterable[Record], cfg: ModelConfig, encode: Encoder, settings: Settings) -> int:

@@ -1,9 +1,12 @@
-"""Prompts in a chat template: which turns are opened, and which are continued."""
+"""Prompts in a chat template: which turns are opened, which are continued, and what a template is told of the date."""
+
+import datetime
 
 import pytest
 from checkpoints import ASSISTANT, EOS, TEMPLATE, USER, make_tokenizer, words
+from support.generation.byte_level import byte_level_tokenizer
 
-from jax_probe_mtp.generation.tokenizer import encode_messages
+from jax_probe_mtp.generation.tokenizer import encode, encode_messages
 
 TURNS = (
     "{% for m in messages %}{{ '<user>' if m['role'] == 'user' else '<bot>' }} {{ m['content'] }} "
@@ -59,3 +62,53 @@ def test_a_template_that_does_not_allow_it(template, why):
     assert str(error.value).endswith("; end with the user's.")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 260
+
+
+MOMENT = datetime.datetime(2031, 3, 7, 9, 5)  # a Friday, day 66 of its year
+
+
+@pytest.fixture
+def said():
+    """Gives the text that a template makes of a prompt."""
+    tokenizer = byte_level_tokenizer()
+
+    def said(template, date):
+        tokenizer.chat_template = template
+        texts = [
+            tokenizer.decode(ids)
+            for ids in (
+                encode(tokenizer, "x", use_chat_template=True, date=date),
+                encode_messages(tokenizer, [{"role": "user", "content": "x"}], date=date),
+            )
+        ]
+        assert texts[0] == texts[1]
+        return texts[0]
+
+    return said
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}|{{ messages[0]['content'] }}", "07 Mar 2031|x"),
+        ("{{ strftime_now(format='%Y-%m-%d') }}", "2031-03-07"),
+        ("{{ strftime_now('%-d/%-m %%d %A %H:%M, day %j, 100%%') }}", "7/3 %d Friday 09:05, day 066, 100%"),
+        ("{% if strftime_now is defined %}{% set d = strftime_now('%Y') %}{% endif %}{{ d | int + 1 }}", "2032"),
+        ("{% macro m() %}{{ strftime_now('%m') }}{% endmacro %}{{ m() + strftime_now('/%y') }}", "03/31"),
+        ("{{- bos_token }}{{ strftime_now('%B').upper() }}", "MARCH"),
+    ],
+)
+def test_a_template_is_told_the_date_that_is_given(said, template, text):
+    assert said(template, MOMENT) == text
+
+
+@pytest.mark.parametrize("template", ["{}x", "\n{}", "  {}", "{}\n\n y", " {{%- if true %}}{}{{% endif %}}"])
+def test_nothing_else_of_the_text_changes(said, template):
+    """White space before and after tags, where templates are sensitive."""
+    template = template.format("{% if true %}\n  {{ strftime_now('now') }}\n  {% endif %}\n ")
+    assert said(template, MOMENT) == said(template, None)
+
+
+def test_without_a_date_it_is_told_the_present(said):
+    before = datetime.datetime.now().year
+    assert before <= int(said("{{ strftime_now('%Y') }}", None)) <= datetime.datetime.now().year

@@ -1,6 +1,7 @@
 """Records in tokens: with the chat template or without, and the cache slots that they need."""
 
 import dataclasses
+import datetime
 import json
 
 import pytest
@@ -40,6 +41,14 @@ def test_the_records_own_word_counts_before_the_runs():
     for record in (Record(index=0, id=0, prompt=word(7)), Record(index=0, id=0, messages=ENDS[:1])):
         assert Encoder(tokenizer, continue_final_message=True)(record).token_ids == [7, ASSISTANT]
     assert Encoder(tokenizer, continue_final_message=True)(Record(index=0, id=0, prompt_ids=[5])).token_ids == [5]
+
+
+def test_every_record_is_told_the_date_of_the_run():
+    tokenizer = make_tokenizer(61, template="{{ strftime_now('w%d w%m') }} " + TURNS)
+    encode = Encoder(tokenizer, date=datetime.datetime(2031, 12, 14))
+    for record in (Record(index=0, id=0, prompt=word(7)), Record(index=0, id=0, messages=ENDS[:1])):
+        assert encode(record).token_ids == [14, 12, 7, ASSISTANT]
+    assert dataclasses.replace(encode, use_chat_template=False)(Record(index=0, id=0, prompt=word(7))).token_ids == [7]
 
 
 def test_a_conversation_that_ends_with_the_assistant_costs_itself_alone(generate, tiny, tmp_path):
