@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from checkpoints_convert.convert import convert_gguf, convert_hf
 from checkpoints_convert.info import read_info
+from checkpoints_convert.mapping.ends import add_flag
 from checkpoints_convert.params.fill import DTYPES
 from jax_probe_mtp.errors import Parser, exit_status
 
@@ -25,8 +26,11 @@ def _parser() -> Parser:
     gguf.add_argument("source", metavar="FILE", help="the .gguf file")
     gguf.add_argument("destination", metavar="DST", help="folder to make; must not exist")
     gguf.add_argument("--dtype", choices=DTYPES, help=dtype_help)
+    add_flag(hf)
+    add_flag(gguf)
     info = commands.add_parser("info", help="describe a checkpoint without loading its weights")
     info.add_argument("path", metavar="DIR_OR_FILE", help="converted folder, Hugging Face folder or GGUF file")
+    add_flag(info)
     return parser
 
 
@@ -36,11 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         if args.command == "hf":
-            convert_hf(args.source, args.destination, dtype=args.dtype, revision=args.revision)
+            convert_hf(
+                args.source, args.destination, dtype=args.dtype, revision=args.revision, eos_token_ids=args.eos_token_id
+            )
         elif args.command == "gguf":
-            convert_gguf(args.source, args.destination, dtype=args.dtype)
+            convert_gguf(args.source, args.destination, dtype=args.dtype, eos_token_ids=args.eos_token_id)
         else:
-            print(read_info(args.path), flush=True)
+            print(read_info(args.path, eos_token_ids=args.eos_token_id), flush=True)
         return 0
 
     return exit_status(run)

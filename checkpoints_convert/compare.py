@@ -14,6 +14,7 @@ import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.load import load_checkpoint
+from checkpoints_convert.mapping.ends import add_flag
 from checkpoints_convert.mapping.names import HF, rows_for
 from checkpoints_convert.mapping.transforms import LAYOUTS
 from jax_probe_mtp.errors import Parser, exit_status, one_line
@@ -127,14 +128,14 @@ def greedy(model: Any, prompt_ids: Sequence[int], *, max_new_tokens: int, eos_to
     return [int(token) for token in whole[0, len(prompt_ids) :]]
 
 
-def compare(model: str) -> Difference:
-    """Compares a checkpoint's logits on a text of about 500 tokens."""
+def compare(model: str, eos_token_ids: Sequence[int] | None = None) -> Difference:
+    """Compares a checkpoint's logits on a text of about 500 tokens; `eos_token_ids` as `load_checkpoint` takes them."""
     try:
         import torch
     except ImportError as error:
         raise ValueError(f"{one_line(error)}; pip install '.[torch]' from a checkout installs it.") from error
 
-    checkpoint = load_checkpoint(model, dtype="float32")
+    checkpoint = load_checkpoint(model, dtype="float32", eos_token_ids=eos_token_ids)
     ids = checkpoint.tokenizer(TEXT * 8)["input_ids"][:NUM_TOKENS]
     ours = jax.jit(full_logits, static_argnums=1)(checkpoint.params, checkpoint.config, jnp.array([ids]))
     with torch.no_grad():
@@ -146,7 +147,9 @@ def main() -> int:
     """Prints the comparison; returns 1 where a best token differs, or a logit by more than `MAX_DELTA`."""
     parser = Parser(description="Compares our logits with those of transformers on torch.")
     parser.add_argument("model", help="converted folder, Hugging Face folder, GGUF file or hub id")
-    found = compare(parser.parse_args().model)
+    add_flag(parser)
+    args = parser.parse_args()
+    found = compare(args.model, args.eos_token_id)
     print(found)
     return 1 if found.num_argmax_differs or not found.max_delta <= MAX_DELTA else 0
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -28,6 +28,7 @@ def convert_hf(
     *,
     dtype: str | None = None,
     revision: str | None = None,
+    eos_token_ids: Sequence[int] | None = None,
     note: Note = _to_stderr,
 ) -> None:
     """Converts a Hugging Face model.
@@ -37,19 +38,25 @@ def convert_hf(
       destination: the folder to make; it must not exist.
       dtype: "float32" or "bfloat16"; None keeps the file's (float16 and mixtures become float32).
       revision: branch, tag or commit of a hub id.
+      eos_token_ids: ids that end a text, kept in the folder; None for those that the model names.
       note: takes progress lines.
 
     Raises:
       CheckpointError: if anything of the source is missing, damaged or not supported; nothing is left behind.
     """
-    _convert(open_hf(folder_of(source, revision=revision)), Path(destination), dtype, note)
+    _convert(open_hf(folder_of(source, revision=revision), eos_token_ids), Path(destination), dtype, note)
 
 
 def convert_gguf(
-    source: str | Path, destination: str | Path, *, dtype: str | None = None, note: Note = _to_stderr
+    source: str | Path,
+    destination: str | Path,
+    *,
+    dtype: str | None = None,
+    eos_token_ids: Sequence[int] | None = None,
+    note: Note = _to_stderr,
 ) -> None:
     """Converts a GGUF file; arguments and errors as `convert_hf`. Quantized becomes float32 unless asked."""
-    _convert(open_gguf(Path(source)), Path(destination), dtype, note)
+    _convert(open_gguf(Path(source), eos_token_ids), Path(destination), dtype, note)
 
 
 def _convert(model: OpenedModel, destination: Path, dtype: str | None, note: Note) -> None:

@@ -1,12 +1,14 @@
 """Tells what a checkpoint is without loading its weights."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from checkpoints_convert.load import open_source
+from checkpoints_convert.mapping.ends import given_ids
 from checkpoints_convert.params.fill import plan
 from checkpoints_convert.params.folder import is_converted, read_metadata
 from jax_probe_mtp.model.config import ModelConfig
@@ -62,11 +64,12 @@ class Info:
         return "\n".join(f"{key + ':':17}{value}" for key, value in lines.items())
 
 
-def read_info(path: str | Path) -> Info:
+def read_info(path: str | Path, *, eos_token_ids: Sequence[int] | None = None) -> Info:
     """Describes a converted folder, a Hugging Face folder or a GGUF file.
 
     Args:
       path: the folder or file.
+      eos_token_ids: ids that end a text; None for those that it names.
 
     Returns:
       Its numbers; only headers and configuration are read.
@@ -77,9 +80,11 @@ def read_info(path: str | Path) -> Info:
     if is_converted(Path(path)):
         metadata = read_metadata(Path(path))
         kind, cfg, dtype, eos = "converted", metadata.config, metadata.dtype, metadata.eos_token_ids
+        if eos_token_ids is not None:
+            eos = given_ids(eos_token_ids, cfg.vocab_size)
         types: tuple[str, ...] = (f"from {metadata.source.get('kind')}", *map(str, metadata.source.get("files", ())))
     else:
-        model = open_source(path)
+        model = open_source(path, eos_token_ids=eos_token_ids)
         plan(model)  # names and shapes must fit, or the numbers below would be of another model
         kind, cfg, dtype, eos = str(model.description["kind"]), model.config, model.dtype, model.eos_token_ids
         types = tuple(model.description["types"])

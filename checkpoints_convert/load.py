@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.gguf.model import open_gguf
 from checkpoints_convert.huggingface.hub import folder_of
 from checkpoints_convert.huggingface.model import load_hf_tokenizer, open_hf
+from checkpoints_convert.mapping.ends import given_ids
 from checkpoints_convert.mapping.tensor_source import OpenedModel
 from checkpoints_convert.params.fill import DTYPES, read_params
 from checkpoints_convert.params.folder import is_converted, read_metadata
@@ -77,14 +78,21 @@ def load_checkpoint(
     dtype: str | None = None,
     revision: str | None = None,
     endpoint: str | None = None,
+    eos_token_ids: Sequence[int] | None = None,
     mesh: Mesh | None = None,
 ) -> Checkpoint:
     """Loads a model ready to decode: `open_checkpoint` and `OpenedCheckpoint.load`, whose arguments and errors it has."""
-    return open_checkpoint(model, dtype=dtype, revision=revision, endpoint=endpoint).load(mesh)
+    opened = open_checkpoint(model, dtype=dtype, revision=revision, endpoint=endpoint, eos_token_ids=eos_token_ids)
+    return opened.load(mesh)
 
 
 def open_checkpoint(
-    model: str | Path, *, dtype: str | None = None, revision: str | None = None, endpoint: str | None = None
+    model: str | Path,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    eos_token_ids: Sequence[int] | None = None,
 ) -> OpenedCheckpoint:
     """Opens a model, reading its configuration and tokenizer and none of its weights.
 
@@ -93,6 +101,7 @@ def open_checkpoint(
       dtype: "float32" or "bfloat16"; None keeps what the source has (a quantized GGUF becomes float32).
       revision: branch, tag or commit of a hub id.
       endpoint: address of the hub; None for huggingface_hub's own.
+      eos_token_ids: ids that end a text; None for those that the model names.
 
     Returns:
       The opened model.
@@ -106,16 +115,18 @@ def open_checkpoint(
     if is_converted(path) and revision is None:
         metadata = read_metadata(path)
         dtype = dtype or metadata.dtype
+        if eos_token_ids is None:
+            eos_token_ids = metadata.eos_token_ids
         return OpenedCheckpoint(
             config=metadata.config,
             tokenizer=load_hf_tokenizer(path),
-            eos_token_ids=metadata.eos_token_ids,
+            eos_token_ids=given_ids(eos_token_ids, metadata.config.vocab_size),
             name=str(model),
             dtype=dtype,
             read_params=functools.partial(load_params, path, metadata.config, dtype),
             generation_defaults=metadata.generation_defaults,
         )
-    opened = open_source(model, revision=revision, endpoint=endpoint)
+    opened = open_source(model, revision=revision, endpoint=endpoint, eos_token_ids=eos_token_ids)
     dtype = dtype or opened.dtype
     return OpenedCheckpoint(
         config=opened.config,
@@ -128,7 +139,13 @@ def open_checkpoint(
     )
 
 
-def open_source(model: str | Path, *, revision: str | None = None, endpoint: str | None = None) -> OpenedModel:
+def open_source(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    eos_token_ids: Sequence[int] | None = None,
+) -> OpenedModel:
     """Opens a GGUF file, a Hugging Face folder or a hub id."""
     path = Path(model)
     if path.is_file() and revision is None:
@@ -136,5 +153,5 @@ def open_source(model: str | Path, *, revision: str | None = None, endpoint: str
             raise CheckpointError(f"{path} is pickled, which can run code and is never read; save it as safetensors.")
         if path.suffix == ".safetensors":
             raise CheckpointError(f"{path} holds weights alone; give the folder it is in.")
-        return open_gguf(path)
-    return open_hf(folder_of(model, revision=revision, endpoint=endpoint))
+        return open_gguf(path, eos_token_ids)
+    return open_hf(folder_of(model, revision=revision, endpoint=endpoint), eos_token_ids)

@@ -1,12 +1,15 @@
 """Reads the fields of a GGUF file as our ModelConfig; refuses by name a field of the model that we do not know."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.gguf.ends import read_ends
 from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.reader import GGUFSource
+from checkpoints_convert.mapping.ends import given_ids
 from checkpoints_convert.mapping.fields import shortest_float
 from checkpoints_convert.mapping.names import GGUF, GGUF_HEAD, GGUF_ROPE_DIVISORS
 from checkpoints_convert.mapping.rope import MAX_HEAD_DIM
@@ -49,16 +52,19 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> tuple[ModelConfig, tuple[int, ...]]:
+def read_gguf_config(
+    fields: dict[str, Any], source: GGUFSource, where: str, eos_token_ids: Sequence[int] | None = None
+) -> tuple[ModelConfig, tuple[int, ...]]:
     """Reads the model and its end-of-text ids.
 
     Args:
       fields: the file's fields.
       source: its tensors; the vocabulary's size, rope divisors and a tied head are known by them.
       where: the file, for messages.
+      eos_token_ids: ids that end a text, in place of those of the file.
 
     Returns:
-      The configuration, and the one id of `tokenizer.ggml.eos_token_id`.
+      The configuration, and the ids that end a text, at least one.
 
     Raises:
       CheckpointError: if a value is missing, of a wrong type, or asks for something not supported.
@@ -106,10 +112,9 @@ def read_gguf_config(fields: dict[str, Any], source: GGUFSource, where: str) -> 
         raise
     except (ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{where}: {one_line(error)}") from None
-    eos = top.integer("tokenizer.ggml.eos_token_id")
-    if not 0 <= eos < cfg.vocab_size:
-        raise CheckpointError(f"{where}: tokenizer.ggml.eos_token_id {eos} is no id below {cfg.vocab_size}.")
-    return cfg, (eos,)
+    if eos_token_ids is None:
+        return cfg, read_ends(top, cfg.vocab_size)
+    return cfg, given_ids(eos_token_ids, cfg.vocab_size)
 
 
 def _rope_divisors(source: GGUFSource) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """Opens a GGUF file."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ _SAMPLING = {  # fields of `general.sampling.`, which llama.cpp applies by itsel
 }
 
 
-def open_gguf(path: Path) -> OpenedModel:
+def open_gguf(path: Path, eos_token_ids: Sequence[int] | None = None) -> OpenedModel:
     """Reads a file's header; a quantized file becomes float32 unless asked otherwise.
+
+    `eos_token_ids` end a text in place of those of the file.
 
     Raises:
       CheckpointError: if it is damaged or asks for something not supported.
     """
     fields, header = read_header(path)
     source = GGUFSource(path, header)
-    cfg, eos_token_ids = read_gguf_config(fields, source, str(path))
+    cfg, eos_token_ids = read_gguf_config(fields, source, str(path), eos_token_ids)
     kinds = {tensor.kind.name for name, tensor in header.items() if name != GGUF_ROPE_DIVISORS}
     return OpenedModel(
         config=cfg,

@@ -1,9 +1,11 @@
 """Reads a Hugging Face config.json as our ModelConfig; refuses by name what it asks for and we do not compute."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.mapping.ends import HOW_TO_GIVE, checked_ids, given_ids
 from checkpoints_convert.mapping.fields import Fields, read_json
 from checkpoints_convert.mapping.rope import MAX_HEAD_DIM, rope_settings
 from jax_probe_mtp.errors import one_line
@@ -54,14 +56,15 @@ _NEUTRAL: dict[str, Any] = {
 }
 
 
-def read_hf_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
+def read_hf_config(folder: Path, eos_token_ids: Sequence[int] | None = None) -> tuple[ModelConfig, tuple[int, ...]]:
     """Reads the model and its end-of-text ids.
 
     Args:
       folder: holds config.json and perhaps generation_config.json.
+      eos_token_ids: ids that end a text, in place of those of the folder.
 
     Returns:
-      The configuration, and the ids of generation_config.json or else of config.json.
+      The configuration, and the ids that end a text: those of generation_config.json or else of config.json.
 
     Raises:
       CheckpointError: if a value is missing, of a wrong type, or asks for something not supported.
@@ -103,7 +106,9 @@ def read_hf_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
         raise
     except (ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{config.where}: {one_line(error)}") from None
-    return cfg, _eos_token_ids(folder, config, cfg.vocab_size)
+    if eos_token_ids is None:
+        return cfg, _eos_token_ids(folder, config, cfg.vocab_size)
+    return cfg, given_ids(eos_token_ids, cfg.vocab_size)
 
 
 def _family(config: Fields) -> str:
@@ -146,12 +151,9 @@ def _eos_token_ids(folder: Path, config: Fields, vocab_size: int) -> tuple[int, 
         if "eos_token_id" not in source:
             continue
         ids = source.get("eos_token_id", (int, list), "an id or a list of ids")
-        ids = ids if isinstance(ids, list) else [ids]
-        for token_id in ids:
-            if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < vocab_size:
-                raise CheckpointError(f"{source.where}: eos_token_id {token_id!r} is no id below {vocab_size}.")
-        if ids:
-            return tuple(dict.fromkeys(ids))
+        if ids := checked_ids(ids if isinstance(ids, list) else [ids], vocab_size, f"{source.where}: eos_token_id"):
+            return ids
     raise CheckpointError(
-        f"{config.where} and generation_config.json have no eos_token_id; add the id that ends a text."
+        f"{config.where} and generation_config.json have no eos_token_id; add the id that ends a text, or give it with "
+        f"{HOW_TO_GIVE}."
     )

@@ -1,5 +1,6 @@
 """Opens a Hugging Face folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from jax_probe_mtp.errors import one_line
 _BUFFERS = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # saved by old versions, computed from the config
 
 
-def open_hf(folder: Path) -> OpenedModel:
+def open_hf(folder: Path, eos_token_ids: Sequence[int] | None = None) -> OpenedModel:
     """Reads a folder's config and the headers of its safetensors.
+
+    `eos_token_ids` end a text in place of those of the folder.
 
     Raises:
       CheckpointError: if a file is missing or damaged, or asks for something not supported.
     """
-    cfg, eos_token_ids = read_hf_config(folder)
+    cfg, eos_token_ids = read_hf_config(folder, eos_token_ids)
     source = SafetensorsSource(folder)
     rows = rows_for(HF, cfg)
     kinds = {source.tensors[name].dtype for name in source.tensors if not name.endswith("inv_freq")}

@@ -35,7 +35,7 @@ def _align(args: argparse.Namespace) -> int:
         raise ValueError(f"align reads one text at a time: leave --batch-size {settings.batch_size} out.")
     alignment_report.check_output(args.output)
     questions = read_questions(args.questions, args.per_category)
-    checkpoint = options.load(args.model, args.dtype, args.revision)
+    checkpoint = options.load(args)
     prompts, skipped = bench.read_prompts(
         checkpoint, questions, settings.max_new_tokens, use_chat_template=not args.no_chat_template
     )

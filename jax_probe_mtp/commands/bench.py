@@ -64,7 +64,7 @@ def _bench(args: argparse.Namespace) -> int:
     questions = read_questions(args.questions, args.per_category)
     check_files({"--output": args.output}, [args.questions])
     earlier = bench_record.read_record(args.output) if args.output.exists() else None
-    checkpoint = options.load(args.model, args.dtype, args.revision)
+    checkpoint = options.load(args)
     header = {
         "format": bench_record.FORMAT,
         "environment": environment(str(checkpoint.params["embed"].dtype)),
@@ -82,6 +82,7 @@ def _bench(args: argparse.Namespace) -> int:
             "batch_size": settings.batch_size,
             "capacity": settings.capacity,
             "prompt_slots": settings.prompt_slots,
+            "eos_token_ids": args.eos_token_id,  # null: the model's own
             "use_chat_template": not args.no_chat_template,
         },
     }

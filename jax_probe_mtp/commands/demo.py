@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from jax_probe_mtp.commands import demo_model, options, verify
+from jax_probe_mtp.commands import demo_model, verify
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, parse_draft
 from jax_probe_mtp.files.prompt_file import Record
-from jax_probe_mtp.jobs.encode import encode
+from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.sameness import verdicts
 from jax_probe_mtp.sameness.compare import compare
 
@@ -27,12 +27,14 @@ def add_command(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    checkpoint = options.load(_converted_model(cache_folder()), "float32")
+    from checkpoints_convert import load_checkpoint
+
+    checkpoint = load_checkpoint(_converted_model(cache_folder()), dtype="float32")
     records = [Record(index=i, id=i, prompt=prompt) for i, prompt in enumerate(DEMO_PROMPTS)]
     print("decoding twice, plainly and with one mask and 14 drafts a call, and comparing every token", file=sys.stderr)
     found = compare(
         checkpoint,
-        [encode(record, checkpoint.tokenizer, use_chat_template=True) for record in records],
+        list(map(Encoder(checkpoint.tokenizer), records)),
         parse_draft(DEFAULT_DRAFT),
         Settings(max_new_tokens=DEMO_TOKENS),
         show=lambda got: print(f"\n> {DEMO_PROMPTS[int(got.id)]}\n{got.text}\n"),

@@ -25,7 +25,7 @@ from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.tokenizer import identity
 from jax_probe_mtp.jobs import memory, processes
-from jax_probe_mtp.jobs.encode import capacity_of, encode
+from jax_probe_mtp.jobs.encode import capacity_of
 from jax_probe_mtp.jobs.job import Job
 from jax_probe_mtp.jobs.made_by import made_by
 from jax_probe_mtp.measuring.environment import environment
@@ -104,12 +104,10 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _generate_one(args: argparse.Namespace) -> int:
     source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
-    opened = options.open_model(args.model, args.dtype, args.revision)
+    opened = options.open_model(args)
     _say_model_defaults(opened, settings)
-    use_chat_template = not args.no_chat_template
-    prompts = [
-        encode(record, opened.tokenizer, use_chat_template=use_chat_template) for record in options.read_records(args)
-    ]
+    encode = options.encoder(args, opened.tokenizer)
+    prompts = [encode(record) for record in options.read_records(args)]
     mesh = _mesh(args)
     if mesh is not None:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
@@ -145,11 +143,10 @@ def _generate_file(args: argparse.Namespace) -> int:
         logging.getLogger("jax_probe_mtp").info("%s: not read: %s", args.input, ", ".join(prompts.unused_fields))
     flags = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
     processes.check_same({str(args.input): prompts.digest(), **flags})
-    use_chat_template = not args.no_chat_template
     with processes.in_step():
         mesh = _mesh(args)
         data, tensor = (1, 1) if mesh is None else mesh.devices.shape
-        opened = options.open_model(args.model, args.dtype, args.revision)
+        opened = options.open_model(args)
         check_mesh(opened.config, settings.batch_size, data, tensor)
     _say_model_defaults(opened, settings)
     processes.check_same(
@@ -160,12 +157,11 @@ def _generate_file(args: argparse.Namespace) -> int:
             "dtype": opened.dtype,
         }
     )
+    encode = dataclasses.replace(options.encoder(args, opened.tokenizer), date=at)
     with processes.in_step():
         capacity = settings.capacity
         if capacity is None:
-            capacity = capacity_of(
-                prompts, opened.config, opened.tokenizer, settings, use_chat_template=use_chat_template
-            )
+            capacity = capacity_of(prompts, opened.config, encode, settings)
         most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
         settings.check(opened.config, source, num_shards=data)
@@ -193,7 +189,8 @@ def _generate_file(args: argparse.Namespace) -> int:
         Begun(at, is_by_line),
         dtype=opened.dtype,
         draft=draft_options.AUTO if choice else draft_name(source),
-        use_chat_template=use_chat_template,
+        use_chat_template=encode.use_chat_template,
+        continue_final_message=encode.continue_final_message,
         program_draft=draft_name(source),
         mesh=args.mesh,
     )
@@ -204,7 +201,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         checkpoint,
         source,
         settings,
-        use_chat_template=use_chat_template,
+        encode=encode,
         is_ordered=args.ordered,
         redoes_changed=args.redo_changed,
     )

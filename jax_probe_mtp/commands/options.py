@@ -7,6 +7,7 @@ from typing import Any
 
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 NEW_TOKENS = 100  # of an answer where something is measured
@@ -21,6 +22,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of the weights (default: the checkpoint's own)"
     )
+    parser.add_argument(
+        "--eos-token-id",
+        type=int,
+        action="append",
+        metavar="N",
+        help="a token that ends a text; may be repeated (default: those that the model names)",
+    )
     parser.add_argument("--no-chat-template", action="store_true", help="take prompts as plain text")
 
 
@@ -29,7 +37,26 @@ def add_prompts(parser: argparse.ArgumentParser) -> Any:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="one prompt")
     source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
+    add_continue(parser)
     return source
+
+
+def add_continue(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that lets the assistant's last message be continued."""
+    parser.add_argument(
+        "--continue-final-message",
+        action="store_true",
+        help="go on with the last one of a record's messages where it is the assistant's (default: it is refused)",
+    )
+
+
+def encoder(args: argparse.Namespace, tokenizer: Any) -> Encoder:
+    """Gives what turns records into tokens, as the flags of `add_model` and `add_continue` say."""
+    return Encoder(
+        tokenizer,
+        use_chat_template=not args.no_chat_template,
+        continue_final_message=args.continue_final_message,
+    )
 
 
 def read_records(args: argparse.Namespace) -> list[Record]:
@@ -146,16 +173,16 @@ def settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def open_model(model: str | Path, dtype: str | None, revision: str | None = None) -> Any:
-    """Gives the `OpenedCheckpoint` that `--model`, `--dtype` and `--revision` name, its weights not yet read."""
+def open_model(args: argparse.Namespace) -> Any:
+    """Gives the `OpenedCheckpoint` that the flags of `add_model` name, its weights not yet read."""
     from checkpoints_convert import open_checkpoint  # it imports this package, so not at the top
 
-    return open_checkpoint(model, dtype=dtype, revision=revision)
+    return open_checkpoint(args.model, dtype=args.dtype, revision=args.revision, eos_token_ids=args.eos_token_id)
 
 
-def load(model: str | Path, dtype: str | None, revision: str | None = None) -> Checkpoint:
-    """Loads the checkpoint that `--model`, `--dtype` and `--revision` name."""
-    checkpoint: Checkpoint = open_model(model, dtype, revision).load()
+def load(args: argparse.Namespace) -> Checkpoint:
+    """Loads the checkpoint that the flags of `add_model` name."""
+    checkpoint: Checkpoint = open_model(args).load()
     return checkpoint
 
 

@@ -14,8 +14,9 @@ from jax_probe_mtp.commands.model_defaults import not_applied, say_may_be_why
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
 from jax_probe_mtp.files.output_file import OutputFile, categories
+from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
-from jax_probe_mtp.jobs.encode import encode
+from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.fingerprint import model_identity
@@ -104,8 +105,9 @@ def _verify_method(args: argparse.Namespace) -> int:
             )
         if settings.stop or any(record.stop for record in records):
             raise ValueError("--against torch compares whole answers; leave stop texts out.")
-    opened = options.open_model(args.model, args.dtype, args.revision)
-    prompts = [encode(record, opened.tokenizer, use_chat_template=not args.no_chat_template) for record in records]
+    opened = options.open_model(args)
+    encode = options.encoder(args, opened.tokenizer)
+    prompts = [_encoded(record, encode) for record in records]
     draft_options.check_own(source, opened.config)
     checkpoint = opened.load()
     if args.tree == draft_options.AUTO:
@@ -118,6 +120,13 @@ def _verify_method(args: argparse.Namespace) -> int:
     found = with_what(checkpoint, prompts, source, settings)
     with_categories = (dataclasses.replace(each, category=category_of.get(each.id)) for each in found)
     return _report(with_categories, title, run, args)
+
+
+def _encoded(record: Record, encode: Encoder) -> Prompt:
+    try:
+        return encode(record)
+    except ValueError as error:
+        raise ValueError(f"record {record.id!r:.60}: {error}") from None
 
 
 def _plain_flag(args: argparse.Namespace) -> str:
@@ -133,10 +142,10 @@ def _verify_outputs(args: argparse.Namespace) -> int:
             )
     settings = options.settings(args)
     file = OutputFile(args.outputs)
-    opened = options.open_model(args.model, args.dtype, args.revision)
+    opened = options.open_model(args)
     dataclasses.replace(settings, capacity=1).check(opened.config, parse_draft(PLAIN))
     checkpoint = opened.load()
-    outputs = _outputs(file, opened.tokenizer, args)
+    outputs = _outputs(file, options.encoder(args, opened.tokenizer), args)
     run = _run(args, checkpoint, settings) | {"outputs": args.outputs.name}
     if args.frequencies:
         found = judge_frequencies(checkpoint, outputs, settings)
@@ -144,11 +153,11 @@ def _verify_outputs(args: argparse.Namespace) -> int:
     return _report(judge(checkpoint, outputs, settings), f"Is {args.outputs.name} plain decoding's?", run, args)
 
 
-def _outputs(file: OutputFile, tokenizer: Any, args: argparse.Namespace) -> Iterator[Output]:
+def _outputs(file: OutputFile, encode: Encoder, args: argparse.Namespace) -> Iterator[Output]:
     for record, token_ids, category in file:
         error = None
         try:
-            prompt = encode(record, tokenizer, use_chat_template=not args.no_chat_template)
+            prompt = encode(record)
         except ValueError as refused:
             prompt, error = Prompt(id=record.id, token_ids=[]), str(refused)
         limit = record.max_new_tokens or args.max_new_tokens
@@ -162,6 +171,7 @@ def _run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -
     return {
         "model": model_identity(checkpoint),
         **{name: getattr(settings, name) for name in names},
+        "eos_token_ids": list(checkpoint.eos_token_ids),
         "max_new_tokens": args.max_new_tokens if args.outputs else settings.max_new_tokens,
         **({DEFAULTS: defaults} if defaults else {}),
         **environment(str(checkpoint.params["embed"].dtype)),

@@ -119,7 +119,6 @@ _SETTINGS: dict[str, tuple[str | None, _Test]] = {
     **_rows("truncate", "truncate_prompt_tokens"),
     **_rows("tool_choice", "function_call", nothing=_is("none", "auto")),
     **_rows("add_generation_prompt", nothing=_is(True)),
-    **_rows("continue_final_message", nothing=_is(False)),
     **_rows("truncation", nothing=_is(False, "disabled")),
     # what the text shows
     **_rows("echo", "return_full_text", "include_stop_str_in_output", nothing=_is(False)),

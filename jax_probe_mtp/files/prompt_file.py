@@ -32,6 +32,7 @@ class Record:
     occurrence: int | None = None  # of a record without an id: which of its equals in the file it is, from 1
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
+    continue_final_message: bool | None = None
     prompt_ids: list[int] | None = None
     max_new_tokens: int | None = None
     temperature: float | None = None
@@ -196,11 +197,21 @@ def parsed_records(
         refuse_foreign(where, fields)
         if fields.get(DO_SAMPLE) is False:
             values["temperature"] = 0.0  # also where the run has another
+        if values.get("continue_final_message"):
+            _check_continues(where, values.get("messages"))
         for field in values.keys() & {"temperature", "top_p"}:
             values[field] = float(values[field])
         if "stop" in values:
             values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
         yield Record(index=index, id=name, content=content_digest(values), **values), fields, number, where
+
+
+def _check_continues(where: str, messages: list[dict[str, str]] | None) -> None:
+    if messages is None or messages[-1]["role"] != "assistant":
+        there = "there are no messages" if messages is None else f"the last one is {excerpt(messages[-1]['role'])}'s"
+        raise ValueError(
+            f'{where}: continue_final_message is for messages that end with one of "assistant", but {there}; leave it out.'
+        )
 
 
 def _check_ids_differ(path: Path, key: int) -> None:
@@ -247,6 +258,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda value: isinstance(value, list) and all(_is_whole(item, 0) for item in value),
         "a list of whole numbers from 0",
     ),
+    "continue_final_message": (lambda value: isinstance(value, bool), "true or false"),
     "max_new_tokens": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "temperature": (lambda value: _is_number(value) and 0 <= value <= sys.float_info.max, "a number of at least 0"),
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1"),
@@ -254,5 +266,5 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "seed": (lambda value: _is_whole(value, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1"),
     "stop": (_is_stop, f"a text or a list of at most {MAX_STOPS} texts, none of them empty"),
 }
-_SETTINGS = tuple(name for name in _RULES if name not in _SOURCES)
+_SETTINGS = tuple(name for name in _RULES if name not in (*_SOURCES, "continue_final_message"))
 _FIELDS = {"id", DO_SAMPLE, *_RULES}

@@ -21,6 +21,7 @@ def generate(
     draft: DraftSource | str | None = None,
     settings: Settings | None = None,
     use_chat_template: bool = True,
+    continue_final_message: bool = False,
     shared: Any = None,
 ) -> list[Generation]:
     """Answers each prompt; the tokens are plain decoding's, in fewer calls.
@@ -34,6 +35,8 @@ def generate(
         out. `Plain()` or "plain" is plain decoding.
       settings: limits, sampling and batch size.
       use_chat_template: True puts each text into the checkpoint's chat template.
+      continue_final_message: True goes on with the last message of a conversation where that is the assistant's; without
+        it, such a conversation is refused.
       shared: arrays that the draft source brings for all rows, such as tuned masks; what it begins with when None.
 
     Returns:
@@ -46,7 +49,13 @@ def generate(
         raise ValueError(f"prompts must be a list, got {one_line(repr(prompts)):.60}; put it into a list.")
     decoder = Decoder(checkpoint, _source(draft), shared=shared)
     records = [
-        as_prompt(checkpoint, number, prompt, use_chat_template=use_chat_template)
+        as_prompt(
+            checkpoint,
+            number,
+            prompt,
+            use_chat_template=use_chat_template,
+            continue_final_message=continue_final_message,
+        )
         for number, prompt in enumerate(prompts)
     ]
     return list(decoder.run(records, Settings() if settings is None else settings))
@@ -59,6 +68,7 @@ def stream(
     draft: DraftSource | str | None = None,
     settings: Settings | None = None,
     use_chat_template: bool = True,
+    continue_final_message: bool = False,
 ) -> Iterator[str]:
     """Answers one prompt piece by piece: the pieces together are the text that `generate` gives.
 
@@ -68,6 +78,7 @@ def stream(
       draft: as for `generate`.
       settings: as for `generate`; a piece comes after every `calls_per_chunk` calls, after each one when left out.
       use_chat_template: as for `generate`.
+      continue_final_message: as for `generate`; the pieces are what comes after the message.
 
     Returns:
       An iterator over texts, none of them empty. No character is cut in two, and a text that may yet become a stop string
@@ -77,7 +88,9 @@ def stream(
       ValueError: one line with the values and a way out.
     """
     decoder = Decoder(checkpoint, _source(draft))
-    record = as_prompt(checkpoint, 0, prompt, use_chat_template=use_chat_template)
+    record = as_prompt(
+        checkpoint, 0, prompt, use_chat_template=use_chat_template, continue_final_message=continue_final_message
+    )
     if checkpoint.tokenizer is None:
         raise ValueError(
             "the checkpoint has no tokenizer, hence no text to stream; use generate, which gives token ids."
@@ -85,7 +98,9 @@ def stream(
     return decoder.stream_text(record, Settings(calls_per_chunk=1) if settings is None else settings)
 
 
-def as_prompt(checkpoint: Checkpoint, number: int, prompt: Any, *, use_chat_template: bool) -> Prompt:
+def as_prompt(
+    checkpoint: Checkpoint, number: int, prompt: Any, *, use_chat_template: bool, continue_final_message: bool
+) -> Prompt:
     """Makes a `Prompt` with plain token ids of whatever `generate` takes.
 
     Raises:
@@ -104,7 +119,12 @@ def as_prompt(checkpoint: Checkpoint, number: int, prompt: Any, *, use_chat_temp
                 raise ValueError(
                     f"prompt {number}: each message needs texts as role and content, got {one_line(repr(message)):.60}."
                 )
-        return Prompt(id=number, token_ids=tokenizer.encode_messages(_tokenizer_of(checkpoint, number), prompt))
+        tokens = _tokenizer_of(checkpoint, number)
+        try:
+            token_ids = tokenizer.encode_messages(tokens, prompt, continue_final_message=continue_final_message)
+        except ValueError as error:
+            raise ValueError(f"prompt {number}: {error}") from None
+        return Prompt(id=number, token_ids=token_ids)
     return Prompt(id=number, token_ids=_token_ids(number, prompt))
 
 

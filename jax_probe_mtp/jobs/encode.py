@@ -1,6 +1,8 @@
 """Records in tokens, and the cache slots that they need."""
 
 import contextlib
+import dataclasses
+import datetime
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,36 +13,55 @@ from jax_probe_mtp.generation import tokenizer
 from jax_probe_mtp.model.config import ModelConfig
 
 
-def encode(record: Record, tokens: Any, *, use_chat_template: bool) -> Prompt:
-    """Turns a record into tokens.
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Turns records into tokens.
 
-    Raises:
-      ValueError: if the tokenizer or its chat template cannot take it.
+    Attributes:
+      tokenizer: a `transformers.PreTrainedTokenizerFast`.
+      use_chat_template: True puts prompts into its chat template.
+      continue_final_message: True goes on with a last message that is the assistant's, where the record does not say.
+      date: what a template that asks for the date is told; the present when None.
     """
-    if record.prompt_ids is not None:
-        token_ids = record.prompt_ids
-    elif record.messages is not None:
-        if not use_chat_template:
+
+    tokenizer: Any
+    use_chat_template: bool = True
+    continue_final_message: bool = False
+    date: datetime.datetime | None = None
+
+    def __call__(self, record: Record) -> Prompt:
+        """Turns one record into tokens.
+
+        Raises:
+          ValueError: if the tokenizer or its chat template cannot take it.
+        """
+        names = ("seed", "max_new_tokens", "temperature", "top_k", "top_p", "stop")
+        own = {name: getattr(record, name) for name in names}
+        return Prompt(id=record.id, noise_name=record.noise_name, token_ids=self._token_ids(record), **own)
+
+    def _token_ids(self, record: Record) -> list[int]:
+        if record.prompt_ids is not None:
+            return record.prompt_ids
+        if record.messages is None:
+            return tokenizer.encode(
+                self.tokenizer, record.prompt or "", use_chat_template=self.use_chat_template, date=self.date
+            )
+        if not self.use_chat_template:
             raise ValueError("messages need the chat template; leave --no-chat-template out, or give a prompt.")
-        token_ids = tokenizer.encode_messages(tokens, record.messages)
-    else:
-        token_ids = tokenizer.encode(tokens, record.prompt or "", use_chat_template=use_chat_template)
-    return Prompt(
-        id=record.id,
-        noise_name=record.noise_name,
-        token_ids=token_ids,
-        **{name: getattr(record, name) for name in ("seed", "max_new_tokens", "temperature", "top_k", "top_p", "stop")},
-    )
+        continues = record.continue_final_message
+        if continues is None:
+            continues = self.continue_final_message
+        return tokenizer.encode_messages(
+            self.tokenizer, record.messages, continue_final_message=continues, date=self.date
+        )
 
 
-def capacity_of(
-    records: Iterable[Record], cfg: ModelConfig, tokens: Any, settings: Settings, *, use_chat_template: bool
-) -> int:
+def capacity_of(records: Iterable[Record], cfg: ModelConfig, encode: Encoder, settings: Settings) -> int:
     """Gives the cache slots of a row for the longest record that the model can take: one bucket, so that none recompiles."""
     needed = 1
     for record in records:
         with contextlib.suppress(ValueError):  # it gets its own error when it is its turn
-            prompt = encode(record, tokens, use_chat_template=use_chat_template)
+            prompt = encode(record)
             size = len(prompt.token_ids) + prompt.of("max_new_tokens", settings)
             if size <= cfg.context_length:
                 needed = max(needed, size - 1)

@@ -17,7 +17,7 @@ from jax_probe_mtp.generation.answers import Generation, Item, Stats
 from jax_probe_mtp.generation.in_order import InOrder
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.jobs import processes
-from jax_probe_mtp.jobs.encode import encode
+from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.jobs.kept import Kept
 from jax_probe_mtp.jobs.made_by import renewed_run
 from jax_probe_mtp.jobs.progress import Progress
@@ -44,7 +44,7 @@ class Job:
         source: DraftSource,
         settings: Settings,
         *,
-        use_chat_template: bool,
+        encode: Encoder,
         is_ordered: bool,
         redoes_changed: bool = False,
     ) -> None:
@@ -57,7 +57,7 @@ class Job:
           checkpoint: the model.
           source: where drafts come from.
           settings: what records have no own value for, and the sizes, the capacity among them.
-          use_chat_template: True puts prompts into the checkpoint's template.
+          encode: turns records into tokens.
           is_ordered: True for answers in the order of the prompts, which then wait for each other.
           redoes_changed: True to answer records anew that are not what they were when they were answered.
 
@@ -67,7 +67,7 @@ class Job:
         self.stats = Stats()
         self._prompts, self._output, self._run = prompts, processes.own_path(output), run
         self._checkpoint, self._settings = checkpoint, settings
-        self._use_chat_template, self._is_ordered = use_chat_template, is_ordered
+        self._encode, self._is_ordered = encode, is_ordered
         self._redoes_changed = redoes_changed
         self._in_use: dict[int, dict[str, Any] | None] = {}  # what answers say of records under way; None of another's
         assert settings.capacity is not None
@@ -169,9 +169,6 @@ class Job:
                 item = self._decoder.refusal(prompt, error)
             self._in_use[record.index] = self._said_of(record, prompt) if processes.is_mine(record.index) else None
             yield record.index, item
-
-    def _encode(self, record: Record) -> Prompt:
-        return encode(record, self._checkpoint.tokenizer, use_chat_template=self._use_chat_template)
 
     def _said_of(self, record: Record, prompt: Prompt) -> dict[str, Any]:
         """Gives what the answer says of its record; the seed too where that does not follow from the id."""

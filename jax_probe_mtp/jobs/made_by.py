@@ -21,6 +21,7 @@ def made_by(
     dtype: str,
     draft: str,
     use_chat_template: bool,
+    continue_final_message: bool,
     program_draft: str,
     mesh: str | None,
 ) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def made_by(
       dtype: of the weights.
       draft: the way of drafting as it was asked for.
       use_chat_template: True where texts go into the template.
+      continue_final_message: True where answers go on with the assistant's last message.
       program_draft: the way of drafting that runs.
       mesh: the devices, as they were asked for.
     """
@@ -46,6 +48,7 @@ def made_by(
     run["settings"] = {
         "draft": draft,
         "chat_template": use_chat_template,
+        **({"continue_final_message": True} if continue_final_message else {}),  # version 0.1.0 did not have it
         **{name: getattr(settings, name) for name in _SETTINGS},
         "stop": list(settings.stop),
         "exact": settings.is_exact,

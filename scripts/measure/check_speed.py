@@ -23,7 +23,6 @@ from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import model_identity
 from jax_probe_mtp.sameness import verdicts
@@ -35,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_model(parser)
     parser.add_argument("--input", type=Path, required=True, help="as for generate")
+    options.add_continue(parser)
     parser.add_argument("--max-new-tokens", type=positive, default=100)
     parser.add_argument("--batch-sizes", type=positives, default="1,8", help="texts that are checked at a time")
     parser.add_argument("--repeats", type=positive, default=3)
@@ -43,11 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
     whole_files.check_files({"--output": args.output}, [args.input])
-    checkpoint = options.load(args.model, args.dtype, args.revision)
-    use_chat_template = not args.no_chat_template
-    prompts = [
-        encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template) for record in PromptFile(args.input)
-    ]
+    checkpoint = options.load(args)
+    prompts = list(map(options.encoder(args, checkpoint.tokenizer), PromptFile(args.input)))
     settings = Settings(max_new_tokens=args.max_new_tokens, capacity=args.capacity, prompt_slots=args.prompt_slots)
     decoder = Decoder(checkpoint, parse_draft(PLAIN))
     decode_seconds: list[float] = []

@@ -32,7 +32,6 @@ from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
-from jax_probe_mtp.jobs.encode import encode
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
@@ -44,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, help="as for generate")
     source.add_argument("--random", type=positive, metavar="N", help="so many prompts of random ids instead")
+    options.add_continue(parser)
     parser.add_argument("--longest", type=positive, default=400, help="tokens of the longest random prompt")
     parser.add_argument("--batch-sizes", type=positives, default="1,8")
     parser.add_argument("--drafts", default="plain;probe:14", help="as --runs of bench")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
     whole_files.check_files({"--output": args.output}, [args.input])
-    checkpoint = options.load(args.model, args.dtype, args.revision)
+    checkpoint = options.load(args)
     prompts = _prompts(args, checkpoint)
     runs = {name: parse_draft(name) for name in args.drafts.split(";")}
     cells = [(draft, size) for size in args.batch_sizes for draft in runs]
@@ -95,11 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prompts(args: argparse.Namespace, checkpoint: Any) -> list[Prompt]:
     if args.input:
-        use_chat_template = not args.no_chat_template
-        return [
-            encode(record, checkpoint.tokenizer, use_chat_template=use_chat_template)
-            for record in PromptFile(args.input)
-        ]
+        return list(map(options.encoder(args, checkpoint.tokenizer), PromptFile(args.input)))
     draw = random.Random(0)
     vocabulary = checkpoint.config.vocab_size
     return [

@@ -8,7 +8,7 @@ import re
 import pytest
 import reference
 from checkpoints import EOS, make_checkpoint, word, words, write_folder
-from support.commands import PROMPTS, RAW, TEXT, assert_refused, read_lines, text_of, write_prompts
+from support.commands import PROMPTS, RAW, TEXT, assert_refused, read_lines, text_of, write, write_prompts
 
 from jax_probe_mtp.generation import exact_check
 
@@ -196,3 +196,20 @@ def test_a_device_that_is_not_exact_is_refused(run, model, monkeypatch):
     code, out, err = run("generate", "--model", model, "--prompt", "w7", "--exact", "--max-new-tokens", "5")
     assert (code, out) == (2, "")
     assert re.fullmatch(r"error: not exact on this device: \d+ of \d+ rows of logits .*; leave --exact out.*\n", err)
+
+
+SAYS = [4, 4, 60, 4]  # what greedy decoding of "c" begins with: w4 w4 <bot> w4
+STOPS = {"<bot>": "w4 w4", "w4<bot>": "w4 "}  # stop text, the text before it
+
+
+def test_a_stop_text_may_hold_a_special_token(run, model, plain, tmp_path):
+    assert plain["c"][:4] == SAYS
+    given = ["generate", "--model", model, "--prompt", words(*PROMPTS["c"]), *RAW]
+    for stop, text in STOPS.items():
+        assert run(*given, "--stop", stop) == (0, text + "\n", "")
+        assert run(*given, "--stop", stop, "--stream") == (0, text + "\n", "")
+    records = [{"id": stop, "prompt_ids": PROMPTS["c"], "stop": stop} for stop in STOPS]
+    files = ["--input", write(tmp_path / "p.jsonl", records), "--output", tmp_path / "a.jsonl"]
+    assert run("generate", "--model", model, *files, *RAW)[0] == 0
+    got = {line["id"]: (line["token_ids"], line["text"], line["finish_reason"]) for line in read_lines(files[-1])}
+    assert got == {stop: (SAYS[:3], text, "stop") for stop, text in STOPS.items()}

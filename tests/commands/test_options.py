@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-from checkpoints import make_checkpoint
-from support.commands import PROMPT, TEXT, assert_refused
+from checkpoints import EOS, make_checkpoint, words
+from support.commands import PROMPT, PROMPTS, TEXT, assert_refused, read_lines, write
 
 from jax_probe_mtp.commands import generate
 from jax_probe_mtp.commands.options import positives
@@ -27,8 +27,8 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
             seen.update(prompts=prompts, settings=settings)
             return iter(())
 
-    def open_checkpoint(name, *, dtype, revision):
-        seen.update(model=name, dtype=dtype, revision=revision)
+    def open_checkpoint(name, *, dtype, revision, eos_token_ids):
+        seen.update(model=name, dtype=dtype, revision=revision, eos_token_ids=eos_token_ids)
         checkpoint = make_checkpoint(tiny)
         return SimpleNamespace(config=tiny.cfg, tokenizer=checkpoint.tokenizer, load=lambda mesh: checkpoint)
 
@@ -58,9 +58,11 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
         "--no-prune",
         "--rank-without-noise",
         *[text for option in options.items() for text in option],
+        *["--eos-token-id", 5, "--eos-token-id", 9],
     ]
     assert run("generate", "--prompt", TEXT, *options) == (0, "", "")
     assert (seen["model"], seen["revision"], seen["dtype"]) == ("org/name", "main", "bfloat16")
+    assert seen["eos_token_ids"] == [5, 9]
     assert seen["source"] == DynamicProbe(
         rows=60,
         num_masks=2,
@@ -94,7 +96,7 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
     run("generate", "--model", "m", "--prompt", TEXT)
     assert seen["source"] == Probe(widths=(14,))
     assert seen["settings"] == Settings()
-    assert (seen["dtype"], seen["revision"]) == (None, None)
+    assert (seen["dtype"], seen["revision"], seen["eos_token_ids"]) == (None, None, None)
 
 
 BAD = {
@@ -231,3 +233,36 @@ def test_numbers_of_at_least_one(capsys):
         with pytest.raises(SystemExit, match="2"):
             parser.parse_args(["--sizes", text])
         assert capsys.readouterr().err == f"error: argument --sizes: {says} (see p --help)\n"
+
+
+FILES = {  # command -> the flag of its file, and a line of it
+    "generate": ("--input", {"prompt": "w5"}),
+    "verify": ("--input", {"prompt": "w5"}),
+    "verify outputs": ("--outputs", {"prompt": "w5", "token_ids": [5]}),
+    "bench": ("--questions", {"question_id": 1, "category": "x", "turns": ["w5"]}),
+    "align": ("--questions", {"question_id": 1, "category": "x", "turns": ["w5"]}),
+}
+
+
+@pytest.mark.parametrize("command", FILES)
+def test_the_ids_that_end_a_text_are_checked_in_every_command(run, model, tmp_path, command):
+    flag, line = FILES[command]
+    args = [command.split()[0], "--model", model, flag, write(tmp_path / "f.jsonl", [line]), "--eos-token-id", "61"]
+    args += [] if command.startswith("verify") else ["--output", tmp_path / "out"]
+    assert_refused(run(*args), "--eos-token-id (eos_token_ids=[...] in Python) 61 is no id below 61.")
+
+
+def test_the_ids_that_end_a_text_do_so_in_place_of_the_models_own(run, model, plain, tmp_path):
+    """Those of "b" begin with 20, 36; those of "a" end with the model's own end of text."""
+    assert (plain["b"][:2], plain["a"][-1]) == ([20, 36], EOS)
+    prompts = [{"id": name, "prompt_ids": PROMPTS[name]} for name in "ab"]
+    files = ["--input", write(tmp_path / "p.jsonl", prompts), "--output", tmp_path / "a.jsonl", "--ordered"]
+    ends = ["--eos-token-id", "36", "--eos-token-id", "59", "--max-new-tokens", "6"]
+    assert run("generate", "--model", model, *files, *ends)[0] == 0
+    a, b = read_lines(files[3])
+    assert (a["token_ids"][:3], len(a["token_ids"]), a["finish_reason"]) == (plain["a"], 6, "length")
+    assert (b["token_ids"], b["text"], b["finish_reason"]) == ([20, 36], words(20, 36), "stop")
+    assert run("verify", "--model", model, "--outputs", files[3], *ends)[:2] == (
+        0,
+        "a: same 6 tokens\nb: same 2 tokens\n2 same, 0 tie, 0 diverged\n",
+    )

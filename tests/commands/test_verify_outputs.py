@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 from checkpoints import EOS, words
-from support.commands import NEW, PROMPTS, write
+from support.commands import NEW, PROMPTS, assert_refused, write
 
 from checkpoints_convert.load import OpenedCheckpoint
 from jax_probe_mtp.commands import options
@@ -152,3 +152,35 @@ def test_settings_that_make_no_sense_are_refused_once_and_before_loading(verify,
     code, out, err = verify(outputs_of(plain), *flags)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert says in err
+
+
+def test_a_stop_text_may_hold_a_special_token(run, model, plain, tmp_path):
+    flags = ["--model", model, "--stop", "<bot>", "--max-new-tokens", "24"]
+    code, out, _ = run("verify", *flags, "--prompt", words(*PROMPTS["c"]), "--no-chat-template")
+    assert (code, out.splitlines()[0][:18]) == (0, "0: same 3 tokens; ")
+    outputs = [{"id": n, "prompt_ids": PROMPTS["c"], "token_ids": plain["c"][:n]} for n in (2, 3, 4)]
+    code, out, _ = run("verify", *flags, "--outputs", write(tmp_path / "o.jsonl", outputs))
+    short, whole, behind, counts = out.splitlines()
+    assert (code, whole, counts) == (1, "3: same 3 tokens", "1 same, 0 tie, 0 diverged, 2 incomplete")
+    assert short.endswith("ends after 2 tokens, short of an end of text and of the limit of 24.")
+    assert behind.endswith("1 of 4 tokens are behind the end of the text.")
+
+
+def test_the_assistants_last_message_is_continued_if_asked(verify, tiny, run, tmp_path):
+    """The tiny model's template shows the first message alone: of a conversation of one, that is what is continued."""
+    prompt = [0, 59, 7]
+    tokens, _ = reference.plain_decode(tiny.reference, prompt, max_new_tokens=5, eos=(EOS,))
+    record = {"id": "x", "messages": [{"role": "assistant", "content": words(7)}], "token_ids": tokens}
+    says = "x: same 5 tokens\n1 same, 0 tie, 0 diverged\n"
+    flags = ["--max-new-tokens", "5"]
+    assert verify([record], *flags, "--continue-final-message")[:2] == (0, says)
+    assert verify([record | {"continue_final_message": True}], *flags)[:2] == (0, says)
+    code, out, _ = verify([record], *flags)
+    assert code == 2
+    assert out.startswith("x: unchecked: the last message is the assistant's, ")
+
+
+def test_verify_names_the_record_that_it_cannot_read(run, model, tmp_path):
+    record = {"id": "x", "messages": [{"role": "assistant", "content": words(7)}]}
+    file = write(tmp_path / "p.jsonl", [record])
+    assert_refused(run("verify", "--model", model, "--input", file), "record 'x': the last message is the assistant's")

@@ -43,7 +43,6 @@ VLLM = [
     ("chat_template", "{{ x }}", "leave it out"),
     ("chat_template_kwargs", {"enable_thinking": False}, "leave it out"),
     ("add_generation_prompt", False, "leave it out"),
-    ("continue_final_message", True, "leave it out"),
     ("documents", [{"text": "x"}], "leave it out"),
     ("truncate_prompt_tokens", 3, "leave it out"),
     ("skip_special_tokens", False, "leave it out"),

@@ -77,6 +77,15 @@ def test_reads_every_field(tmp_path):
     assert list(file) == records  # anew
 
 
+def test_reads_whether_the_last_message_is_continued(tmp_path):
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]
+    lines = [{"messages": messages, "continue_final_message": value} for value in (True, False, None)]
+    lines += [{"messages": messages}, {"prompt": "x", "continue_final_message": False}]
+    file = PromptFile(write(tmp_path, "".join(json.dumps(line) + "\n" for line in lines)))
+    assert [record.continue_final_message for record in file] == [True, False, None, None, False]
+    assert file.unused_fields == ()
+
+
 def test_the_largest_temperature_is_wherever_it_stands(tmp_path):
     temperatures = [0.0, 0.5, 2.5, None, 1.0]
     lines = [json.dumps({"prompt": "x", "temperature": value}) for value in temperatures]
@@ -133,6 +142,15 @@ def field(name, value):
         *[field("top_p", value) for value in ["0", "1.01", "-0.5", "true", "NaN", '"1"', "0.0"]],
         *[field("top_k", value) for value in ["-1", "1.0", "true", '"1"', "Infinity"]],
         *[field("seed", value) for value in ["-1", "4294967296", '"5"', "1.0", "false"]],
+        *[field("continue_final_message", value) for value in ["1", '"true"', "[true]"]],
+        (
+            '{"prompt": "x", "continue_final_message": true}\n',
+            ["line 1: continue_final_message is for messages", '"assistant", but there are no messages; leave it out.'],
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "x"}], "continue_final_message": true}\n',
+            ["line 1: continue_final_message is for messages", 'the last one is "user"\'s; leave it out.'],
+        ),
         *[field("stop", value) for value in ['""', '["x", ""]', "3", "[3]", "true", '{"x": 1}', '["x", null]']],
         field("stop", json.dumps(["x"] * 17)),
         ('{"id": true, "prompt": "x"}\n', ["line 1", "id", "true"]),

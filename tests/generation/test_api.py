@@ -182,6 +182,11 @@ REFUSED = {
     "truths": ([5, True], "prompt 0 holds token id True, but ids are 0 to 60."),
     "texts": (["w5", "w9"], "prompt 0 holds token id w5, but ids are 0 to 60."),
     "no such token": ([61], "prompt 0 holds token id 61, but ids are 0 to 60."),
+    "the assistant's turn twice": (
+        [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}],
+        "prompt 0: the last message is the assistant's, and a second turn of its would begin; pass "
+        "--continue-final-message (continue_final_message=True) to go on with it, or end with the user's.",
+    ),
     "nothing": ([], "prompt 0 is empty: it needs at least one token."),
 }
 
@@ -210,6 +215,17 @@ def test_prompts_are_a_list(checkpoint, prompts, got):
 def test_a_conversation_needs_the_chat_template(checkpoint):
     with pytest.raises(ValueError, match=r"\Aprompt 0 is a conversation, which needs the chat template; .*\Z"):
         generate(checkpoint, [[{"role": "user", "content": "w5"}]], use_chat_template=False)
+
+
+def test_goes_on_with_the_assistants_last_message_if_asked(tiny, plain):
+    template = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+    checkpoint = make_checkpoint(tiny, template=template)
+    prompts = [[{"role": "user", "content": words(7)}, {"role": "assistant", "content": words(3, 1)}], words(7), [5, 9]]
+    answers = generate(checkpoint, prompts, settings=SETTINGS, continue_final_message=True)
+    ids = [[7, 3, 1], [7, ASSISTANT], [5, 9]]
+    assert [(answer.prompt_ids, answer.token_ids) for answer in answers] == [(each, plain(each)) for each in ids]
+    pieces = stream(checkpoint, prompts[0], settings=SETTINGS, continue_final_message=True)
+    assert "".join(pieces) == answers[0].text == text_of(plain(ids[0]))
 
 
 def test_a_draft_may_be_a_text(checkpoint, plain):

@@ -1,15 +1,17 @@
 """Records in tokens: with the chat template or without, and the cache slots that they need."""
 
 import dataclasses
+import datetime
 import json
 
-from checkpoints import make_tokenizer, word, words
+import pytest
+from checkpoints import ASSISTANT, make_checkpoint, make_tokenizer, word, words, write_folder
 from conftest import BASE
 from support.files.job_runs import FAILING, SIZES, files, read
 
-from jax_probe_mtp import Settings
+from jax_probe_mtp import Prompt, Settings
 from jax_probe_mtp.files.prompt_file import Record
-from jax_probe_mtp.jobs.encode import capacity_of
+from jax_probe_mtp.jobs.encode import Encoder, capacity_of
 
 
 def test_messages_need_the_chat_template(generate, tmp_path):
@@ -22,12 +24,59 @@ def test_messages_need_the_chat_template(generate, tmp_path):
     assert (good["prompt_ids"], good["finish_reason"]) == ([7], "length")
 
 
+TURNS = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+ENDS = [{"role": "user", "content": word(7)}, {"role": "assistant", "content": words(5, 6)}]
+
+
+def test_the_records_own_word_counts_before_the_runs():
+    tokenizer = make_tokenizer(61, template=TURNS)
+    for of_run, own, continues in ((False, True, True), (True, None, True), (True, False, False), (False, None, False)):
+        encode = Encoder(tokenizer, continue_final_message=of_run)
+        record = Record(index=0, id="x", messages=ENDS, continue_final_message=own, stop=("s",), seed=3, top_k=4)
+        if continues:
+            assert encode(record) == Prompt(id="x", token_ids=[7, 5, 6], stop=("s",), seed=3, top_k=4)
+        else:
+            with pytest.raises(ValueError, match="--continue-final-message"):
+                encode(record)
+    for record in (Record(index=0, id=0, prompt=word(7)), Record(index=0, id=0, messages=ENDS[:1])):
+        assert Encoder(tokenizer, continue_final_message=True)(record).token_ids == [7, ASSISTANT]
+    assert Encoder(tokenizer, continue_final_message=True)(Record(index=0, id=0, prompt_ids=[5])).token_ids == [5]
+
+
+def test_every_record_is_told_the_date_of_the_run():
+    tokenizer = make_tokenizer(61, template="{{ strftime_now('w%d w%m') }} " + TURNS)
+    encode = Encoder(tokenizer, date=datetime.datetime(2031, 12, 14))
+    for record in (Record(index=0, id=0, prompt=word(7)), Record(index=0, id=0, messages=ENDS[:1])):
+        assert encode(record).token_ids == [14, 12, 7, ASSISTANT]
+    assert dataclasses.replace(encode, use_chat_template=False)(Record(index=0, id=0, prompt=word(7))).token_ids == [7]
+
+
+def test_a_conversation_that_ends_with_the_assistant_costs_itself_alone(generate, tiny, tmp_path):
+    model = write_folder(tmp_path / "model", make_checkpoint(tiny, template=TURNS))
+    records = [{"id": "refused", "messages": ENDS}, {"id": "asked", "messages": ENDS, "continue_final_message": True}]
+    records += [
+        {"id": "told not to", "messages": ENDS, "continue_final_message": False},
+        {"id": "other", "prompt": "w7"},
+    ]
+    flags = ["--ordered", "--max-new-tokens", "2", *SIZES]
+    assert generate(*files(tmp_path, records), *flags, of=model)[0] == 3
+    lines = list(map(json.loads, read(tmp_path / "answers.jsonl")))
+    assert [line["finish_reason"] for line in lines] == ["error", "length", "error", "length"]
+    assert [line["prompt_ids"] for line in lines] == [[], [7, 5, 6], [], [7, ASSISTANT]]
+    assert "--continue-final-message" in lines[0]["error"]
+    (tmp_path / "answers.jsonl").unlink()
+    assert generate(*files(tmp_path, records), *flags, "--continue-final-message", of=model)[0] == 3
+    lines = list(map(json.loads, read(tmp_path / "answers.jsonl")))
+    assert [line["prompt_ids"] for line in lines] == [[7, 5, 6], [7, 5, 6], [], [7, ASSISTANT]]
+
+
 def test_the_capacity_is_that_of_the_longest_record_that_fits():
     tokenizer = make_tokenizer(61, template=FAILING)
 
     def capacity(*records, cfg=BASE, use_chat_template=True):
         records = [Record(index=i, id=i, **record) for i, record in enumerate(records)]
-        return capacity_of(records, cfg, tokenizer, Settings(max_new_tokens=20), use_chat_template=use_chat_template)
+        encode = Encoder(tokenizer, use_chat_template=use_chat_template)
+        return capacity_of(records, cfg, encode, Settings(max_new_tokens=20))
 
     assert capacity({"prompt_ids": [1]}) == 64  # the smallest one
     assert capacity({"prompt_ids": [1] * 45}) == 64  # 45 + 20 - 1: the last token needs no slot

@@ -72,9 +72,10 @@ def read(folder, config, generation=None):
         ("llama", {"rope_theta": 0, "rope_scaling": LLAMA3}, "theta and factor > 0 .* got theta 0"),
         ("llama", {"head_dim": 10**9}, "head size of 1000000000 is not supported"),
         ("llama", {"architectures": [["LlamaForCausalLM"]]}, r"\[\['LlamaForCausalLM'\]\] is not supported"),
-        ("llama", {"eos_token_id": None}, "have no eos_token_id"),
+        ("llama", {"eos_token_id": None}, r"have no eos_token_id; .* or give it with --eos-token-id"),
         ("llama", {"eos_token_id": 293}, "eos_token_id 293 is no id below 293"),
         ("llama", {"eos_token_id": [1, "2"]}, "eos_token_id '2' is no id"),
+        ("llama", {"eos_token_id": [[1]]}, r"eos_token_id \[1\] is no id"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(tmp_path, family, change, message):

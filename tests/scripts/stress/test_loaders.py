@@ -45,12 +45,12 @@ plants = [
 ]
 open_gguf = load.open_gguf
 
-def planted(path):
+def planted(path, *how):
     first = path.read_bytes()[0]
     if first < len(plants):
         plants[first](path)
         raise CheckpointError("refused")
-    return open_gguf(path)
+    return open_gguf(path, *how)
 
 load.open_gguf = planted
 worker.KINDS = {"gguf": 1}

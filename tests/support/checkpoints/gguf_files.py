@@ -43,7 +43,7 @@ def llama_permute(weights, n_head):
     )
 
 
-def add_tokenizer(writer):
+def add_tokenizer(writer, *, names_end=True):
     tokenizer = tiny_tokenizer()
     vocab = tokenizer.get_vocab()
     tokens = sorted(vocab, key=vocab.get)
@@ -53,7 +53,8 @@ def add_tokenizer(writer):
     writer.add_token_list(tokens)
     writer.add_token_types([int(gguf.TokenType.CONTROL if t == "<eos>" else gguf.TokenType.NORMAL) for t in tokens])
     writer.add_token_merges([" ".join(merge) for merge in merges])
-    writer.add_eos_token_id(vocab["<eos>"])
+    if names_end:
+        writer.add_eos_token_id(vocab["<eos>"])
 
 
 def write_gguf(path, family, tensors, *, kinds=None, fields=None, without=(), extra=None):
@@ -78,7 +79,7 @@ def write_gguf(path, family, tensors, *, kinds=None, fields=None, without=(), ex
     writer.add_float32(f"{family}.rope.freq_base", 5000.0)
     for key, value in (fields or {}).items():
         writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
-    add_tokenizer(writer)
+    add_tokenizer(writer, names_end="eos_token_id" not in without)
     for name, values in tensors.items():
         if family == "llama" and ".q_proj." in name:
             values = llama_permute(values, H)
