@@ -175,10 +175,10 @@ def test_a_template_prints_the_date_on_which_the_job_began(generate, tiny, tmp_p
     records = [{"id": "a", "prompt": "w5"}, {"id": "b", "prompt": "w6"}]
     assert generate(*files(tmp_path, records[:1]), *SHORT, of=model)[0] == 0
     run = json.loads(beside.read_text())
-    run["started"] = "2026-02-03T23:59:59"
+    run["started"] = "2026-11-23T23:59:59"
     beside.write_text(json.dumps(run))
     assert generate(*files(tmp_path, records), *SHORT, of=model)[0] == 0
-    assert answers_in(output)[1]["prompt_ids"][:2] == [3, 2]
+    assert answers_in(output)[1]["prompt_ids"][:2] == [23, 11]
     beside.write_text(json.dumps(run | {"started": "yesterday"}))
     assert_refused(generate(*files(tmp_path, records), *SHORT, of=model), "does not say when the run began")
 

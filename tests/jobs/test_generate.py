@@ -130,7 +130,7 @@ def test_the_log_level_says_what_is_told(generate, whole, leave, tmp_path):
     assert generate(*files(tmp_path, records), "--log-level", "warning") == (0, "", "")
     leave(whole[:2])
     debug = generate(*files(tmp_path, records), "--log-level", "debug")[2].splitlines()
-    assert len(debug) == 3
+    assert len(debug) == 4
     assert re.fullmatch(r"weights .* \+ 3 rows of .* a device; capacity 128", debug[1])
 
 
