@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jax_probe_mtp.files.ids import Keys, answer_key
+from jax_probe_mtp.files.ids import KeySet, answer_key
 from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, write_run
 from jax_probe_mtp.files.whole_files import partial_path
 
@@ -79,7 +79,7 @@ class AnswerFile:
             self.num_errors += answer.get("finish_reason") == "error"
             self._size = end
         self.num_kept = self.num_written = len(keys)
-        self.done = Keys(keys)
+        self.done = KeySet(keys)
         for repeated in self.done.repeated():
             (first, _), (second, answer), *_ = lines_of(repeated, self._path)
             says = f"has the id {cut(answer['id'])} of {first}"

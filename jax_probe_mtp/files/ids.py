@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 _ALL_BITS = 2**64 - 1
-_BLOCK = 2**14  # keys
 _as_text = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _STEP = 0x9E3779B97F4A7C15  # odd, its bits as if drawn: keys of equal records are far from each other
 _STEPS_INVERSE = pow(_STEP, -1, _ALL_BITS + 1)
@@ -49,13 +48,26 @@ class Keys:
         place = self._order[at] if at < len(self._order) else None
         return place if place is not None and self._keys[place] == key else None
 
+
+class KeySet:
+    """Keys alone: 8 bytes each. They are taken over, and sorted in place."""
+
+    def __init__(self, keys: "array[int]") -> None:
+        np.asarray(keys).sort()
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, name: object) -> bool:
+        key = id_key(name)
+        at = bisect.bisect_left(self._keys, key)
+        return at < len(self) and self._keys[at] == key
+
     def repeated(self) -> list[int]:
         """Gives the keys that are there more than once."""
-        found: list[int] = []
-        for start in range(0, len(self), _BLOCK):  # all at once would take as much memory again
-            in_order = np.asarray(self._keys)[np.asarray(self._order[start : start + _BLOCK + 1])]
-            found += np.unique(in_order[1:][in_order[1:] == in_order[:-1]]).tolist()
-        return sorted(set(found))
+        keys = np.asarray(self._keys)
+        return np.unique(keys[1:][keys[1:] == keys[:-1]]).tolist()
 
 
 def id_key(name: object) -> int:

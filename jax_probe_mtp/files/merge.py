@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.files.answer_file import lines_of, lock, whole_records
-from jax_probe_mtp.files.ids import Keys
+from jax_probe_mtp.files.ids import Keys, KeySet
 from jax_probe_mtp.files.json_lines import check_is_file
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import cut, differences, in_one_format, no_room, read_run, run_path, write_run
@@ -122,7 +122,7 @@ class _Places:
             if start != part.stat().st_size:
                 raise ValueError(f"{part}: the last line is torn, so its run has not ended; go on with it first.")
         self._keys = Keys(keys)
-        for key in self._keys.repeated():
+        for key in KeySet(keys[:]).repeated():
             first, second = sorted(self._place(n)[0] for n, other in enumerate(keys) if other == key)[:2]
             _, answer = next(lines_of(key, parts[first]))
             raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jax_probe_mtp.files.foreign_settings import DO_SAMPLE, refuse_foreign
-from jax_probe_mtp.files.ids import Keys, content_digest, id_key, nameless_key, occurrence_of
+from jax_probe_mtp.files.ids import Keys, KeySet, content_digest, id_key, nameless_key, occurrence_of
 from jax_probe_mtp.files.json_lines import check_id, excerpt, json_lines
 
 MAX_STOPS = 16
@@ -106,7 +106,7 @@ class PromptFile:
             raise ValueError(f"{path} holds no records; give one JSON object a line.")
         self.num_records = len(keys)
         self.unused_fields = tuple(sorted(unused))
-        for key in Keys(keys).repeated():
+        for key in KeySet(keys[:]).repeated():
             _check_ids_differ(path, key)
         if nameless:
             _set_nameless_keys(keys, self.contents, nameless)

@@ -161,3 +161,60 @@ def test_a_merge_that_is_cut_off_never_pairs_answers_with_another_run(tmp_path, 
         with pytest.raises(ValueError, match=r"out\.jsonl\.run\.json"):
             AnswerFile(output, run)
     assert counts(merge(two, output, None)) == (3, 0)
+
+
+ASKED = [{"prompt": "x"}, {"prompt": "y"}, {"prompt": "x"}, {"id": "a", "prompt": "x", "max_new_tokens": 3}]
+
+
+def asked_file(folder, records, name="prompts.jsonl"):
+    path = folder / name
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return PromptFile(path)
+
+
+def answers_to(prompts):
+    return [{"id": record.id, "text": f"{record.prompt} {record.id}"} | record.as_answered() for record in prompts]
+
+
+def test_answers_to_records_without_ids_follow_them_and_get_their_numbers(tmp_path):
+    answers = answers_to(asked_file(tmp_path, ASKED))
+    parts = [filled(tmp_path / "a.jsonl", *answers[:1]), filled(tmp_path / "b.jsonl", *answers[1:])]
+    moved = asked_file(tmp_path, [{"prompt": "new"}, ASKED[1], ASKED[0], {"prompt": "new"}, *ASKED[2:]])
+    output = tmp_path / "out.jsonl"
+    done = merge(parts, output, moved)
+    assert (counts(done), done.num_left_out, done.num_by_id) == ((4, 2), 0, 0)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["id"] for line in lines] == [2, 3, 5, "a"]
+    assert [line["text"] for line in lines] == ["y 2", "x 1", "x 3", "x a"]  # what is there but the numbers stays
+    with AnswerFile(output, RUN) as file:
+        assert file.num_kept == 4
+
+
+@pytest.mark.parametrize(
+    ("record", "says_what"),
+    [
+        (
+            {"id": "a", "prompt": "z", "max_new_tokens": 3},
+            "asks something else under the id 'a' (its prompt is another)",
+        ),
+        ({"id": "a", "prompt": "x", "max_new_tokens": 4}, "under the id 'a' (max_new_tokens 3 became 4)"),
+        ({"id": "b", "prompt": "x", "max_new_tokens": 3}, "has no id 'a'"),
+        ({"prompt": "x", "max_new_tokens": 3}, "has no id 'a'"),
+    ],
+)
+def test_answers_to_other_records_are_refused_or_left_out(tmp_path, record, says_what):
+    part = filled(tmp_path / "part.jsonl", *answers_to(asked_file(tmp_path, ASKED)))
+    prompts, output = asked_file(tmp_path, [*ASKED[:3], record]), tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match=says("part.jsonl, line 4", says_what, "--leave-out-others")):
+        merge([part], output, prompts)
+    assert not output.exists()
+    done = merge([part], output, prompts, leaves_out_others=True)
+    assert (counts(done), done.num_left_out) == ((3, 1), 1)
+    assert ids_of(output) == [1, 2, 3]
+
+
+def test_a_record_without_an_id_that_is_gone_is_named_by_its_line(tmp_path):
+    part = filled(tmp_path / "part.jsonl", *answers_to(asked_file(tmp_path, ASKED)))
+    prompts = asked_file(tmp_path, ASKED[1:])  # one of two equal records
+    with pytest.raises(ValueError, match=says("part.jsonl, line 3", "has no such record as line 3 was")):
+        merge([part], tmp_path / "out.jsonl", prompts)

@@ -4,10 +4,13 @@ import json
 import random
 
 import pytest
+from support.files.answer_files import RUN, filled
 from support.files.prompt_files import GOOD, peak, write
 
 from jax_probe_mtp.files import prompt_file
+from jax_probe_mtp.files.answer_file import AnswerFile
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.jobs.kept import Kept
 
 HALF = '"\\ud83d"'  # half of a surrogate pair
 
@@ -206,6 +209,25 @@ def test_a_file_that_changed_is_refused_where_it_changed(tmp_path):
     assert next(records).id == "a"
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         next(records)
+
+
+def test_a_record_and_its_answer_take_little_memory(tmp_path):
+    """40 bytes at most, while they are read too: the record's key, content and place, whether it is done, the answer's key."""
+
+    def go_on():
+        prompts = PromptFile(path)
+        kept = Kept(prompts)
+        with AnswerFile(output, RUN, see=kept.see) as file:
+            assert kept.is_kept.all()
+            assert len(file.done) == num_lines
+
+    peaks = {}
+    for num_lines in (2_000, 20_000):
+        output = tmp_path / f"answers.{num_lines}.jsonl"
+        path = write(tmp_path, "".join(f'{{"id": "record {i}", "prompt": "{i}"}}\n' for i in range(num_lines)))
+        filled(output, *({"id": record.id} | record.as_answered() for record in PromptFile(path)))
+        peaks[num_lines] = peak(go_on)
+    assert peaks[20_000] - peaks[2_000] < 18_000 * 40
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):

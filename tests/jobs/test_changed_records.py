@@ -69,6 +69,16 @@ def test_a_record_without_an_id_draws_by_what_it_asks_for(generate, tiny, tmp_pa
     assert read(output)[:2] == before
 
 
+def test_verify_draws_as_the_records_without_ids_were_drawn(generate, run, model, tmp_path):
+    draw = ["--temperature", "0.8", "--top-p", "0.9", "--seed", "5"]
+    records = [*NAMELESS, *NAMED]
+    assert generate(*files(tmp_path, records), *SHORT, *draw)[0] == 0
+    command = ["verify", "--model", model, "--outputs", tmp_path / "answers.jsonl", *draw, "--max-new-tokens", "6"]
+    code, out, _ = run(*command)
+    assert (code, out.splitlines()[-1]) == (0, "6 same, 0 tie, 0 diverged"), out
+    assert run(*command[:-4], "--seed", "6", "--max-new-tokens", "6")[0] == 1  # those that have an id draw by the run's
+
+
 CHANGES = {
     "prompt": ({"prompt_ids": [5, 8]}, "its prompt is another"),
     "kind": ({"prompt_ids": None, "prompt": "w5 w9"}, "its prompt is another"),
