@@ -43,7 +43,7 @@ def _merge(args: argparse.Namespace) -> int:
         print(f"{done.num_left_out} answers to other records were left out", file=sys.stderr)
     if done.num_by_id:
         print(
-            f"{done.num_by_id} answers of version 0.1.0 were taken for those of their ids: they do not say to which prompt",
+            f"{done.num_by_id} answers of an earlier version were taken by their ids: they do not say to which prompt",
             file=sys.stderr,
         )
     if done.num_missing:

@@ -27,7 +27,7 @@ class Merged:
       num_written: answers in the new file.
       num_missing: records of the prompts that have no answer.
       num_left_out: answers to records that the prompts do not have.
-      num_by_id: answers of version 0.1.0, which name nothing but their record's id: whether they are to its prompt is not
+      num_by_id: answers of an earlier version, which name nothing but their record's id: whether they are to its prompt is not
         known.
     """
 

@@ -70,7 +70,7 @@ class PromptFile:
 
     Args:
       path: the file.
-      names_by_line: True where a record without an id is known by the number of its line, as runs of version 0.1.0 did.
+      names_by_line: True where a record without an id is known by the number of its line, as runs of earlier versions did.
 
     Attributes:
       path: the file.

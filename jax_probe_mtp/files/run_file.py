@@ -44,7 +44,7 @@ class Begun:
 
     Attributes:
       at: the moment, of the clock on the wall, in whole seconds.
-      is_by_line: True where version 0.1.0 began it, which knew records without an id by the number of their line, and
+      is_by_line: True where an earlier version began it, which knew records without an id by the number of their line, and
         wrote less about the model.
     """
 
@@ -70,7 +70,7 @@ def begun(path: Path) -> Begun | None:
 
 
 def in_one_format(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gives the runs as version 0.1.0 described them, where it began some of them and not the others."""
+    """Gives the runs as an earlier version described them, where one began some of them and not the others."""
     if len({"format" in run for run in runs}) < 2:
         return list(runs)
     return [_as_earlier(run) for run in runs]

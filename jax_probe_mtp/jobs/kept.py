@@ -27,7 +27,7 @@ class Kept:
         self.changed = array("I")
         self.num_others = 0
         self._prompts = prompts
-        self._prompt_digests: dict[int, int] = {}  # of answers of version 0.1.0, which name no content
+        self._prompt_digests: dict[int, int] = {}  # of answers of an earlier version, which name no content
 
     def see(self, key: int, answer: dict[str, Any]) -> None:
         """Takes an answer of the output, and the key of its record."""
@@ -42,7 +42,7 @@ class Kept:
             self.changed.append(index)
 
     def compare_prompts(self, encode: Callable[[Record], Prompt]) -> None:
-        """Decides about the answers of version 0.1.0: they are kept where their prompt is the record's, token by token."""
+        """Decides about the answers of an earlier version: they are kept where their prompt is the record's, token by token."""
         for record in self._prompts.records(self._prompt_digests.__contains__):
             try:
                 token_ids = list(encode(record).token_ids)

@@ -30,7 +30,7 @@ def made_by(
     Args:
       checkpoint: the model.
       settings: what records have no own value for.
-      begun: how the job began; one of version 0.1.0 says what that version said.
+      begun: how the job began; one of an earlier version says what that said.
       dtype: of the weights.
       draft: the way of drafting as it was asked for.
       use_chat_template: True where texts go into the template.
@@ -48,7 +48,7 @@ def made_by(
     run["settings"] = {
         "draft": draft,
         "chat_template": use_chat_template,
-        **({"continue_final_message": True} if continue_final_message else {}),  # version 0.1.0 did not have it
+        **({"continue_final_message": True} if continue_final_message else {}),  # earlier versions did not have it
         **{name: getattr(settings, name) for name in _SETTINGS},
         "stop": list(settings.stop),
         "exact": settings.is_exact,

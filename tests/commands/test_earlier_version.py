@@ -83,7 +83,7 @@ def test_an_old_and_a_new_part_are_merged(run, model, prompts, begun, tmp_path):
     assert (code, out) == (0, "")
     assert err.splitlines() == [
         f"{output} holds 3 records",
-        "1 answers of version 0.1.0 were taken for those of their ids: they do not say to which prompt",
+        "1 answers of an earlier version were taken by their ids: they do not say to which prompt",
     ]
     assert output.read_bytes() == old.read_bytes() + new.read_bytes()
     assert json.loads((tmp_path / "all.jsonl.run.json").read_text())["settings"]["draft"] == name

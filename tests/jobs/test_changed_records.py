@@ -196,8 +196,8 @@ def test_a_template_prints_the_date_on_which_the_job_began(generate, tiny, tmp_p
 BY_LINE = ("format", "started")
 
 
-def as_version_0_1_0(output):
-    """Takes out of a run's files what version 0.1.0 did not write."""
+def as_earlier_version(output):
+    """Takes out of a run's files what earlier versions did not write."""
     beside = output.with_name(output.name + ".run.json")
     run = {name: value for name, value in json.loads(beside.read_text()).items() if name not in BY_LINE}
     run["model"] = {name: run["model"][name] for name in ("name", "fingerprint", "dtype")}
@@ -207,11 +207,11 @@ def as_version_0_1_0(output):
     output.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_what_version_0_1_0_began_goes_on_by_line_with_its_seeds(generate, tiny, tmp_path):
+def test_what_an_earlier_version_began_goes_on_by_line_with_its_seeds(generate, tiny, tmp_path):
     records = [{"prompt": "w5 w9"}, {"prompt": "w50"}, {"prompt_ids": [7], "temperature": 1}]  # the second cannot run
     output = tmp_path / "answers.jsonl"
     assert generate(*files(tmp_path, records[:2]), *SHORT, "--seed", "7")[0] == 3
-    as_version_0_1_0(output)
+    as_earlier_version(output)
     before = read(output)
     assert generate(*files(tmp_path, records), *SHORT, "--seed", "7")[0] == 3
     assert read(output)[:2] == before
