@@ -13,10 +13,10 @@ from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.files.whole_files import check_files, write_json
+from jax_probe_mtp.generation.identity import identity
 from jax_probe_mtp.measuring import bench, bench_record, bench_report
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.measuring.runs import parse_runs
-from jax_probe_mtp.model.fingerprint import model_identity
 
 DEFAULT_RUNS = "plain;probe:14;ngram:10;recycle:30"
 
@@ -68,7 +68,7 @@ def _bench(args: argparse.Namespace) -> int:
     header = {
         "format": bench_record.FORMAT,
         "environment": environment(str(checkpoint.params["embed"].dtype)),
-        "model": model_identity(checkpoint),
+        "model": identity(checkpoint),
         "settings": {
             "questions": args.questions.name,
             "questions_sha256": hashlib.sha256(args.questions.read_bytes()).hexdigest(),
@@ -127,6 +127,8 @@ def _check_same(path: Path, earlier: dict[str, Any], header: dict[str, Any], *, 
     """Refuses to mix two measurements, or to go on with one unasked."""
     for part in ("model", "settings", "environment"):
         for name, value in header[part].items():
+            if part == "model" and name not in earlier[part]:
+                continue  # an earlier version did not write it
             there = earlier[part].get(name)
             if there != value:
                 raise ValueError(

@@ -23,7 +23,7 @@ from jax_probe_mtp.files.run_file import Begun, begun, run_path
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.generation.tokenizer import identity
+from jax_probe_mtp.generation.identity import text_identity
 from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.jobs.encode import capacity_of
 from jax_probe_mtp.jobs.job import Job
@@ -152,7 +152,7 @@ def _generate_file(args: argparse.Namespace) -> int:
     processes.check_same(
         {
             "model": opened.config,
-            **identity(opened.tokenizer),
+            **text_identity(opened.tokenizer),
             "eos_token_ids": opened.eos_token_ids,
             "dtype": opened.dtype,
         }

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import functools
-import hashlib
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -103,11 +102,3 @@ def _codes_of(date: datetime.datetime) -> dict[str, str]:
 def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
     """Gives the text of generated ids, without special tokens and exactly as generated otherwise."""
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def identity(tokenizer: Any) -> dict[str, str]:
-    """Gives digests of what decides the tokens of a text: the tokenizer, and its chat template with what it may print."""
-    tokenizer("a")  # a tokenizer.json may bring padding or truncation, which the first call takes away
-    template = [tokenizer.chat_template, sorted(map(repr, tokenizer.special_tokens_map.items()))]
-    parts = {"tokenizer": tokenizer.backend_tokenizer.to_str(), "chat_template": repr(template)}
-    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}

@@ -5,9 +5,9 @@ from typing import Any
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.run_file import FORMAT, Begun
-from jax_probe_mtp.generation import tokenizer
+from jax_probe_mtp.generation.identity import identity
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.fingerprint import model_identity, weights_digest
+from jax_probe_mtp.model.fingerprint import model_identity
 
 _SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprobs")
 _OF_PROGRAM = ("batch_size", "capacity", "calls_per_chunk")
@@ -38,13 +38,10 @@ def made_by(
       program_draft: the way of drafting that runs.
       mesh: the devices, as they were asked for.
     """
-    model: dict[str, Any] = model_identity(checkpoint) | {"dtype": dtype}
-    run: dict[str, Any] = {}
-    if not begun.is_by_line:
-        run |= {"format": FORMAT, "started": begun.at.isoformat()}
-        model |= {"weights": weights_digest(checkpoint.params), "eos_token_ids": list(checkpoint.eos_token_ids)}
-        model |= tokenizer.identity(checkpoint.tokenizer)
-    run["model"] = model
+    if begun.is_by_line:
+        run: dict[str, Any] = {"model": model_identity(checkpoint) | {"dtype": dtype}}
+    else:
+        run = {"format": FORMAT, "started": begun.at.isoformat(), "model": identity(checkpoint) | {"dtype": dtype}}
     run["settings"] = {
         "draft": draft,
         "chat_template": use_chat_template,

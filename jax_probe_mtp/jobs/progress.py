@@ -12,9 +12,8 @@ from jax_probe_mtp.jobs import processes
 
 _logger = logging.getLogger("jax_probe_mtp")
 SECONDS_A_LINE = 30.0  # between two lines of progress where no terminal shows a bar
-UnderWay = Sequence[
-    tuple[int, int]
-]  # new tokens so far and the most there may be, of each record that is being decoded
+# New tokens so far and the most there may be, of each record that is being decoded.
+UnderWay = Sequence[tuple[int, int]]
 
 
 class Progress:

@@ -49,6 +49,15 @@ def test_only_so_many_of_a_category(run, model, questions, tmp_path):
     assert [run["run"] for run in read(output)["runs"]] == ["plain"]
 
 
+def test_a_bench_does_not_go_on_with_a_folder_that_changed(run, tiny, questions, tmp_path):
+    model, output = write_folder(tmp_path / "tiny", make_checkpoint(tiny)), tmp_path / "r.json"
+    command = ["bench", "--model", model, "--questions", questions, "--output", output, "--runs", "plain", *FAST]
+    assert run(*command)[0] == 0
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<bot>", "<bot> "))
+    assert_refused(run(*command, "--resume"), "r.json was made with model chat_template ")
+
+
 def test_an_interrupted_bench_goes_on(run, model, questions, tmp_path, monkeypatch):
     output = tmp_path / "r.json"
     args = ["bench", "--model", model, "--questions", questions, "--output", output, *RUNS, *FAST]
