@@ -187,10 +187,9 @@ def _generate_file(args: argparse.Namespace) -> int:
         checkpoint,
         settings,
         Begun(at, is_by_line),
+        encode,
         dtype=opened.dtype,
         draft=draft_options.AUTO if choice else draft_name(source),
-        use_chat_template=encode.use_chat_template,
-        continue_final_message=encode.continue_final_message,
         program_draft=draft_name(source),
         mesh=args.mesh,
     )

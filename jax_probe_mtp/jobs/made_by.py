@@ -6,6 +6,7 @@ from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.run_file import FORMAT, Begun
 from jax_probe_mtp.generation.identity import identity
+from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.fingerprint import model_identity
 
@@ -17,11 +18,10 @@ def made_by(
     checkpoint: Checkpoint,
     settings: Settings,
     begun: Begun,
+    encode: Encoder,
     *,
     dtype: str,
     draft: str,
-    use_chat_template: bool,
-    continue_final_message: bool,
     program_draft: str,
     mesh: str | None,
 ) -> dict[str, Any]:
@@ -31,10 +31,9 @@ def made_by(
       checkpoint: the model.
       settings: what records have no own value for.
       begun: how the job began; one of an earlier version says what that said.
+      encode: turns records into tokens.
       dtype: of the weights.
       draft: the way of drafting as it was asked for.
-      use_chat_template: True where texts go into the template.
-      continue_final_message: True where answers go on with the assistant's last message.
       program_draft: the way of drafting that runs.
       mesh: the devices, as they were asked for.
     """
@@ -44,8 +43,10 @@ def made_by(
         run = {"format": FORMAT, "started": begun.at.isoformat(), "model": identity(checkpoint) | {"dtype": dtype}}
     run["settings"] = {
         "draft": draft,
-        "chat_template": use_chat_template,
-        **({"continue_final_message": True} if continue_final_message else {}),  # earlier versions did not have it
+        "chat_template": encode.use_chat_template,
+        **(
+            {"continue_final_message": True} if encode.continue_final_message else {}
+        ),  # earlier versions did not have it
         **{name: getattr(settings, name) for name in _SETTINGS},
         "stop": list(settings.stop),
         "exact": settings.is_exact,
