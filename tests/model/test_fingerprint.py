@@ -1,10 +1,12 @@
 """The fingerprint of a model: the same for the same weights, another for others."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from checkpoints import make_checkpoint
 
-from jax_probe_mtp.model.fingerprint import model_identity
+from jax_probe_mtp.model.fingerprint import local_weights_digest, model_identity, weights_digest
 from jax_probe_mtp.model.params import random_params
 
 
@@ -19,3 +21,48 @@ def test_identity_tells_models_apart(tiny, checkpoint):
     assert same["name"] == "tiny"
     other = make_checkpoint(type(tiny)(tiny.cfg, random_params(tiny.cfg, jax.random.key(99)), tiny.reference))
     assert model_identity(other)["fingerprint"] != same["fingerprint"]
+
+
+def changed(params, change):
+    """The parameters with one weight changed, in the last layer and far from the first values."""
+    down = np.array(params["layers"][-1]["down"])
+    change(down)
+    *layers, last = params["layers"]
+    return {**params, "layers": [*layers, {**last, "down": jnp.asarray(down)}]}
+
+
+def swap(down):
+    down[11, 17], down[12, 3] = down[12, 3], down[11, 17]
+
+
+def negate_two(down):
+    down[11, 17] *= -1
+    down[12, 3] *= -1
+
+
+def nudge(down):
+    down[11, 17] = np.nextafter(down[11, 17], np.float32(1e9))
+
+
+@pytest.mark.parametrize("change", [swap, negate_two, nudge])
+def test_a_digest_sees_every_bit_of_every_weight(tiny, change):
+    before, after = weights_digest(tiny.params), weights_digest(changed(tiny.params, change))
+    assert len(before) == 16
+    assert before == weights_digest(jax.tree.map(jnp.array, tiny.params))
+    assert before != after
+    here, other = local_weights_digest(tiny.params), local_weights_digest(changed(tiny.params, change))
+    assert here[0] == other[0]
+    assert here[1] != other[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_zeros_behind_the_vocabulary_change_nothing(tiny, dtype):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), tiny.params)
+    padded = {
+        **params,
+        "embed": jnp.pad(params["embed"], ((0, 3), (0, 0))),
+        "head": jnp.pad(params["head"], ((0, 5), (0, 0))),
+    }
+    assert weights_digest(padded) == weights_digest(params)
+    assert weights_digest({**params, "embed": params["embed"][:-1]}) != weights_digest(params)
+    assert weights_digest(params) != weights_digest(jax.tree.map(lambda leaf: leaf * 2, params))
