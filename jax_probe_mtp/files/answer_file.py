@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jax_probe_mtp.files.ids import KeySet, answer_key
-from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, write_run
+from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, sync_folder, write_run
 from jax_probe_mtp.files.whole_files import partial_path
 
 try:
@@ -116,6 +116,7 @@ class AnswerFile:
             file.close()
             partial.unlink(missing_ok=True)
             raise no_room(path, error, "nothing was changed") from None
+        sync_folder(path.parent)  # what is written from now on goes into the new file
         self._file.close()
         self._file = file
         self._read(lambda key, answer: None)

@@ -97,6 +97,8 @@ def answer_key(answer: Mapping[str, Any]) -> int:
       KeyError, TypeError, ValueError: if it does not say.
     """
     if "occurrence" in answer:
+        if type(answer["occurrence"]) is not int:
+            raise TypeError
         return nameless_key(int(answer["content"], 16), answer["occurrence"])
     return id_key(answer["id"])
 

@@ -64,9 +64,12 @@ def begun(path: Path) -> Begun | None:
     if "format" not in run:
         return Begun(datetime.datetime.fromtimestamp(int(run_path(path).stat().st_mtime)), is_by_line=True)
     try:
-        return Begun(datetime.datetime.fromisoformat(run["started"]), is_by_line=False)
+        at = datetime.datetime.fromisoformat(run["started"])
+        if at.tzinfo is None and 2000 <= at.year < 2080:  # a moment that 32 bits of seconds tell other processes
+            return Begun(at, is_by_line=False)
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f'{run_path(path)} does not say when the run began ("started"); name another.') from None
+        pass
+    raise ValueError(f'{run_path(path)} does not say when the run began ("started"); name another.')
 
 
 def in_one_format(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -93,12 +96,17 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise no_room(beside, error, "the answers need it") from None
+    sync_folder(beside.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the names in a folder on the disk, as far as the system can."""
     with contextlib.suppress(OSError):  # not every system lets a folder be opened
-        folder = os.open(beside.parent, os.O_RDONLY)
+        opened = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -14,6 +14,7 @@ from support.files.answer_files import ONE, RUN, THREE, TWO, counts, failing, fi
 
 from jax_probe_mtp.files import answer_file
 from jax_probe_mtp.files.answer_file import AnswerFile
+from jax_probe_mtp.files.ids import id_key
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.run_file import run_path
 
@@ -38,6 +39,41 @@ def test_goes_on_where_an_earlier_run_was(tmp_path):
         '{"id": "three", "text": "海", "finish_reason": "length"}\n'
     )
     assert sorted(each.name for each in tmp_path.iterdir()) == ["answers.jsonl", "answers.jsonl.run.json"]
+
+
+@pytest.mark.parametrize("occurrence", ["x", [1], {}, None, 1.5, True])
+@pytest.mark.parametrize("content", ["00000000000000ff", 7, None])
+def test_an_answer_that_says_no_record_is_none(tmp_path, content, occurrence):
+    path = filled(tmp_path / "answers.jsonl", ONE)
+    whole = path.read_bytes()
+    line = json.dumps(TWO | {"content": content, "occurrence": occurrence}).encode() + b"\n"
+    path.write_bytes(line + whole)
+    with pytest.raises(ValueError, match=says("line 1 is no record with an id")):
+        AnswerFile(path, RUN)
+
+
+def test_answers_are_taken_out_at_once(tmp_path, monkeypatch):
+    path = filled(tmp_path / "answers.jsonl", ONE, TWO, THREE)
+    before = path.read_bytes()
+    lines = before.splitlines(keepends=True)
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    with AnswerFile(link, RUN) as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", failing(errno.ENOSPC, "no space"))
+            with pytest.raises(OSError, match=says(path, "no space", "nothing was changed")):
+                file.remove({id_key("one")})
+        assert path.read_bytes() == before
+        assert not list(tmp_path.glob("*.partial"))
+        file.remove({id_key(2), id_key("other")})
+        assert path.read_bytes() == lines[0] + lines[2]
+        assert (file.num_written, file.num_errors, 2 in file.done, "three" in file.done) == (2, 0, False, True)
+        with pytest.raises(ValueError, match="another run is writing"):
+            AnswerFile(path, RUN)
+        file.write([TWO])
+    assert link.is_symlink()
+    assert ids_of(path) == ["one", "three", 2]
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_records_are_on_the_disk_when_write_returns(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """What made the answers: kept beside them, and compared before a run goes on."""
 
+import datetime
 import errno
 import json
+import os
 import re
 
 import pytest
@@ -9,7 +11,7 @@ from support.files.answer_files import ONE, RUN, failing, filled, says
 
 from jax_probe_mtp.files import run_file
 from jax_probe_mtp.files.answer_file import AnswerFile
-from jax_probe_mtp.files.run_file import run_path
+from jax_probe_mtp.files.run_file import Begun, begun, differences, run_path
 
 
 @pytest.mark.parametrize(
@@ -75,3 +77,27 @@ def test_no_room_for_what_the_run_is(tmp_path, monkeypatch):
     monkeypatch.setattr(run_file, "write_json", failing(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match=says(tmp_path / "answers.jsonl.run.json", "No space left", "free some space")):
         AnswerFile(tmp_path / "answers.jsonl", RUN)
+
+
+def test_a_run_says_when_it_began(tmp_path):
+    path, beside = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.run.json"
+    assert begun(path) is None
+    path.write_text("")
+    assert begun(path) is None  # without answers a run begins now
+    filled(path, ONE, run=RUN | {"format": 2, "started": "2026-11-25T23:59:59"})
+    assert begun(path) == Begun(datetime.datetime(2026, 11, 25, 23, 59, 59), is_by_line=False)
+    for started in (None, 7, "yesterday", "2026-11-25T23:59:59+01:00", "9999-01-01T00:00:00", [], "0001-01-01"):
+        beside.write_text(json.dumps(RUN | {"format": 2, "started": started}))
+        with pytest.raises(ValueError, match=says(beside, "does not say when the run began")):
+            begun(path)
+    beside.write_text(json.dumps(RUN))
+    os.utime(beside, (1_600_000_000, 1_600_000_000))
+    assert begun(path) == Begun(
+        datetime.datetime.fromtimestamp(1_600_000_000), is_by_line=True
+    )  # when that file was written
+
+
+def test_the_moment_of_the_start_is_no_difference():
+    run = RUN | {"format": 2}
+    assert differences(run | {"started": "2026-11-25T23:59:59"}, run | {"started": "2026-11-26T00:00:00"}) is None
+    assert differences(run, RUN) == ("format 2", "nothing")
