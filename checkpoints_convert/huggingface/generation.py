@@ -21,6 +21,7 @@ _NAMES = (
     "penalty_alpha",
     "guidance_scale",
     "repetition_penalty",
+    "encoder_repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
     "no_repeat_ngram_size",

@@ -32,6 +32,8 @@ from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import local_weights_digest
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 
+OF_INPUT = ("ordered", "distributed", "logprobs", "redo_changed", "continue_final_message")
+OF_PROMPT = ("stream",)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -89,7 +91,7 @@ def _generate(args: argparse.Namespace) -> int:
     logging.getLogger("jax_probe_mtp").setLevel(args.log_level.upper())
     if bool(args.input) != bool(args.output):
         raise ValueError("--input and --output go together: a file of prompts in, a file of answers out.")
-    for option in ("ordered", "distributed", "logprobs", "redo_changed") if args.prompt is not None else ("stream",):
+    for option in OF_INPUT if args.prompt is not None else OF_PROMPT:
         if getattr(args, option):
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is for {'--input' if args.prompt is not None else '--prompt'}; leave it out.")
@@ -97,8 +99,11 @@ def _generate(args: argparse.Namespace) -> int:
         raise ValueError("--tree auto times calls on one device; name a tree for several, such as --tree 14.")
     if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
         raise ValueError("--coordinator, --num-processes and --process-id are of --distributed; give it too.")
-    written = {"--output": args.output, "--stats-json": args.stats_json}
-    check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
+    if args.distributed:
+        processes.initialize(args.coordinator, args.num_processes, args.process_id)
+    with processes.in_step():
+        written = {"--output": args.output, "--stats-json": args.stats_json}
+        check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
     return _generate_file(args) if args.input else _generate_one(args)
 
 
@@ -130,10 +135,8 @@ def _generate_one(args: argparse.Namespace) -> int:
 
 
 def _generate_file(args: argparse.Namespace) -> int:
-    source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
-    if args.distributed:
-        processes.initialize(args.coordinator, args.num_processes, args.process_id)
     with processes.in_step():
+        source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
         before = begun(processes.own_path(args.output))
     is_by_line = processes.largest(before is not None and before.is_by_line) == 1
     at = processes.earliest(before.at if before else datetime.datetime.now())

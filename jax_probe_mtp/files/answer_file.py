@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,7 +15,6 @@ from typing import IO, Any
 
 from jax_probe_mtp.files.ids import KeySet, answer_key
 from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, sync_folder, write_run
-from jax_probe_mtp.files.whole_files import partial_path
 
 try:
     import fcntl
@@ -56,14 +56,16 @@ class AnswerFile:
         see: Callable[[int, dict[str, Any]], None] = lambda key, answer: None,
     ) -> None:
         self._path = path
-        self._file = path.open("a+b", buffering=0)  # "a": a link keeps pointing where it does, and nothing is cut
+        self._file = _open_locked(path)
         try:
-            lock(self._file, path, is_shared=False)
+            _partial(path.resolve()).unlink(missing_ok=True)  # of a run that was killed while it took answers out
             if not os.fstat(self._file.fileno()).st_size:
                 write_run(path, run)
             elif different := differences(renew(read_run(path)), run):
                 then, now = different
                 way_out = "name another --output or give the same command"
+                if then.startswith("model."):
+                    way_out = "name another --output or put the model back as it was"
                 raise ValueError(f"{path} was made with {then}, but this run has {now}; {way_out}.")
             self._read(see)
         except BaseException:
@@ -100,20 +102,21 @@ class AnswerFile:
           OSError: if there is no room for those that stay; then nothing is taken out.
         """
         path = self._path.resolve()  # a link keeps pointing where it does
-        partial, start = partial_path(path), 0
-        file = partial.open("a+b", buffering=0)
+        partial, start = _partial(path), 0
         try:
-            lock(file, path, is_shared=False)  # under this name no other run has it at any moment
-            file.truncate(0)
-            for _, _, key, end in whole_records(path):
-                if key not in keys:
-                    self._file.seek(start)
-                    file.write(self._file.read(end - start))
-                start = end
-            os.fsync(file.fileno())
+            with partial.open("wb") as out:
+                shutil.copymode(path, partial)
+                for _, _, key, end in whole_records(path):
+                    if key not in keys:
+                        self._file.seek(start)
+                        out.write(self._file.read(end - start))
+                    start = end
+                out.flush()
+                os.fsync(out.fileno())
+            file = partial.open("a+b", buffering=0)
+            lock(file, path, is_shared=False)  # before it has the name that other runs look for
             os.replace(partial, path)
         except OSError as error:
-            file.close()
             partial.unlink(missing_ok=True)
             raise no_room(path, error, "nothing was changed") from None
         sync_folder(path.parent)  # what is written from now on goes into the new file
@@ -162,6 +165,29 @@ class AnswerFile:
         self.close()
 
 
+def _partial(path: Path) -> Path:
+    """Gives the name of the file that is to replace the answers; whoever has their lock has it too."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """Opens a file of answers, new or not, that no other run has.
+
+    Raises:
+      ValueError: if another run has it.
+    """
+    while True:
+        file = path.open("a+b", buffering=0)  # "a": a link keeps pointing where it does, and nothing is cut
+        try:
+            lock(file, path, is_shared=False)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # another run has put a file in its place meanwhile
+
+
 def whole_records(path: Path) -> Iterator[tuple[str, dict[str, Any], int, int]]:
     """Gives name for messages, answer, key and end offset of each line, up to one that a cut-off write left torn.
 
@@ -172,8 +198,7 @@ def whole_records(path: Path) -> Iterator[tuple[str, dict[str, Any], int, int]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if torn and line.strip(b"\0\n"):
-                way_out = f"keep the lines before it alone (head -n {torn - 1})"
-                raise ValueError(f"{path}, line {torn} is no record with an id; {way_out}.")
+                raise ValueError(f"{path}, line {torn} is no record with an id; mend that line or delete it.")
             try:
                 answer = json.loads(line.decode())
                 is_whole = line.endswith(b"\n") and isinstance(answer["id"], str | int)

@@ -31,7 +31,8 @@ def refuse_foreign(where: str, fields: Mapping[str, Any]) -> None:
                 continue
             instead = "a temperature above 0" if value else "temperature 0"
         way_out = f"give {instead} instead" if instead else "leave it out"
-        raise ValueError(f"{where}: {name} {excerpt(value)} would change the answer and is not read; {way_out}.")
+        says = "contradicts the temperature" if name == DO_SAMPLE else "would change the answer and is not read"
+        raise ValueError(f"{where}: {name} {excerpt(value)} {says}; {way_out}.")
 
 
 def changes_nothing(name: str, value: object) -> bool:
@@ -97,7 +98,7 @@ _SETTINGS: dict[str, tuple[str | None, _Test]] = {
     **_rows("ignore_eos", nothing=_is(False)),
     **_rows("stop_token_ids", "eos_token_id", "forced_eos_token_id", "max_time", "exponential_decay_length_penalty"),
     # which tokens are favoured
-    **_rows("repetition_penalty", "repeat_penalty", "guidance_scale", nothing=_is(1)),
+    **_rows("repetition_penalty", "repeat_penalty", "encoder_repetition_penalty", "guidance_scale", nothing=_is(1)),
     **_rows("presence_penalty", "frequency_penalty", "dry_multiplier", nothing=_is(0)),
     **_rows("no_repeat_ngram_size", "penalty_alpha", nothing=_is(0)),
     **_rows("logit_bias", "sequence_bias", "bad_words", "bad_words_ids", "force_words_ids", "forced_bos_token_id"),
@@ -111,12 +112,12 @@ _SETTINGS: dict[str, tuple[str | None, _Test]] = {
     **_rows("top_n_sigma", nothing=_is_at_most_0),
     # what form they have
     **_rows("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding"),
-    **_rows("structured_outputs", "grammar", "json_schema"),
+    **_rows("structured_outputs", "grammar", "json_schema", "ebnf"),
     **_rows("response_format", nothing=_is({"type": "text"})),
     # what the prompt becomes
     **_rows("tools", "functions", "documents", "chat_template", "chat_template_kwargs", "template_kwargs"),
     **_rows("enable_thinking", "reasoning_effort", "suffix", "images", "multi_modal_data"),
-    **_rows("truncate", "truncate_prompt_tokens"),
+    **_rows("truncate", "truncate_prompt_tokens", "add_special_tokens"),
     **_rows("tool_choice", "function_call", nothing=_is("none", "auto")),
     **_rows("add_generation_prompt", nothing=_is(True)),
     **_rows("truncation", nothing=_is(False, "disabled")),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.files.answer_file import lines_of, lock, whole_records
-from jax_probe_mtp.files.ids import Keys, KeySet
+from jax_probe_mtp.files.ids import Keys, KeySet, id_key
 from jax_probe_mtp.files.json_lines import check_is_file
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import cut, differences, in_one_format, no_room, read_run, run_path, write_run
@@ -26,7 +26,7 @@ class Merged:
     Attributes:
       num_written: answers in the new file.
       num_missing: records of the prompts that have no answer.
-      num_left_out: answers to records that the prompts do not have.
+      num_left_out: answers to records that the prompts do not have, or ask otherwise.
       num_by_id: answers of an earlier version, which name nothing but their record's id: whether they are to its prompt is not
         known.
     """
@@ -57,7 +57,8 @@ def merge(
       leaves_out_others: True to leave out answers to records that `prompts` does not have, or has with other contents.
 
     Raises:
-      ValueError: if the parts are of different runs, in use or torn, or hold an id twice or one that `prompts` has not.
+      ValueError: if the parts are of different runs, in use or torn, or hold an id twice, or one that `prompts` has not or asks
+        otherwise.
       OSError: if a file cannot be read or written.
     """
     output = output.resolve()  # a link keeps pointing where it does
@@ -77,7 +78,7 @@ def merge(
             if different := differences(run, other):
                 then, now = different
                 raise ValueError(f"{parts[0]} was made with {then}, but {part} has {now}; merge files of one run.")
-        places = _Places(parts, prompts, leaves_out_others=leaves_out_others)
+        places = _Places(parts, prompts, leaves_out_others=leaves_out_others, has_nameless="format" in run)
         opened.callback(partial.unlink, missing_ok=True)
         num_written = 0
         try:
@@ -109,12 +110,19 @@ def _numbered(line: bytes, number: str | int) -> bytes:
 class _Places:
     """The place of each answer, in 20 bytes: its record's key, and part and offset as one number."""
 
-    def __init__(self, parts: Sequence[Path], prompts: PromptFile | None, *, leaves_out_others: bool) -> None:
-        keys, self._places = array("Q"), array("Q")
+    def __init__(
+        self, parts: Sequence[Path], prompts: PromptFile | None, *, leaves_out_others: bool, has_nameless: bool
+    ) -> None:
+        keys, ids, self._places = array("Q"), array("Q"), array("Q")
         self.num_left_out = self.num_by_id = 0
         for index, part in enumerate(parts):
             start = 0
             for where, answer, key, end in whole_records(part):
+                if "occurrence" in answer and not has_nameless:
+                    way_out = "leave the part of the earlier version out"
+                    raise ValueError(f"{where} answers a record without an id, which is known by no line; {way_out}.")
+                if prompts is None:
+                    ids.append(id_key(answer["id"]))
                 if self._belongs(where, answer, key, prompts, leaves_out_others=leaves_out_others):
                     keys.append(key)
                     self._places.append(index << _OFFSET_BITS | start)
@@ -128,6 +136,10 @@ class _Places:
             raise ValueError(
                 f"the id {cut(answer['id'])} is in {parts[first]} and {parts[second]}; leave one of them out."
             )
+
+        if KeySet(ids).repeated():  # records without ids, by the numbers of the lines of several runs
+            way_out = "give --input, which numbers them anew"
+            raise ValueError(f"the same number is the id of several answers to records without one; {way_out}.")
 
     def _belongs(
         self, where: str, answer: dict[str, Any], key: int, prompts: PromptFile | None, *, leaves_out_others: bool

@@ -60,9 +60,14 @@ class Record:
     def differs_from(self, answer: Mapping[str, Any]) -> str:
         """Says in what the record differs from the one of this id that was answered."""
         own, nothing = self.own_settings, "nothing of its own"
-        changed = [name for name in _SETTINGS if answer.get(name) != own.get(name)] if "content" in answer else []
-        says = [f"{name} {answer.get(name, nothing)!r} became {own.get(name, nothing)!r}" for name in changed]
-        return ", ".join(says)[:200] or "its prompt is another"
+        then = {name: answer[name] for name in _SETTINGS if name in answer}
+        changed = [name for name in _SETTINGS if then.get(name) != own.get(name)] if "content" in answer else []
+        says = [f"{name} {then.get(name, nothing)!r} became {own.get(name, nothing)!r}" for name in changed]
+        asked = {name: getattr(self, name) for name in _RULES if name not in _SETTINGS}
+        with_then = {name: value for name, value in asked.items() if value is not None} | then
+        if answer.get("content") != f"{content_digest(with_then):016x}":
+            says.append("its prompt is another")
+        return ", ".join(says)[:200]
 
 
 class PromptFile:
@@ -127,12 +132,10 @@ class PromptFile:
         def is_next_wanted(index: int) -> bool:
             nonlocal num_records
             num_records = index + 1
-            return index >= self.num_records or is_wanted(index)
+            return index < self.num_records and is_wanted(index)  # what was appended since is not this run's
 
         for record, fields, _, where in parsed_records(self.path, is_next_wanted):
             index = record.index
-            if index >= self.num_records:  # it has grown, as `has_changed` says
-                return
             key, occurrence = self.keys[index], None
             if self._is_nameless(fields):
                 occurrence = occurrence_of(key, record.content)
@@ -150,9 +153,12 @@ class PromptFile:
 
     def has_changed(self) -> bool:
         """Says whether the file holds other records than when it was checked."""
-        if _written(self.path) == self._written:
-            return False
-        now = PromptFile(self.path, names_by_line=self._names_by_line)
+        try:
+            if _written(self.path) == self._written:
+                return False
+            now = PromptFile(self.path, names_by_line=self._names_by_line)
+        except (ValueError, OSError):
+            return True
         return (now.keys, now.contents) != (self.keys, self.contents)
 
     def _is_nameless(self, fields: dict[str, Any]) -> bool:
@@ -224,7 +230,10 @@ def _check_ids_differ(path: Path, key: int) -> None:
         if name in line_of:
             shown = f"{record.id!r}"[:60]
             says = f"has the id {shown}" if "id" in fields else f"has no id, and its number {shown} is the id"
-            raise ValueError(f"{where} {says} of line {line_of[name]}; ids must differ.")
+            way_out = "ids must differ"
+            if "occurrence" in fields:  # answers to records without ids, by the lines of several runs
+                way_out = "merge --input gives each answer the number of its line"
+            raise ValueError(f"{where} {says} of line {line_of[name]}; {way_out}.")
         line_of[name] = number
 
 

@@ -69,7 +69,7 @@ def begun(path: Path) -> Begun | None:
             return Begun(at, is_by_line=False)
     except (KeyError, TypeError, ValueError):
         pass
-    raise ValueError(f'{run_path(path)} does not say when the run began ("started"); name another.')
+    raise ValueError(f'{run_path(path)} does not say when the run began ("started"); name another --output.')
 
 
 def in_one_format(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ def identity(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         **model_identity(checkpoint),
         "weights": weights_digest(checkpoint.params),
-        "eos_token_ids": list(checkpoint.eos_token_ids),
+        "eos_token_ids": sorted(checkpoint.eos_token_ids),
         **text_identity(checkpoint.tokenizer),
     }
 

@@ -108,13 +108,16 @@ class ContinuousDecoder:
         Args:
           items: (number, prompt), taken as rows become free; of a generation that is passed on as well. A prompt that
             cannot run comes back with an error.
-          should_stop: asked after each chunk, and where no prompt can run; when True, the rows in use are given up, and
-            the iterator ends.
+          should_stop: asked before the first chunk, after each, and where no prompt can run; when True, the rows in use are
+            given up, and the iterator ends.
         """
         items = iter(items)
-        while self._prepare(items) and not self._waiting and not should_stop():
+        is_stopped = False
+        while self._prepare(items) and not self._waiting and not is_stopped:
+            is_stopped = should_stop()
             yield self._update()
-        if not self._waiting:
+        # Several processes must ask equally often, also where the items of one of them end early.
+        if is_stopped or should_stop() or not self._waiting:
             yield self._update()
             return
         self._check_exact()
@@ -123,7 +126,8 @@ class ContinuousDecoder:
         while True:
             request, state = self._admit(request, state)
             if not any(self._rows):
-                if not self._prepare(items) or should_stop():
+                has_more = self._prepare(items)
+                if should_stop() or not has_more:
                     break
                 yield self._update()
                 continue

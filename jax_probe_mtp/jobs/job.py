@@ -133,7 +133,7 @@ class Job:
 
     def _decode(self, answers: AnswerFile, signals: Signals, is_done: np.ndarray) -> int:
         """Decodes and writes; gives the number of the signal that stopped it, or 0."""
-        failure: OSError | None = None
+        failure: OSError | ValueError | None = None
         stop = 0
 
         def should_stop() -> bool:
@@ -141,8 +141,14 @@ class Job:
             stop = processes.largest(processes.ERROR if failure else signals.received)
             return stop != 0
 
-        in_order = InOrder()
-        items = self._items(is_done)
+        def read_items() -> Iterator[tuple[int, Item]]:
+            nonlocal failure
+            try:
+                yield from self._items(is_done)
+            except (ValueError, OSError) as error:  # the file has changed: all processes stop at the next look
+                failure = error
+
+        in_order, items = InOrder(), read_items()
         with Progress(len(is_done), int(is_done.sum()), self.stats, self._decoder.under_way) as progress:
             for update in self._decoder.run(in_order.watch(items) if self._is_ordered else items, should_stop):
                 finished = in_order.add(update.finished) if self._is_ordered else update.finished

@@ -27,7 +27,7 @@ class Kept:
         self.changed = array("I")
         self.num_others = 0
         self._prompts = prompts
-        self._prompt_digests: dict[int, int] = {}  # of answers of an earlier version, which name no content
+        self._prompt_digests = array("Q")  # of answers of an earlier version, which name no content; 0 of all others
 
     def see(self, key: int, answer: dict[str, Any]) -> None:
         """Takes an answer of the output, and the key of its record."""
@@ -35,6 +35,8 @@ class Kept:
         if index is None:
             self.num_others += 1
         elif "content" not in answer:
+            if not self._prompt_digests:
+                self._prompt_digests.frombytes(bytes(8 * len(self.is_kept)))
             self._prompt_digests[index] = _digest(answer.get("prompt_ids"))
         elif answer["content"] == f"{self._prompts.contents[index]:016x}":
             self.is_kept[index] = True
@@ -43,7 +45,9 @@ class Kept:
 
     def compare_prompts(self, encode: Callable[[Record], Prompt]) -> None:
         """Decides about the answers of an earlier version: they are kept where their prompt is the record's, token by token."""
-        for record in self._prompts.records(self._prompt_digests.__contains__):
+        if not self._prompt_digests:
+            return
+        for record in self._prompts.records(lambda index: self._prompt_digests[index] != 0):
             try:
                 token_ids = list(encode(record).token_ids)
             except ValueError:  # then the answer is this error, and has no tokens
@@ -51,7 +55,7 @@ class Kept:
             self.is_kept[record.index] = is_same = self._prompt_digests[record.index] == _digest(token_ids)
             if not is_same:
                 self.changed.append(record.index)
-        self._prompt_digests.clear()
+        self._prompt_digests = array("Q")
 
     def changed_keys(self) -> set[int]:
         """Gives the keys of the answers that are no longer right."""
@@ -72,4 +76,4 @@ class Kept:
 
 
 def _digest(token_ids: Any) -> int:
-    return content_digest({"prompt_ids": token_ids})
+    return content_digest({"prompt_ids": token_ids}) or 1

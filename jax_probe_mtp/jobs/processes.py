@@ -137,7 +137,9 @@ def _digest(value: object) -> "np.ndarray":
 def gather(value: Any) -> np.ndarray:
     """Gives the value (an array of up to 32 bits a number) of each process, in their order."""
     value = np.asarray(value)
-    return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:  # the first, so that no device is looked for
+        return value[None]
+    return np.asarray(multihost_utils.process_allgather(value))
 
 
 def union(is_true: np.ndarray) -> np.ndarray:

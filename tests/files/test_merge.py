@@ -163,6 +163,7 @@ def test_a_merge_that_is_cut_off_never_pairs_answers_with_another_run(tmp_path, 
     assert counts(merge(two, output, None)) == (3, 0)
 
 
+NEW_RUN = RUN | {"format": 2}
 ASKED = [{"prompt": "x"}, {"prompt": "y"}, {"prompt": "x"}, {"id": "a", "prompt": "x", "max_new_tokens": 3}]
 
 
@@ -178,7 +179,10 @@ def answers_to(prompts):
 
 def test_answers_to_records_without_ids_follow_them_and_get_their_numbers(tmp_path):
     answers = answers_to(asked_file(tmp_path, ASKED))
-    parts = [filled(tmp_path / "a.jsonl", *answers[:1]), filled(tmp_path / "b.jsonl", *answers[1:])]
+    parts = [
+        filled(tmp_path / "a.jsonl", *answers[:1], run=NEW_RUN),
+        filled(tmp_path / "b.jsonl", *answers[1:], run=NEW_RUN),
+    ]
     moved = asked_file(tmp_path, [{"prompt": "new"}, ASKED[1], ASKED[0], {"prompt": "new"}, *ASKED[2:]])
     output = tmp_path / "out.jsonl"
     done = merge(parts, output, moved)
@@ -186,7 +190,7 @@ def test_answers_to_records_without_ids_follow_them_and_get_their_numbers(tmp_pa
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line["id"] for line in lines] == [2, 3, 5, "a"]
     assert [line["text"] for line in lines] == ["y 2", "x 1", "x 3", "x a"]  # what is there but the numbers stays
-    with AnswerFile(output, RUN) as file:
+    with AnswerFile(output, NEW_RUN) as file:
         assert file.num_kept == 4
 
 
@@ -203,7 +207,7 @@ def test_answers_to_records_without_ids_follow_them_and_get_their_numbers(tmp_pa
     ],
 )
 def test_answers_to_other_records_are_refused_or_left_out(tmp_path, record, says_what):
-    part = filled(tmp_path / "part.jsonl", *answers_to(asked_file(tmp_path, ASKED)))
+    part = filled(tmp_path / "part.jsonl", *answers_to(asked_file(tmp_path, ASKED)), run=NEW_RUN)
     prompts, output = asked_file(tmp_path, [*ASKED[:3], record]), tmp_path / "out.jsonl"
     with pytest.raises(ValueError, match=says("part.jsonl, line 4", says_what, "--leave-out-others")):
         merge([part], output, prompts)
@@ -214,7 +218,29 @@ def test_answers_to_other_records_are_refused_or_left_out(tmp_path, record, says
 
 
 def test_a_record_without_an_id_that_is_gone_is_named_by_its_line(tmp_path):
-    part = filled(tmp_path / "part.jsonl", *answers_to(asked_file(tmp_path, ASKED)))
+    part = filled(tmp_path / "part.jsonl", *answers_to(asked_file(tmp_path, ASKED)), run=NEW_RUN)
     prompts = asked_file(tmp_path, ASKED[1:])  # one of two equal records
     with pytest.raises(ValueError, match=says("part.jsonl, line 3", "has no such record as line 3 was")):
         merge([part], tmp_path / "out.jsonl", prompts)
+
+
+def test_answers_of_several_runs_without_ids_need_the_prompts(tmp_path):
+    first = filled(tmp_path / "a.jsonl", *answers_to(asked_file(tmp_path, ASKED[:1])), run=NEW_RUN)
+    moved = asked_file(tmp_path, [{"prompt": "new"}, *ASKED[:1]])
+    second = filled(tmp_path / "b.jsonl", answers_to(moved)[0], run=NEW_RUN)
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match=says("the same number", "give --input, which numbers them anew")):
+        merge([first, second], output, None)
+    assert counts(merge([first, second], output, moved)) == (2, 0)
+    assert ids_of(output) == [1, 2]
+
+
+def test_an_earlier_part_and_records_without_ids_do_not_mix(tmp_path):
+    run = {"model": {"name": "a", "fingerprint": "f00"}, "settings": {"seed": 7}}
+    old = filled(tmp_path / "a.jsonl", ONE, run=run)
+    newer = run | {"format": 2, "model": run["model"] | {"weights": "0f"}}
+    new = filled(tmp_path / "b.jsonl", *answers_to(asked_file(tmp_path, ASKED)), run=newer)
+    refused(says("b.jsonl, line 1 answers a record without an id"), [old, new], tmp_path / "out.jsonl", None)
+    named = filled(tmp_path / "c.jsonl", TWO | {"content": "0" * 16}, run=newer)
+    assert counts(merge([old, named], tmp_path / "out.jsonl", None)) == (2, 0)
+    assert json.loads(run_path(tmp_path / "out.jsonl").read_text()) == run

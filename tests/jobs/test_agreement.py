@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -114,40 +115,41 @@ DIFFERENT = {  # what the second process has otherwise: its prompts or its model
 }
 
 
-@pytest.mark.parametrize("kind", DIFFERENT)
-def test_two_processes_with_different_files_end_with_one_line(tiny, tmp_path, kind):
-    text, change, name = DIFFERENT[kind]
+def start(tiny, folder, texts, change=None, flags=()):
+    """Two processes with a folder each: the model, which `change` has changed for the second, and these prompts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     started = []
-    for i in range(2):
-        own = tmp_path / str(i)
+    for i, text in enumerate(texts):
+        own = folder / str(i)
         model = write_folder(own / "tiny", make_checkpoint(tiny, template=TEMPLATE))
-        (own / "prompts.jsonl").write_text(text if i else lines(RECORDS))
+        (own / "prompts.jsonl").write_text(text)
         if i and change:
             change(model)
         command = [sys.executable, "-m", "jax_probe_mtp", "generate", "--model", "tiny", "--input", "prompts.jsonl"]
-        command += [
-            "--output",
-            "answers.jsonl",
-            "--batch-size",
-            "2",
-            "--tree",
-            "3",
-            "--max-new-tokens",
-            "4",
-            "--distributed",
-        ]
-        command += ["--coordinator", address, "--num-processes", "2", "--process-id", str(i)]
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+        command += ["--output", "answers.jsonl", "--batch-size", "2", "--tree", "3", "--max-new-tokens", "4"]
+        command += ["--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", str(i), *flags]
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
         started.append(subprocess.Popen(command, cwd=own, env=env, stderr=subprocess.PIPE, text=True))
+    return started
+
+
+def end(started):
+    """The exit statuses, and the lines on stderr."""
     try:
         errors = [process.communicate(timeout=SECONDS)[1].splitlines() for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [2, 2], errors
+    return [process.returncode for process in started], errors
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_two_processes_with_different_files_end_with_one_line(tiny, tmp_path, kind):
+    text, change, name = DIFFERENT[kind]
+    statuses, errors = end(start(tiny, tmp_path, [lines(RECORDS), text], change))
+    assert statuses == [2, 2], errors
     assert [len(error) for error in errors] == [1, 1]
     if name is None:
         assert errors[0][0].startswith("error: process 1 cannot run, and says why; ")
@@ -156,3 +158,24 @@ def test_two_processes_with_different_files_end_with_one_line(tiny, tmp_path, ki
         assert errors[0] == errors[1]
         assert f" in: {name}; give all the same files" in errors[0][0]
     assert not list(tmp_path.glob("*/answers*"))
+
+
+def test_a_file_that_changes_under_one_process_stops_both(tiny, tmp_path):
+    records = [{"id": f"record {i}", "prompt_ids": [i % 57, i // 57]} for i in range(600)]  # more than is read ahead
+    started = start(tiny, tmp_path, [lines(records)] * 2, flags=["--calls-per-chunk", "1"])
+    limit = time.monotonic() + SECONDS
+    parts = [tmp_path / str(i) / f"answers.{i}-of-2.jsonl" for i in range(2)]
+    while not all(part.exists() and part.stat().st_size for part in parts):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    (tmp_path / "1" / "prompts.jsonl").write_text(lines(records[::-1]))
+    statuses, errors = end(started)
+    assert statuses == [129, 2], errors
+    assert errors[0][-1].startswith("stopped by another process: answers.0-of-2.jsonl holds ")
+    assert errors[1][-1].startswith("error: prompts.jsonl, line ")
+    for part in parts:
+        answers = [json.loads(line) for line in part.read_text().splitlines()]
+        assert 0 < len(answers) < 300
+        for answer in answers:
+            record = records[int(answer["id"].split()[1])]
+            assert (record["id"], record["prompt_ids"]) == (answer["id"], answer["prompt_ids"])

@@ -76,11 +76,24 @@ def test_verify_draws_as_the_records_without_ids_were_drawn(generate, run, model
     command = ["verify", "--model", model, "--outputs", tmp_path / "answers.jsonl", *draw, "--max-new-tokens", "6"]
     code, out, _ = run(*command)
     assert (code, out.splitlines()[-1]) == (0, "6 same, 0 tie, 0 diverged"), out
-    assert run(*command[:-4], "--seed", "6", "--max-new-tokens", "6")[0] == 1  # those that have an id draw by the run's
+    write(tmp_path, [{"prompt_ids": [3]}, *NAMELESS])
+    again = ["--input", tmp_path / "prompts.jsonl", "--output", tmp_path / "answers.jsonl"]
+    assert generate(*again, *SHORT, *draw)[0] == 0
+    assert_refused(run(*command), "has the id 1 of line ", "merge --input gives each answer the number of its line")
+    assert (
+        run("merge", again[3], *again[:2], "--leave-out-others", "--output", again[3].with_name("merged.jsonl"))[0] == 0
+    )
+    command[4] = tmp_path / "merged.jsonl"
+    assert run(*command)[1].splitlines()[-1] == "5 same, 0 tie, 0 diverged"
+    assert run(*command[:-4], "--seed", "6", "--max-new-tokens", "6")[0] == 0  # each answer says its own seed
 
 
 CHANGES = {
     "prompt": ({"prompt_ids": [5, 8]}, "its prompt is another"),
+    "prompt and limit": (
+        {"prompt_ids": [5, 8], "max_new_tokens": 5},
+        "max_new_tokens 4 became 5, its prompt is another",
+    ),
     "kind": ({"prompt_ids": None, "prompt": "w5 w9"}, "its prompt is another"),
     "limit": ({"max_new_tokens": 5}, "max_new_tokens 4 became 5"),
     "no limit": ({"max_new_tokens": None}, "max_new_tokens 4 became 'nothing of its own'"),

@@ -48,9 +48,13 @@ def test_a_run_stops_and_the_same_command_goes_on(generate, tmp_path, monkeypatc
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert str(prompts) in err
     if "is not JSON" in err:  # it read on in the middle of a line
-        prompts.write_text("".join(REWRITTEN[rewritten] if rewritten != "appended, not whole" else LINES))
+        assert rewritten != "appended, not whole"
     else:
         assert "give the same command to go on" in err
+    if rewritten.startswith("appended"):
+        assert "which wrote 12 of 12 records" in err
+    if rewritten == "appended, not whole":
+        prompts.write_text("".join([*LINES, line(EXTRA)]))  # the other program ends its line
     kept = read(output)
     again = generate(*command)
     if "edited" in rewritten and again[0] == 2:  # the record was answered as it was before
