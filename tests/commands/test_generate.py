@@ -1,6 +1,7 @@
 """`generate`: text on stdout, files of answers, statistics, seeds, and one line for prompts and files that are bad."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,11 @@ from support.commands import PROMPTS, RAW, TEXT, assert_refused, read_lines, tex
 from jax_probe_mtp.generation import exact_check
 
 SEEDS_OF_RUN_7 = {"a": "82d9d62b", "b": "ec2ad6f6", "c": "18ec666c"}  # `printf 7:a | sha256sum`, first 8 digits
+
+
+def digest_of(asked):
+    """What stands for all that a record asks for, given as JSON."""
+    return hashlib.blake2b(asked.encode(), digest_size=8, person=b"content").digest()[::-1].hex()
 
 
 def test_generate_prints_the_text_and_nothing_else(run, model, expected):
@@ -44,6 +50,7 @@ def test_generate_reads_and_writes_files(run, model, expected, tmp_path):
             "calls": len(expected[name][1]),
             "committed": len(expected[name][0]) - 1,
             "accepted_by_depth": [sum(count >= depth for count in expected[name][1]) for depth in (1, 2)],
+            "content": digest_of(f'{{"prompt_ids":[{",".join(map(str, prompt))}]}}'),
         }
         for name, prompt in PROMPTS.items()
     ]

@@ -30,7 +30,8 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
     def open_checkpoint(name, *, dtype, revision, eos_token_ids):
         seen.update(model=name, dtype=dtype, revision=revision, eos_token_ids=eos_token_ids)
         checkpoint = make_checkpoint(tiny)
-        return SimpleNamespace(config=tiny.cfg, tokenizer=checkpoint.tokenizer, load=lambda mesh: checkpoint)
+        more = {"tokenizer": checkpoint.tokenizer, "generation_defaults": {}}
+        return SimpleNamespace(config=tiny.cfg, load=lambda mesh: checkpoint, **more)
 
     monkeypatch.setattr(generate, "Decoder", Recorder)
     monkeypatch.setattr("checkpoints_convert.open_checkpoint", open_checkpoint)
