@@ -50,7 +50,7 @@ def test_generate_reads_and_writes_files(run, model, expected, tmp_path):
             "calls": len(expected[name][1]),
             "committed": len(expected[name][0]) - 1,
             "accepted_by_depth": [sum(count >= depth for count in expected[name][1]) for depth in (1, 2)],
-            "content": digest_of(f'{{"prompt_ids":[{",".join(map(str, prompt))}]}}'),
+            "content": digest_of(json.dumps({"prompt": words(*prompt)}).replace(": ", ":")),
         }
         for name, prompt in PROMPTS.items()
     ]

@@ -58,3 +58,10 @@ def test_a_digest_does_not_change():
     # b2sum -l 64 of the character "a", from the last byte to the first
     assert id_key(1) == id_key("1")
     assert f"{id_key('a'):016x}" == "2f42665b399ef840"  # 40f89e395b66422f
+
+
+@pytest.mark.parametrize("occurrence", ["x", [1], {}, None, 1.5, True])
+@pytest.mark.parametrize("content", ["00000000000000ff", 7, None])
+def test_an_answer_that_somebody_edited_names_no_record(content, occurrence):
+    with pytest.raises((TypeError, ValueError)):
+        answer_key({"id": 1, "content": content, "occurrence": occurrence})
