@@ -65,7 +65,7 @@ class AnswerFile:
                 then, now = different
                 way_out = "name another --output or give the same command"
                 if then.startswith("model."):
-                    way_out = "name another --output or put the model back as it was"
+                    way_out = "name another --output or give the same command with the same model"
                 raise ValueError(f"{path} was made with {then}, but this run has {now}; {way_out}.")
             self._read(see)
         except BaseException:

@@ -62,8 +62,8 @@ def encode_messages(
     continues = messages[-1]["role"] == "assistant"
     if continues and not continue_final_message:
         raise ValueError(
-            "the last message is the assistant's, and a second turn of its would begin; give continue_final_message: true "
-            "in the record (--continue-final-message for all, continue_final_message=True in Python), or end with the user's."
+            "the last message is the assistant's, and a second turn of its would begin; set continue_final_message to true "
+            "(for all: --continue-final-message), or end with the user's."
         )
     try:
         text = tokenizer.apply_chat_template(

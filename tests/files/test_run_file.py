@@ -39,7 +39,7 @@ def test_answers_of_another_run_are_not_gone_on_with(tmp_path, run, then, now):
     with path.open("ab") as file:
         file.write(b'{"torn')
     before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
-    way_out = "put the model back as it was" if then.startswith("model.") else "give the same command"
+    way_out = "give the same command" + (" with the same model" if then.startswith("model.") else "")
     message = f"{path} was made with {then} but this run has {now} name another --output or {way_out}."
     with pytest.raises(ValueError, match=r"\A" + re.escape(message) + r"\Z"):
         AnswerFile(path, run)

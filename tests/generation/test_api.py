@@ -184,8 +184,8 @@ REFUSED = {
     "no such token": ([61], "prompt 0 holds token id 61, but ids are 0 to 60."),
     "the assistant's turn twice": (
         [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}],
-        "prompt 0: the last message is the assistant's, and a second turn of its would begin; pass "
-        "--continue-final-message (continue_final_message=True) to go on with it, or end with the user's.",
+        "prompt 0: the last message is the assistant's, and a second turn of its would begin; set "
+        "continue_final_message to true (for all: --continue-final-message), or end with the user's.",
     ),
     "nothing": ([], "prompt 0 is empty: it needs at least one token."),
 }

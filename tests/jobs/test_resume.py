@@ -57,7 +57,7 @@ def test_a_run_that_is_complete_changes_nothing_and_takes_new_records(generate, 
         (["--logprobs"], "settings.logprobs False", "True"),
         (["--dtype", "bfloat16"], "model.dtype 'float32'", "'bfloat16'"),
         (["--no-chat-template"], "settings.chat_template True", "False"),
-        (["--eos-token-id", "9", "--eos-token-id", "7"], "settings.eos_token_ids nothing", "[7, 9]"),
+        (["--eos-token-id", "9", "--eos-token-id", "7"], "model.eos_token_ids [26]", "[7, 9]"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
