@@ -144,22 +144,18 @@ def _generate_file(args: argparse.Namespace) -> int:
         prompts = PromptFile(args.input, names_by_line=is_by_line)
     if prompts.unused_fields:
         logging.getLogger("jax_probe_mtp").info("%s: not read: %s", args.input, ", ".join(prompts.unused_fields))
-    flags = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
-    processes.check_same({str(args.input): prompts.digest(), **flags})
+    if args.distributed:
+        flags = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
+        processes.check_same({str(args.input): prompts.digest(), **flags})
     with processes.in_step():
         mesh = _mesh(args)
         data, tensor = (1, 1) if mesh is None else mesh.devices.shape
         opened = options.open_model(args)
         check_mesh(opened.config, settings.batch_size, data, tensor)
     _say_model_defaults(opened, settings)
-    processes.check_same(
-        {
-            "model": opened.config,
-            **text_identity(opened.tokenizer),
-            "eos_token_ids": opened.eos_token_ids,
-            "dtype": opened.dtype,
-        }
-    )
+    if args.distributed:
+        facts = {"model": opened.config, "eos_token_ids": opened.eos_token_ids, "dtype": opened.dtype}
+        processes.check_same(facts | text_identity(opened.tokenizer))
     encode = dataclasses.replace(options.encoder(args, opened.tokenizer), date=at)
     with processes.in_step():
         capacity = settings.capacity

@@ -36,8 +36,9 @@ class Keys:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Keys) and self._keys == other._keys
 
-    def __bytes__(self) -> bytes:
-        return self._keys.tobytes()
+    def add_to(self, digest: Any) -> None:
+        """Adds all keys, in order and without a copy of them, to a digest of `hashlib`."""
+        digest.update(self._keys)
 
     def __contains__(self, name: object) -> bool:
         return self.find(id_key(name)) is not None

@@ -149,7 +149,9 @@ class PromptFile:
 
     def digest(self) -> str:
         """Gives a digest of all records and their order."""
-        return hashlib.sha256(self.contents.tobytes() + bytes(self.keys)).hexdigest()
+        digest = hashlib.sha256(self.contents)
+        self.keys.add_to(digest)
+        return digest.hexdigest()
 
     def has_changed(self) -> bool:
         """Says whether the file holds other records than when it was checked."""

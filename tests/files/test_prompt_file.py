@@ -216,6 +216,7 @@ def test_a_record_and_its_answer_take_little_memory(tmp_path):
 
     def go_on():
         prompts = PromptFile(path)
+        prompts.digest()
         kept = Kept(prompts)
         with AnswerFile(output, RUN, see=kept.see) as file:
             assert kept.is_kept.all()
