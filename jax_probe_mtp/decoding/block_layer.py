@@ -39,7 +39,8 @@ def block_layer(
         attend_fused = functools.partial(
             attention.block_attention, length_B=block.length_B, is_visible_BTT=visible, start_B=start_B
         )
-    plain = functools.partial(transformer.decoder_layer, cfg=cfg, start=block.start, attend=attend)
+    mix = transformer.write_then_attend(block.start, attend)
+    plain = functools.partial(transformer.decoder_layer, cfg=cfg, mix=mix)
     if decode_cfg.attention == "plain" or not tiles.is_supported(cfg.head_dim, dtype):
         return plain
 

@@ -72,6 +72,45 @@ def attention(q_BTKGh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, can_atte
     return out_BKRh.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4)
 
 
+def side_attention(
+    q_BTKGh: jax.Array,
+    k_BKSh: jax.Array,
+    v_BKSh: jax.Array,
+    side_k_BTKh: jax.Array,
+    side_v_BTKh: jax.Array,
+    can_attend_BTS: jax.Array,
+    group: int,
+) -> jax.Array:
+    """Runs attention of rows beside a cache: each reads slots of it, and of its own group the rows up to itself.
+
+    Args:
+      q_BTKGh: queries of T rows, G for each of K kv heads; each `group` rows in turn are a group.
+      k_BKSh: keys in the cache's slots.
+      v_BKSh: values in the cache's slots.
+      side_k_BTKh: the rows' own keys.
+      side_v_BTKh: the rows' own values.
+      can_attend_BTS: bool [B, T, S], True where a row may read a slot.
+      group: M, rows of a group; static.
+
+    Returns:
+      [B, T, K, G, h] in the queries' dtype.
+    """
+    B, T, K, G, h = q_BTKGh.shape
+    S, M, Q = k_BKSh.shape[2], group, T // group
+    q_BKRh = q_BTKGh.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, h)
+    scores = product("bkrh,bksh->bkrs", q_BKRh, k_BKSh, out_dtype=jnp.float32).reshape(B, K, G, T, S) * h**-0.5
+    scores = jnp.where(can_attend_BTS[:, None, None], scores, -jnp.inf)
+    q_BQMKGh = q_BTKGh.reshape(B, Q, M, K, G, h)
+    side_k_BQMKh, side_v_BQMKh = (side.reshape(B, Q, M, K, h) for side in (side_k_BTKh, side_v_BTKh))
+    side = product("bqmkgh,bqnkh->bkgqmn", q_BQMKGh, side_k_BQMKh, out_dtype=jnp.float32) * h**-0.5
+    side = jnp.where(jnp.tril(jnp.ones((M, M), jnp.bool_)), side, -jnp.inf).reshape(B, K, G, T, M)
+    weights = jax.nn.softmax(jnp.concatenate([scores, side], axis=-1), axis=-1).astype(v_BKSh.dtype)
+    out_BKRh = product("bkrs,bksh->bkrh", weights[..., :S].reshape(B, K, G * T, S), v_BKSh)
+    weights_side = weights[..., S:].reshape(B, K, G, Q, M, M)
+    out_side = product("bkgqmn,bqnkh->bqmkgh", weights_side, side_v_BQMKh).reshape(B, T, K, G, h)
+    return out_BKRh.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4) + out_side
+
+
 def anchored_attention(
     q_BTKGh: jax.Array,
     k_BKSh: jax.Array,

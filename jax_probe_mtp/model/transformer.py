@@ -14,7 +14,12 @@ from jax_probe_mtp.model.params import Params
 
 Visit = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]  # carried, start, ids [B, U], hidden [B, U, D] -> carried
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, K, G, h], k and v [B, K, S, h] -> as q
+Mixed = tuple[jax.Array, jax.Array, jax.Array]  # as q, and the slots after the layer
+Mix = Callable[
+    [jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], Mixed
+]  # q, own k and v [B, T, K, h], slots of both
 Rope = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [B, T, h/2]
+Forward = Callable[[Any, ModelConfig, jax.Array, jax.Array, KVCache, Any], tuple[jax.Array, KVCache]]  # as `forward`
 Stream = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x and its norm [B, T, D], the layer's k and v [B, K, S, h]
 RunLayer = Callable[[Params, jax.Array, Rope, Stream], Stream]  # with the weight of the next norm
 
@@ -83,8 +88,7 @@ def decoder_layer(
     stream: Stream,
     *,
     cfg: ModelConfig,
-    start: jax.Array | int,
-    attend: Attend,
+    mix: Mix,
 ) -> Stream:
     """Runs one layer, plainly.
 
@@ -94,11 +98,10 @@ def decoder_layer(
       rope: `layers.rope_table`.
       stream: the residual stream before the layer, its norm, and the layer's keys and values.
       cfg: the model; static.
-      start: slot of the first of the T rows, for all batch rows or int32 [B].
-      attend: attention over the slots of the cache, the T fresh rows among them; such as `attend_where(can_attend_BTS)`.
+      mix: attention of the T rows, which also says where their keys and values go; such as `write_then_attend`.
 
     Returns:
-      The same after the layer, the T rows written.
+      The same after the layer.
     """
     x_BTD, normed_BTD, k_BKSh, v_BKSh = stream
     G = cfg.queries_per_kv
@@ -111,9 +114,8 @@ def decoder_layer(
     if cfg.has_qk_norm:
         q_BTKGh = layers.rms_norm(q_BTKGh, layer["q_norm"], cfg.norm_eps)
         k_BTKh = layers.rms_norm(k_BTKh, layer["k_norm"], cfg.norm_eps)
-    k_BKSh = write_rows(k_BKSh, layers.rotate(k_BTKh, *rope), start)
-    v_BKSh = write_rows(v_BKSh, v_BTKh, start)
-    mixed_BTKGh = attend(layers.rotate(q_BTKGh, *rope), k_BKSh, v_BKSh)
+    q_BTKGh, k_BTKh = layers.rotate(q_BTKGh, *rope), layers.rotate(k_BTKh, *rope)
+    mixed_BTKGh, k_BKSh, v_BKSh = mix(q_BTKGh, k_BTKh, v_BTKh, k_BKSh, v_BKSh)
     mixed_BTI = mixed_BTKGh.reshape(*x_BTD.shape[:2], -1)
     x_BTD += sum_parts(cfg, layers.product("bti,id->btd", mixed_BTI, layer["out"].reshape(-1, cfg.width)))
     normed_BTD = layers.rms_norm(x_BTD, layer["mlp_norm"], cfg.norm_eps)
@@ -126,9 +128,24 @@ def attend_where(can_attend_BTS: jax.Array) -> Attend:
     return functools.partial(layers.attention, can_attend_BTS=can_attend_BTS)
 
 
+def write_then_attend(start: jax.Array | int, attend: Attend) -> Mix:
+    """Makes attention over the cache's slots for rows that are first written there.
+
+    Args:
+      start: slot of the first row, for all batch rows or int32 [B].
+      attend: attention over the slots, the fresh rows among them; such as `attend_where(can_attend_BTS)`.
+    """
+
+    def mix(q_BTKGh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array) -> Mixed:
+        k_BKSh, v_BKSh = write_rows(k_BKSh, k_BTKh, start), write_rows(v_BKSh, v_BTKh, start)
+        return attend(q_BTKGh, k_BKSh, v_BKSh), k_BKSh, v_BKSh
+
+    return mix
+
+
 def text_layer(cfg: ModelConfig, start: jax.Array | int, can_attend_BTS: jax.Array) -> RunLayer:
     """Makes a plain layer for rows that begin at slot `start` and read the slots marked in bool [B, T, S]."""
-    return functools.partial(decoder_layer, cfg=cfg, start=start, attend=attend_where(can_attend_BTS))
+    return functools.partial(decoder_layer, cfg=cfg, mix=write_then_attend(start, attend_where(can_attend_BTS)))
 
 
 def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
@@ -188,7 +205,12 @@ def full_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.A
 
 
 def full_hidden(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
-    """Computes hidden states of a whole text in one call, nothing kept: the plain definition of the model.
+    """Computes hidden states of a whole text in one call, [B, T, D] in the model's dtype, after the final norm."""
+    return full_forward(params, cfg, tokens_BT)[0]
+
+
+def full_forward(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> tuple[jax.Array, KVCache]:
+    """Runs a whole text in one call: the plain definition of the model.
 
     Args:
       params: the tree of `abstract_params(cfg)`.
@@ -196,11 +218,11 @@ def full_hidden(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.A
       tokens_BT: int32 [B, T], each row a text from its start.
 
     Returns:
-      [B, T, D] in the model's dtype, after the final norm.
+      The hidden states [B, T, D] in the model's dtype, after the final norm, and the text's keys and values.
     """
     B, T = tokens_BT.shape
     cache = allocate(cfg, batch_size=B, capacity=0, scratch=T, dtype=params["embed"].dtype)
     position_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
     is_causal_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), jnp.bool_)), (B, T, T))
     x_BTD = embed(params, cfg, tokens_BT)
-    return forward(params, cfg, x_BTD, position_BT, cache, text_layer(cfg, 0, is_causal_BTT))[0]
+    return forward(params, cfg, x_BTD, position_BT, cache, text_layer(cfg, 0, is_causal_BTT))
