@@ -16,7 +16,8 @@ from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeResult, DecodeState, largest, num_emitted
 from jax_probe_mtp.decoding.step import step
-from jax_probe_mtp.drafting.source import DraftSource, Model, PromptChunk, Prompts, SourceState
+from jax_probe_mtp.drafting.shown import Model, PromptChunk, Prompts, ReadPrompts
+from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
 from jax_probe_mtp.model import cache as kv
 from jax_probe_mtp.model import transformer
 from jax_probe_mtp.model.config import ModelConfig
@@ -96,7 +97,7 @@ def prefill(
     chunk = min(T, decode_cfg.prefill_chunk)
     model = Model(params, cfg)
     prompts = Prompts(token_BT=prompt_BT, length_B=request.prompt_length_B, seed_B=request.sampling.seed_B)
-    begun = source.start(model, prompts, _checked_shared(cfg, source, shared))
+    begun = source.start(model, prompts, begin_shared(source, cfg, shared))
 
     def read(begun: SourceState, start: jax.Array, token_BU: jax.Array, hidden_BUD: jax.Array) -> SourceState:
         place_1U = start + jnp.arange(chunk)[None]
@@ -113,6 +114,9 @@ def prefill(
 
     num_tokens = largest(cfg, jnp.max(request.prompt_length_B) - 1)
     cache, begun = transformer.read_text(params, cfg, prompt_BT, cache, num_tokens, chunk, read, begun)
+    begun = source.try_masks(
+        begun, ReadPrompts(model=model, token_BT=prompt_BT, length_B=request.prompt_length_B, cache=cache)
+    )
     return DecodeState(
         token_BT=jnp.pad(prompt_BT, ((0, 0), (0, S + 1 - T))),
         length_B=request.prompt_length_B - 1,
@@ -124,21 +128,3 @@ def prefill(
         accepted_by_kind_BZ=jnp.zeros((B, len(source.kinds)), jnp.int32),
         logprob_BT=jnp.zeros((B, S + 1), jnp.float32) if decode_cfg.has_logprobs else None,
     )
-
-
-def _checked_shared(cfg: ModelConfig, source: DraftSource, shared: Any) -> Any:
-    """Gives what the rows begin to share: what the caller brought, if it has the arrays of the source's own."""
-    if shared is None:
-        return source.init_shared(cfg)
-    own = jax.eval_shape(lambda: source.init_shared(cfg))
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (shared, own)]
-    if structures[0] != structures[1] or _shapes(shared) != _shapes(own):
-        raise ValueError(
-            f"{source} begins with shared arrays of {_shapes(own)}, got {_shapes(shared)}; leave shared out, or give what "
-            f"the same source made for this model."
-        )
-    return shared
-
-
-def _shapes(tree: Any) -> str:
-    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)) or "no kind"

@@ -13,7 +13,8 @@ from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeState, num_emitted
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
-from jax_probe_mtp.drafting.source import DraftSource, FinishedCall, Model, Text
+from jax_probe_mtp.drafting.shown import FinishedCall, Model, Text
+from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.tree import Tree, build_tree
 from jax_probe_mtp.model import cache as kv
 from jax_probe_mtp.model import sampling, transformer

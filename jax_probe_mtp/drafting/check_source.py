@@ -11,20 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN, Candidates, Children, Paths
-from jax_probe_mtp.drafting.source import (
-    DraftSource,
-    FinishedCall,
-    Model,
-    PromptChunk,
-    Prompts,
-    SourceState,
-    Text,
-    check_is_source,
-)
+from jax_probe_mtp.drafting.shown import FinishedCall, Model, PromptChunk, Prompts, ReadPrompts, Text
+from jax_probe_mtp.drafting.source import DraftSource, SourceState, check_is_source
 from jax_probe_mtp.drafting.tree import Tree, build_tree
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import random_params
+from jax_probe_mtp.model.transformer import full_forward
 
 # Rows of the batches that are tried: of other sizes, which shows where B is, and in another order, so that no row that is
 # in both has the same rows around it.
@@ -117,7 +110,9 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
             hidden_BUD=hidden_BUD,
             sampling=None,
         )
-        return state, source.read(state, chunk)
+        _, cache = full_forward(params, model.cfg, prompts.token_BT)
+        read = ReadPrompts(model=bound, token_BT=prompts.token_BT, length_B=prompts.length_B, cache=cache)
+        return state, source.try_masks(source.read(state, chunk), read)
 
     def learn(
         params: Any, state: SourceState, tree: Tree, logits_BRV: jax.Array, owner_BO: Any, root_B: jax.Array

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.drafting.candidates import NO_TOKEN, Candidates, chain
-from jax_probe_mtp.drafting.source import DraftSource, SourceState, Text, check_whole
+from jax_probe_mtp.drafting.shown import Text
+from jax_probe_mtp.drafting.source import DraftSource, SourceState, check_whole
 
 MATCHES = ("recent", "first")
 MAX_NGRAM = 16

@@ -5,7 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 
 from jax_probe_mtp.drafting.candidates import Candidates, chain
-from jax_probe_mtp.drafting.source import DraftSource, SourceState, Text
+from jax_probe_mtp.drafting.shown import Text
+from jax_probe_mtp.drafting.source import DraftSource, SourceState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,19 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN, Candidates, Children, Paths, fixed_candidates
-from jax_probe_mtp.drafting.source import (
-    DraftSource,
-    FinishedCall,
-    Model,
-    PromptChunk,
-    Prompts,
-    SourceState,
-    Text,
-    check_whole,
-)
-from jax_probe_mtp.drafting.top_k import top_k
+from jax_probe_mtp.drafting.shown import FinishedCall, Model, PromptChunk, Prompts, Text
+from jax_probe_mtp.drafting.source import DraftSource, SourceState, check_whole
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.sampling import Sampling, scale
+from jax_probe_mtp.model.top_k import top_k
 
 NUM_SUCCESSORS = 8
 HARVEST_TOKENS = 64  # prompt tokens whose logits, [B, 64, V], are in memory at a time

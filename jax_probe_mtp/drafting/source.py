@@ -4,6 +4,7 @@
     init_shared  what all rows share                           once, where the caller brings nothing
     start        the state of new rows                         for each batch, and each prompt that enters one
     read         a piece of the prompt went through the model  during the prefill
+    try_masks    all of the prompt went through the model      at the end of the prefill
     masks        the mask tokens of the next call              before a call, where the source uses any
     propose      candidates for the next tree                  before a call
     owners       which nodes own mask tokens                   before a call, where not all do
@@ -14,40 +15,15 @@ what is emitted, so a bad source can only be slow. docs/extending.md shows a sou
 """
 
 import abc
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from jax_probe_mtp.drafting.candidates import Candidates, Children, Paths
+from jax_probe_mtp.drafting.shown import FinishedCall, Model, PromptChunk, Prompts, ReadPrompts, Text
 from jax_probe_mtp.drafting.tree import Tree
-from jax_probe_mtp.model import transformer
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.params import Params
-from jax_probe_mtp.model.sampling import Sampling
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """The frozen model, as a source may use it inside a jitted program.
-
-    Attributes:
-      params: the tree of `abstract_params(cfg)`.
-      cfg: the model; static.
-    """
-
-    params: Params
-    cfg: ModelConfig
-
-    def embed(self, token_ids: jax.Array) -> jax.Array:
-        """Looks up the input embeddings [..., D] of token ids [...], in the model's dtype."""
-        return transformer.embed(self.params, self.cfg, token_ids)
-
-    def embedding_table(self) -> jax.Array:
-        """Gives the whole embedding table [V, D]."""
-        return transformer.embedding_table(self.params, self.cfg)
 
 
 class SourceState(flax.struct.PyTreeNode, kw_only=True):
@@ -61,114 +37,6 @@ class SourceState(flax.struct.PyTreeNode, kw_only=True):
 
     rows: Any = ()
     shared: Any = ()
-
-
-class Prompts(flax.struct.PyTreeNode, kw_only=True):
-    """The prompts of a new batch, before they go through the model.
-
-    Attributes:
-      token_BT: int32 [B, T], padded on the right.
-      length_B: int32 [B].
-      seed_B: uint32 [B], the rows' seeds.
-    """
-
-    token_BT: jax.Array
-    length_B: jax.Array
-    seed_B: jax.Array
-
-
-class Text(flax.struct.PyTreeNode, kw_only=True):
-    """The text of each row when a tree is to be drafted.
-
-    Attributes:
-      token_BT: int32 [B, T], prompt and emitted tokens; what is behind the root means nothing.
-      root_position_B: int32 [B], index of the root, the newest token.
-    """
-
-    token_BT: jax.Array
-    root_position_B: jax.Array
-
-    @property
-    def root_B(self) -> jax.Array:
-        """Gives the root's token, int32 [B]."""
-        return jnp.take_along_axis(self.token_BT, self.root_position_B[:, None], axis=1)[:, 0]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptChunk:
-    """A piece of the prompts that went through the model.
-
-    Attributes:
-      model: the model.
-      token_BU: int32 [B, U], its tokens. A token may come again in the next piece.
-      is_used_BU: bool [B, U], False for padding and for the last prompt token, which is the first call's root.
-      hidden_BUD: [B, U, D], hidden states after the final norm.
-      sampling: how the rows are sampled; None in a greedy program.
-    """
-
-    model: Model
-    token_BU: jax.Array
-    is_used_BU: jax.Array
-    hidden_BUD: jax.Array
-    sampling: Sampling | None
-
-    def logits(self, first: jax.Array, num_tokens: int) -> jax.Array:
-        """Computes the logits after `num_tokens` tokens from place `first` on, float32 [B, num_tokens, V]."""
-        hidden = jax.lax.dynamic_slice_in_dim(self.hidden_BUD, first, num_tokens, axis=1)
-        return transformer.logits(self.model.params, self.model.cfg, hidden)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FinishedCall:
-    """A call that is over. A row that was done before it has `num_new_B` 0: nothing of it may enter `shared`.
-
-    Attributes:
-      model: the model.
-      tree: the tree that was verified.
-      logits_BRV: float32 [B, R, V], of all rows: the nodes, then the masks owner by owner.
-      num_masks: k, masks of each owner; static.
-      owner_BO: int32 [B, O], nodes that own masks; None where every node does.
-      node_BP: int32 [B, P], the root, then the accepted nodes; the last of them repeats to the end.
-      num_accepted_B: int32 [B], drafts accepted.
-      new_token_BP: int32 [B, P], the call's new tokens, of which the first `num_new_B` count.
-      num_new_B: int32 [B].
-      root_position_B: int32 [B], position of the next root.
-      sampling: how the rows are sampled; None in a greedy program.
-    """
-
-    model: Model
-    tree: Tree
-    logits_BRV: jax.Array
-    num_masks: int
-    owner_BO: jax.Array | None
-    node_BP: jax.Array
-    num_accepted_B: jax.Array
-    new_token_BP: jax.Array
-    num_new_B: jax.Array
-    root_position_B: jax.Array
-    sampling: Sampling | None
-
-    @property
-    def logits_BNV(self) -> jax.Array:
-        """Gives the nodes' logits."""
-        return self.logits_BRV[:, : self.tree.token_BN.shape[1]]
-
-    @property
-    def has_masks_B(self) -> jax.Array:
-        """Says whether the last accepted node owned masks, bool [B]."""
-        if self.owner_BO is None:
-            return jnp.full(self.node_BP.shape[0], self.num_masks > 0)
-        return jnp.any(self.owner_BO == self.node_BP[:, -1:], axis=1)
-
-    @property
-    def mask_logits_BMV(self) -> jax.Array:
-        """Gives the logits of the last accepted node's k masks; those of some other node where it owned none."""
-        last_B1 = self.node_BP[:, -1:]
-        place_B1 = last_B1
-        if self.owner_BO is not None:
-            place_B1 = jnp.argmax(self.owner_BO == last_B1, axis=1, keepdims=True).astype(jnp.int32)
-        row_BM = self.tree.token_BN.shape[1] + place_B1 * self.num_masks + jnp.arange(self.num_masks)[None]
-        return jnp.take_along_axis(self.logits_BRV, row_BM[..., None], axis=1)
 
 
 class DraftSource(abc.ABC):
@@ -186,6 +54,7 @@ class DraftSource(abc.ABC):
       num_owners: O, nodes that own masks; None, the paper's way, for all of them.
       kinds: what each number in `Candidates.kind_BP` stands for; a bench counts accepted drafts by them.
       learns_shared: True where `read` or `learn` change `shared`; rows cannot then be split over devices.
+      needs_shared: what the caller has to bring as `shared`, such as "tuned masks"; None where the source begins by itself.
     """
 
     if TYPE_CHECKING:  # read-only for the type checker, whether a subclass has a field or a property of the name
@@ -198,11 +67,14 @@ class DraftSource(abc.ABC):
         def num_owners(self) -> int | None: ...
         @property
         def learns_shared(self) -> bool: ...
+        @property
+        def needs_shared(self) -> str | None: ...
 
     else:
         num_masks = 0
         num_owners = None
         learns_shared = False
+        needs_shared = None
 
     @property
     def max_depth(self) -> int:
@@ -231,7 +103,7 @@ class DraftSource(abc.ABC):
         return
 
     def init_shared(self, cfg: ModelConfig) -> Any:
-        """Makes what all rows share before anything was read."""
+        """Makes what all rows share before anything was read; where the caller brings that, arrays of the same shapes."""
         return ()
 
     def start(self, model: Model, prompts: Prompts, shared: Any) -> SourceState:
@@ -246,6 +118,10 @@ class DraftSource(abc.ABC):
 
     def read(self, state: SourceState, chunk: PromptChunk) -> SourceState:
         """Looks at a piece of the prompts that went through the model."""
+        return state
+
+    def try_masks(self, state: SourceState, prompts: ReadPrompts) -> SourceState:
+        """Looks at the prompts when all of them went through the model; it may run mask tokens beside their places."""
         return state
 
     def masks(self, state: SourceState) -> jax.Array:
@@ -273,6 +149,33 @@ class DraftSource(abc.ABC):
     def learn(self, state: SourceState, call: FinishedCall) -> SourceState:
         """Looks at a call that is over."""
         return state
+
+
+def begin_shared(source: DraftSource, cfg: ModelConfig, shared: Any = None) -> Any:
+    """Gives what the rows begin to share: what the caller brought, if it has the arrays of the source's own.
+
+    Raises:
+      ValueError: if it has others, or the source needs some and the caller brought none.
+    """
+    own = jax.eval_shape(lambda: source.init_shared(cfg))
+    if shared is None:
+        if source.needs_shared:
+            raise ValueError(
+                f"{source} needs {source.needs_shared} of {_shapes(own)}, which all rows share; give shared, or on the command "
+                f"line --masks FILE."
+            )
+        return source.init_shared(cfg)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (shared, own)]
+    if structures[0] != structures[1] or _shapes(shared) != _shapes(own):
+        raise ValueError(
+            f"{source} begins with shared arrays of {_shapes(own)}, got {_shapes(shared)}; leave shared out, or give what "
+            f"the same source made for this model."
+        )
+    return shared
+
+
+def _shapes(tree: Any) -> str:
+    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)) or "no kind"
 
 
 def check_is_source(source: object) -> None:

@@ -19,6 +19,7 @@ import re
 import typing
 from typing import Any
 
+from jax_probe_mtp.drafting.mask_tokens import TUNED
 from jax_probe_mtp.drafting.source import DraftSource, check_is_frozen
 from jax_probe_mtp.errors import one_line
 
@@ -38,6 +39,7 @@ OLD_OPTIONS = {  # as files on disk may have them
     "noise": "rank_with_noise",
     "n": "max_ngram",
 }
+_INIT = "mask_init"
 _WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 
 
@@ -94,6 +96,23 @@ def with_shape(source: DraftSource, shape: str) -> DraftSource:
     return dataclasses.replace(source, **{field: _read(type(source), field, shape)})  # type: ignore[type-var]
 
 
+def with_tuned_masks(source: DraftSource) -> DraftSource:
+    """Gives the same source with masks that the caller brings.
+
+    Raises:
+      ValueError: if it has no masks, or its text says what they begin with.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(source)}  # type: ignore[arg-type]
+    init = getattr(source, _INIT, None)
+    if _INIT not in fields:
+        raise ValueError(
+            f"tuned masks are for a draft that has masks, such as {DEFAULT_DRAFT}, not {draft_name(source)}."
+        )
+    if init not in (fields[_INIT], TUNED):
+        raise ValueError(f"tuned masks take the place of {_INIT} {init}; leave it out.")
+    return dataclasses.replace(source, **{_INIT: TUNED})  # type: ignore[type-var]
+
+
 def source_fields(name: str) -> frozenset[str]:
     """Names the fields of a source of the list, its shape's among them; none where the list lacks it."""
     if name not in SOURCES:
@@ -101,17 +120,21 @@ def source_fields(name: str) -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(_find_class(SOURCES[name])))  # type: ignore[arg-type]
 
 
-def renewed_name(text: str) -> str:
+def renewed_name(text: str, *, without_init: str | None = None) -> str:
     """Rewrites a text form that an earlier version wrote into a file; what cannot be read stays as it is.
 
+    `without_init` is the first value of masks whose text says none; None where that version's default is today's.
     So does the name of a class of a user's: no version wrote it otherwise, and reading a file must import nothing.
     """
     if source_name(_renewed(text)) not in SOURCES:
         return text
     try:
-        return draft_name(parse_draft(text))
+        source = parse_draft(text)
     except ValueError:
         return text
+    if without_init and hasattr(source, _INIT) and not re.search(r"[@,](mask_)?init=", text):
+        source = dataclasses.replace(source, **{_INIT: without_init})  # type: ignore[type-var]
+    return draft_name(source)
 
 
 def _renewed(text: str) -> str:
@@ -178,7 +201,7 @@ def _read(source_class: type[DraftSource], field: str, text: str) -> Any:
     try:
         if kind is bool:
             return {"0": False, "1": True}[text]
-        if kind is float and "_" not in text:
+        if (kind is float or float in typing.get_args(kind)) and "_" not in text:
             return float(text)
         if int in typing.get_args(kind) and typing.get_origin(kind) is tuple:
             if not re.fullmatch(r"\d+(\+\d+)*", text, re.ASCII):

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax_probe_mtp.files.whole_files import write_json
 
-FORMAT = 2
+FORMAT = 3
 
 
 def run_path(path: Path) -> Path:

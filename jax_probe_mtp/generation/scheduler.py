@@ -16,7 +16,7 @@ from jax_probe_mtp.decoding.request import Request, idle_request, join_requests
 from jax_probe_mtp.decoding.rows import Report, admit, empty, run_calls
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.decoding.state import DecodeState
-from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.drafting.source import DraftSource, begin_shared
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation import exact_check
 from jax_probe_mtp.generation.answers import Generation, Item, Numbered, Stats, make_refusal
@@ -91,7 +91,7 @@ class ContinuousDecoder:
         self._decode_cfg = DecodeConfig(capacity=capacity, is_exact=settings.is_exact, has_logprobs=settings.logprobs)
         self._draft_name = draft_name(source)
         self.stats = Stats() if stats is None else stats
-        self.shared = source.init_shared(checkpoint.config) if shared is None else shared
+        self.shared = begin_shared(source, checkpoint.config, shared)
         self._compiled: dict[Any, Program] = {}
         self._idle = idle_request(1, checkpoint.eos_token_ids, is_sampled=is_sampled, max_accept=settings.max_accept)
         self._rows: list[RowText | None] = [None] * settings.batch_size

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.drafting.mask_tokens import EARLIER_INIT
 from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.run_file import FORMAT, Begun
 from jax_probe_mtp.generation.identity import identity
@@ -24,6 +25,7 @@ def made_by(
     draft: str,
     program_draft: str,
     mesh: str | None,
+    masks: str | None = None,
 ) -> dict[str, Any]:
     """Describes a job: another value of anything here may give other answers.
 
@@ -36,6 +38,7 @@ def made_by(
       draft: the way of drafting as it was asked for.
       program_draft: the way of drafting that runs.
       mesh: the devices, as they were asked for.
+      masks: digest of tuned masks; None where there are none.
     """
     if begun.is_by_line:
         run: dict[str, Any] = {"model": model_identity(checkpoint) | {"dtype": dtype}}
@@ -43,6 +46,7 @@ def made_by(
         run = {"format": FORMAT, "started": begun.at.isoformat(), "model": identity(checkpoint) | {"dtype": dtype}}
     run["settings"] = {
         "draft": draft,
+        **({"masks": masks} if masks else {}),
         "chat_template": encode.use_chat_template,
         **(
             {"continue_final_message": True} if encode.continue_final_message else {}
@@ -59,9 +63,12 @@ def made_by(
 
 def renewed_run(run: dict[str, Any]) -> dict[str, Any]:
     """Gives what made a file of answers with today's names of draft sources, where an earlier version wrote it."""
-    renewed = dict(run)
+    renewed, version = dict(run), run.get("format", 1)
+    without_init = EARLIER_INIT if version in (1, 2) else None
+    if version == 2:
+        renewed["format"] = FORMAT
     for part in ("settings", "program"):
         values = renewed.get(part)
         if isinstance(values, dict) and isinstance(values.get("draft"), str):
-            renewed[part] = values | {"draft": renewed_name(values["draft"])}
+            renewed[part] = values | {"draft": renewed_name(values["draft"], without_init=without_init)}
     return renewed

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from jax_probe_mtp.drafting.source import DraftSource, Model, Prompts, SourceState
+from jax_probe_mtp.drafting.shown import Model, Prompts
+from jax_probe_mtp.drafting.source import DraftSource, SourceState
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
 from jax_probe_mtp.model.params import Params, abstract_params, partition_specs
 

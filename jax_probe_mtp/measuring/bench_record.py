@@ -7,10 +7,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from jax_probe_mtp.drafting.mask_tokens import EARLIER_INIT
 from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.json_lines import excerpt
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
 
 _COUNT, _NUMBER, _TEXT = (int,), (int, float), (str,)
 _MEASURE = (*_NUMBER, NoneType)  # null where nothing was measured
@@ -64,7 +66,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON that can be read ({error}).") from None
     try:
         _check(record, {}, "it")
-        if record.get("format") != FORMAT:
+        if record.get("format") not in READABLE:
             raise ValueError(f"format is {excerpt(record.get('format'))}, and {FORMAT} is what can be read")
         _renew(record)
         _check(record, _RECORD, "")
@@ -76,11 +78,14 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _renew(record: dict[str, Any]) -> None:
     """Gives a record of an earlier version today's names of draft sources, and its answers their drafts by kind."""
+    without_init = EARLIER_INIT if record["format"] == 1 else None
     with contextlib.suppress(AttributeError, KeyError, TypeError):  # what has no such form is refused afterwards
         if isinstance(record["settings"].get("runs"), list):
-            record["settings"]["runs"] = [renewed_name(name) for name in record["settings"]["runs"]]
+            record["settings"]["runs"] = [
+                renewed_name(name, without_init=without_init) for name in record["settings"]["runs"]
+            ]
         for run in record["runs"]:
-            run["run"] = renewed_name(run["run"])
+            run["run"] = renewed_name(run["run"], without_init=without_init)
             kinds = list(run["accepted_by_source"])
             for result in run["by_question"].values():
                 result.setdefault("accepted_by_kind", dict.fromkeys(kinds, sum(result["accepted_by_depth"])))

@@ -12,20 +12,20 @@ import json
 import sys
 from pathlib import Path
 
-from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.measuring.bench_record import read_record
 
 # A run of the bench -> the reference's name for it.
 REFERENCE_NAMES = {
-    "probe:4": "bc10_k1_4",
-    "probe:14": "bc30_k1_14",
-    "probe:29": "bc60_k1_29",
-    "probe:15+4": "bc60_k2_15-4",
-    "probe:7+2": "bc30_k2_7-2",
-    "dynamic:60": "bc60_k2_dynamic",
-    "probe:14@mask_ema=0.0": "bc30_k1_14_frozen",
+    "probe:4@mask_init=mean": "bc10_k1_4",
+    "probe:14@mask_init=mean": "bc30_k1_14",
+    "probe:29@mask_init=mean": "bc60_k1_29",
+    "probe:15+4@mask_init=mean": "bc60_k2_15-4",
+    "probe:7+2@mask_init=mean": "bc30_k2_7-2",
+    "dynamic:60@mask_init=mean": "bc60_k2_dynamic",
+    "probe:14@mask_init=mean,mask_ema=0.0": "bc30_k1_14_frozen",
     "probe:14@mask_init=last_k": "bc30_k1_14_last_k",
-    "probe:14@prune=0": "bc30_k1_14_prune_off",
+    "probe:14@mask_init=mean,prune=0": "bc30_k1_14_prune_off",
     "ngram:10@max_ngram=2,match=first": "pld",  # transformers' prompt lookup
 }
 
@@ -40,8 +40,8 @@ def main() -> int:
     path, _, model = args.reference.rpartition(":")
     reference = json.loads(Path(path).read_text(encoding="utf-8"))["models"][model]["runs"]
     num_compared, differs = 0, False
-    for run in json.loads(args.record.read_text(encoding="utf-8"))["runs"]:
-        theirs = reference.get(REFERENCE_NAMES.get(renewed_name(run["run"]), ""))
+    for run in read_record(args.record)["runs"]:
+        theirs = reference.get(REFERENCE_NAMES.get(run["run"], ""))
         if theirs is None:
             continue
         num_compared += 1

@@ -13,7 +13,7 @@ from conftest import BASE, Tiny
 from support.decoding.calls import run_by_calls
 
 from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle
-from jax_probe_mtp.drafting.mask_tokens import INITS
+from jax_probe_mtp.drafting.mask_tokens import PAPER_INITS
 from jax_probe_mtp.model.params import random_params
 
 PROMPTS = [[7], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
@@ -71,7 +71,7 @@ def test_tokens_and_trees_are_the_references(tiny, tree, prune, batch, draw):
     # One a test, since each is a program of its own; every tree meets all of them, with all first masks.
     mask_ema = (0.0, 0.1, 0.5)[(TREES.index(tree) + prune + (batch == 4) + (draw is DRAWN)) % 3]
     total = 0
-    for mask_init in INITS:
+    for mask_init in PAPER_INITS:
         settings = tree | {"prune": prune, "mask_init": mask_init, "mask_offset": 2.0 if mask_init == "offset" else 5.0}
         total += compare_with_reference(tiny, settings, mask_ema, batch, draw)
     assert total > 0, "no draft was ever right: this proves nothing about accepting"

@@ -1,10 +1,16 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from conftest import BASE, Tiny
 
-from jax_probe_mtp.drafting.mask_tokens import init_masks, update_masks
+from jax_probe_mtp.drafting.mask_tokens import FEWEST_PLACES, TRIED, choose_masks, init_masks, update_masks
+from jax_probe_mtp.drafting.shown import Model, ReadPrompts
+from jax_probe_mtp.model.params import random_params
+from jax_probe_mtp.model.transformer import full_forward
 
 D = 6
 TABLE = np.random.default_rng(0).normal(1.0, 2.0, (50, D)).astype(np.float32)
@@ -21,7 +27,7 @@ class TableOnly:
         return self.p["embed"][np.asarray(ids)]
 
 
-@pytest.mark.parametrize("init", ["mean", "last_k", "sample", "offset"])
+@pytest.mark.parametrize("init", ["mean", "last_k", "sample", "offset", "vocabulary", "zero"])
 def test_first_masks_are_the_references_and_padding_never_enters(init):
     how = {"num_masks": 2, "init": init, "offset": 5.0}
     padded = jnp.asarray(TABLE)[jnp.asarray([[*PROMPT, 1, 2], [*PROMPT[:3], 1, 2, 7, 8, 9]])]
@@ -59,3 +65,71 @@ def test_masks_stay_in_float32_for_a_bfloat16_model():
     masks = init_masks(embed, embed[jnp.asarray([PROMPT])], jnp.asarray([6]), jnp.asarray([0], jnp.uint32), **how)
     assert masks.dtype == jnp.float32
     assert update_masks(masks, embed[jnp.asarray([[1]])], jnp.asarray([1]), 0.1).dtype == jnp.float32
+
+
+def test_every_row_of_a_batch_moves_by_its_own_lambda():
+    masks, committed = jnp.full((3, 1, 1), 8.0), jnp.zeros((3, 1, 1))
+    got = update_masks(masks, committed, jnp.ones(3, jnp.int32), jnp.asarray([0.0, 0.25, 1.0]))
+    assert got[:, 0, 0].tolist() == [8, 6, 0]
+
+
+def prompts(num, length=40):
+    """Texts of the tiny model's own making, after a few drawn tokens: what a mask can guess at all."""
+    draw = np.random.default_rng(5)
+    return [draw.integers(0, 61, length).tolist() for _ in range(num)]
+
+
+def choose(tiny, token_ids, tried=TRIED, padding=0):
+    """What the package chooses for prompts of one length, after a prefill of all tokens but the last."""
+    token_BT = jnp.pad(jnp.asarray(token_ids, jnp.int32), ((0, 0), (0, padding)), constant_values=7)
+    _, cache = full_forward(tiny.params, tiny.cfg, token_BT[:, :-1])
+    length_B = jnp.full(len(token_ids), len(token_ids[0]), jnp.int32)
+    read = ReadPrompts(model=Model(tiny.params, tiny.cfg), token_BT=token_BT, length_B=length_B, cache=cache)
+    return jax.jit(lambda: choose_masks(read, tried))()
+
+
+@pytest.fixture(scope="module")
+def leaning():
+    """A model for some of whose prompts each candidate is the best."""
+    params = random_params(BASE, jax.random.key(3))
+    params["embed"] = params["embed"] + 0.3 * jax.random.normal(
+        jax.random.key(1), (24,)
+    )  # a table whose mean is far from 0
+    return Tiny(BASE, params, reference.Model(params, BASE))
+
+
+def test_the_chosen_mask_and_lambda_are_the_references(leaning):
+    token_ids, chosen = prompts(12), []
+    for row, (tried, prompt) in enumerate(itertools.product([TRIED, TRIED[::-1]], token_ids)):
+        if row % 12 == 0:
+            masks_BD, ema_B = choose(leaning, token_ids, tried)
+        (init, ema), lead = reference.chosen_mask(leaning.reference, prompt, tried)
+        first, second = np.sort(lead)[[-1, -2]]
+        assert first - second > 1e-4, "choose another prompt: rounding could decide this one"
+        expected = reference.first_masks(leaning.reference, prompt, init=init, num_masks=1, offset=0.0, seed=0)
+        np.testing.assert_allclose(masks_BD[row % 12], expected[0], rtol=1e-5, atol=1e-5)
+        assert float(ema_B[row % 12]) == np.float32(ema)
+        chosen.append((init, ema))
+    assert len(set(chosen)) > 2, "these prompts prove nothing about choosing"
+
+
+def test_a_prompt_that_is_too_short_takes_the_first_candidate(leaning):
+    num_long = FEWEST_PLACES + 2
+    by_length = {}
+    for length in (3, num_long - 1, num_long):
+        by_length[length] = [
+            float(ema) for ema in choose(leaning, [prompt[:length] for prompt in prompts(24)], padding=20)[1]
+        ]
+    assert set(by_length[3]) | set(by_length[num_long - 1]) == {np.float32(0.1)}
+    assert len(set(by_length[num_long])) > 1
+
+
+def test_a_row_chooses_by_its_own_text_alone(leaning):
+    token_ids = prompts(6)
+    together = choose(leaning, token_ids)
+    padded = choose(leaning, token_ids, padding=13)
+    for row, prompt in enumerate(token_ids):
+        alone = choose(leaning, [prompt])
+        for of_batch in (together, padded):
+            np.testing.assert_allclose(of_batch[0][row], alone[0][0], rtol=1e-6, atol=1e-6)
+            assert of_batch[1][row] == alone[1][0]

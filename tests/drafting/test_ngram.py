@@ -10,7 +10,8 @@ import reference
 from jax_probe_mtp.drafting import Ngram
 from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN
 from jax_probe_mtp.drafting.ngram import ACCEPTED
-from jax_probe_mtp.drafting.source import SourceState, Text
+from jax_probe_mtp.drafting.shown import Text
+from jax_probe_mtp.drafting.source import SourceState
 
 WIDTH = 14
 JUNK = 99

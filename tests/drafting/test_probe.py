@@ -9,8 +9,9 @@ from support.drafting.trees import make_tree, nodes_of
 from jax_probe_mtp.decoding.verify import walk
 from jax_probe_mtp.drafting import DynamicProbe, Probe
 from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN, Paths
-from jax_probe_mtp.drafting.probe import ProbeRows
-from jax_probe_mtp.drafting.source import FinishedCall, Model, Prompts, SourceState, Text
+from jax_probe_mtp.drafting.mask_probe import ProbeRows
+from jax_probe_mtp.drafting.shown import FinishedCall, Model, Prompts, Text
+from jax_probe_mtp.drafting.source import SourceState
 from jax_probe_mtp.drafting.tree import build_tree
 
 ROOT = 7
@@ -21,6 +22,7 @@ def asked(*masks):
     """One row's state after its masks proposed {token: probability} each, best first."""
     rows = ProbeRows(
         masks_BMD=jnp.zeros((1, len(masks), 4)),
+        ema_B=jnp.zeros(1),
         id_BMC=jnp.asarray([[list(mask) for mask in masks]], jnp.int32),
         score_BMC=jnp.log(jnp.asarray([[list(mask.values()) for mask in masks]], jnp.float32)),
     )

@@ -15,7 +15,8 @@ from support.drafting.trees import make_tree, nodes_of
 from jax_probe_mtp.drafting import Recycle
 from jax_probe_mtp.drafting.candidates import NO_TOKEN, Paths
 from jax_probe_mtp.drafting.recycle import NUM_SUCCESSORS, Table, empty_table, harvest
-from jax_probe_mtp.drafting.source import FinishedCall, Model, SourceState, Text
+from jax_probe_mtp.drafting.shown import FinishedCall, Model, Text
+from jax_probe_mtp.drafting.source import SourceState
 from jax_probe_mtp.drafting.tree import build_tree
 from jax_probe_mtp.model.sampling import Sampling
 

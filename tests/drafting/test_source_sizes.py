@@ -74,7 +74,7 @@ def test_num_masks_comes_from_the_tree():
         ({"widths": 14.0}, ["numbers of candidates", "14.0"]),
         ({"widths": None}, ["numbers of candidates", "None"]),
         ({"widths": "dynamic"}, ["numbers of candidates", "'dynamic'"]),
-        ({"mask_init": "zero"}, ["'zero'", "mean, last_k, sample, offset"]),
+        ({"mask_init": "ones"}, ["'ones'", "mean, last_k, sample, offset"]),
         ({"mask_ema": 1.01}, ["mask_ema", "1.01"]),
         ({"mask_ema": -0.1}, ["mask_ema", "-0.1"]),
         ({"mask_offset": float("inf")}, ["mask_offset", "inf"]),
@@ -94,7 +94,7 @@ def test_probe_refuses(settings, says):
         ({"rows": 60.0}, ["rows", "whole number", "got 60.0"]),
         ({"rows": 8}, ["8 rows", "2 masks", "9 or more"]),
         ({"num_masks": 3, "rows": 15}, ["15 rows", "3 masks", "16 or more"]),
-        ({"mask_init": "zero"}, ["'zero'", "mean, last_k, sample, offset"]),
+        ({"mask_init": "ones"}, ["'ones'", "mean, last_k, sample, offset"]),
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ from reference.decode import (
 )
 from reference.model import Model
 from reference.sampling import noise, own_next, scores
-from reference.sources import Ngram, Probe, Recycle, first_masks, ngram_chain, successors
+from reference.sources import Ngram, Probe, Recycle, chosen_mask, first_masks, ngram_chain, successors
 from reference.trees import NO_TOKEN, STATIC80, best_first_tree, build_tree, static80_tree
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Recycle",
     "best_first_tree",
     "build_tree",
+    "chosen_mask",
     "decode_together",
     "first_masks",
     "ngram_chain",

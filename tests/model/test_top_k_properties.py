@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.drafting.drawn_trees import rows_of, several
 
 from jax_probe_mtp.drafting import top_k
-from jax_probe_mtp.drafting.top_k import BLOCK
+from jax_probe_mtp.model.top_k import BLOCK
 
 V = 12 * BLOCK + 5
 LEVELS = np.float32([-np.inf, np.finfo(np.float32).min, -0.0, 0.0, np.inf])  # -inf is less than the least number
