@@ -47,6 +47,7 @@ ORDER = [
     "generation",
     "jobs",
     "sameness",
+    "tuning",
     "measuring",
     "commands",
 ]

@@ -28,7 +28,8 @@ def add_command(commands: Any) -> None:
 
 
 def _align(args: argparse.Namespace) -> int:
-    source, settings = draft_options.draft_source(args), options.settings(args)
+    masks, settings = draft_options.Masks(args), options.settings(args)
+    source = masks.put_into(draft_options.draft_source(args))
     if not source.num_masks:
         raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
     if settings.batch_size != 1:
@@ -42,9 +43,17 @@ def _align(args: argparse.Namespace) -> int:
     options.say_skipped(skipped)
     draft_options.check_own(source, checkpoint.config)
     measured = alignment.measure(
-        checkpoint, prompts, source, settings, progress=lambda prompts: tqdm(prompts, unit="question", disable=None)
+        checkpoint,
+        prompts,
+        source,
+        settings,
+        progress=lambda prompts: tqdm(prompts, unit="question", disable=None),
+        shared=masks.shared(source, checkpoint),
     )
-    measured_on = environment(str(checkpoint.params["embed"].dtype)) | {"model": model_identity(checkpoint)}
+    measured_on = environment(str(checkpoint.params["embed"].dtype)) | {
+        "model": model_identity(checkpoint),
+        **masks.said,
+    }
     for path in alignment_report.write_alignment(measured, measured_on, args.output):
         print(path)
     return 0

@@ -47,6 +47,7 @@ def add_commands(commands: Any) -> None:
         metavar="SPEC",
         help="one run beside plain decoding; may be repeated (default: what --runs says)",
     )
+    draft_options.add_masks(measure)
     options.add_sampling(measure, max_new_tokens=options.NEW_TOKENS)
     measure.add_argument("--output", type=Path, required=True, metavar="R.json", help="what was measured")
     measure.add_argument("--resume", action="store_true", help="go on with what --output holds")
@@ -61,8 +62,13 @@ def add_commands(commands: Any) -> None:
 def _bench(args: argparse.Namespace) -> int:
     draft_options.find_own_modules()
     runs, settings = parse_runs(";".join(args.draft) if args.draft else args.runs), options.settings(args)
+    masks = draft_options.Masks(args)
+    for source in runs:
+        masks.check(source)
+    if masks.digest and not any(source.needs_shared for source in runs):
+        raise ValueError("--masks is of runs with tuned masks: name one, such as probe:14@mask_init=tuned.")
     questions = read_questions(args.questions, args.per_category)
-    check_files({"--output": args.output}, [args.questions])
+    check_files({"--output": args.output}, [args.questions, args.masks])
     earlier = bench_record.read_record(args.output) if args.output.exists() else None
     checkpoint = options.load(args)
     header = {
@@ -75,6 +81,7 @@ def _bench(args: argparse.Namespace) -> int:
             "per_category": args.per_category,
             "max_new_tokens": settings.max_new_tokens,
             "runs": [draft_name(source) for source in runs],
+            **masks.said,
             "temperature": settings.temperature,
             "top_k": settings.top_k,
             "top_p": settings.top_p,
@@ -88,7 +95,14 @@ def _bench(args: argparse.Namespace) -> int:
     }
     for source in runs:
         draft_options.check_own(source, checkpoint.config)
-    measured = bench.Bench(checkpoint, questions, runs, settings, use_chat_template=not args.no_chat_template)
+    measured = bench.Bench(
+        checkpoint,
+        questions,
+        runs,
+        settings,
+        use_chat_template=not args.no_chat_template,
+        shared=lambda source: masks.shared(source, checkpoint),
+    )
     if earlier:
         _check_same(args.output, earlier, header, resume=args.resume)
         measured.results = _results(args.output, earlier, {str(question.id) for question in questions})

@@ -3,14 +3,17 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.drafting import mask_tokens
 from jax_probe_mtp.drafting.check_source import check_source
 from jax_probe_mtp.drafting.shorthand import DEFAULT_METHOD, FLAGS, METHODS, parse_flags
 from jax_probe_mtp.drafting.source import DraftSource
-from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, is_listed, parse_draft
+from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, draft_name, is_listed, parse_draft, with_tuned_masks
+from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.tuning.masks_file import check_masks, read_masks
 
 AUTO = "auto"  # the --tree that is chosen by what a call costs
 
@@ -45,20 +48,92 @@ def add_draft(parser: argparse.ArgumentParser, *, without_plain: bool = False) -
     parser.add_argument(
         "--block-complexity", type=int, metavar="BC", help="rows a call may have (default: what --tree makes)"
     )
-    parser.add_argument("--mask-init", choices=mask_tokens.INITS, help="first value of the masks (default: mean)")
+    inits = [init for init in mask_tokens.INITS if init != mask_tokens.TUNED]
+    parser.add_argument("--mask-init", choices=inits, help="first value of the masks (default: auto)")
     parser.add_argument("--mask-offset", type=float, metavar="C", help="of --mask-init offset, deviations (default: 5)")
     parser.add_argument(
         "--mask-ema",
         type=float,
         metavar="L",
-        help=f"lambda; 0 freezes the masks (default: {mask_tokens.DEFAULT_EMA:g})",
+        help=f"lambda; 0 freezes the masks (default: {mask_tokens.DEFAULT_EMA:g} with the paper's inits, else 0)",
     )
+    add_masks(parser)
     flag: dict[str, Any] = {"action": "store_true", "default": None}
     parser.add_argument("--no-prune", **flag, help="keep candidates that repeat their parent's token")
     parser.add_argument("--rank-without-noise", **flag, help="rank sampled drafts as the paper does")
     parser.add_argument("--max-ngram", type=int, metavar="N", help="ngram: tokens compared at most (default: 5)")
     parser.add_argument("--match", help="ngram: which of equally long matches, recent or first (default: recent)")
     parser.add_argument("--warm", **flag, help="recycle: one table for all prompts, which stays")
+
+
+def add_masks(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that bring tuned masks."""
+    parser.add_argument("--masks", type=Path, metavar="FILE", help="masks that tune-masks made (default: untuned ones)")
+    parser.add_argument(
+        "--masks-of-relative",
+        action="store_true",
+        help="take the --masks of another model as wide, such as the same one in another precision",
+    )
+
+
+class Masks:
+    """The tuned masks that the flags of `add_masks` name, if any; nothing else knows the file.
+
+    Attributes:
+      digest: by which answers and records name them; None where there are none.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Reads and checks the file.
+
+        Raises:
+          ValueError: one line, also for a flag that has no effect.
+        """
+        self._path, self._is_relative = args.masks, args.masks_of_relative
+        if self._is_relative and not self._path:
+            raise ValueError("--masks-of-relative says whose --masks may be taken; give --masks too.")
+        self._tuned = read_masks(self._path) if self._path else None
+        self.digest = self._tuned.digest if self._tuned else None
+
+    @property
+    def said(self) -> dict[str, str]:
+        """Gives what a record says of them, as JSON has it; nothing where there are none."""
+        return {"masks": self.digest} if self.digest else {}
+
+    def put_into(self, source: DraftSource) -> DraftSource:
+        """Gives the same source with these masks, or as it is where there are none.
+
+        Raises:
+          ValueError: if it cannot have them, or needs some and there are none.
+        """
+        if self._tuned:
+            source = with_tuned_masks(source)
+        self.check(source)
+        return source
+
+    def check(self, source: DraftSource) -> None:
+        """Raises ValueError where a source needs masks and there are none, or as many as it has depths."""
+        if not source.needs_shared:
+            return
+        if self._tuned is None:
+            raise ValueError(f"{draft_name(source)} needs {source.needs_shared}: give --masks FILE.")
+        num_masks = len(self._tuned.masks_MD)
+        if num_masks != source.num_masks:
+            raise ValueError(
+                f"{self._path} holds {num_masks} masks, but the tree of {draft_name(source)} has {source.num_masks} depths; "
+                f"give a tree of {num_masks}, or masks tuned with --num-masks {source.num_masks}."
+            )
+
+    def shared(self, source: DraftSource, checkpoint: Checkpoint) -> Any:
+        """Gives what the source's rows share; None where it needs nothing.
+
+        Raises:
+          ValueError: if the masks are another model's.
+        """
+        if self._tuned is None or not source.needs_shared:
+            return None
+        check_masks(self._tuned, self._path, checkpoint, is_relative=self._is_relative)
+        return self._tuned.shared
 
 
 def draft_source(args: argparse.Namespace, *, takes_auto: bool = False) -> DraftSource:

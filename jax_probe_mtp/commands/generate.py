@@ -108,7 +108,8 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _generate_one(args: argparse.Namespace) -> int:
-    source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
+    masks, settings = draft_options.Masks(args), options.settings(args)
+    source = masks.put_into(draft_options.draft_source(args, takes_auto=True))
     opened = options.open_model(args)
     _say_model_defaults(opened, settings)
     encode = options.encoder(args, opened.tokenizer)
@@ -120,7 +121,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     checkpoint = opened.load(mesh)
     choice = choose_tree(checkpoint, prompts, source, settings) if args.tree == draft_options.AUTO else None
     source = choice.source if choice else source
-    decoder = Decoder(checkpoint, source)
+    decoder = Decoder(checkpoint, source, shared=masks.shared(source, checkpoint))
     if args.stream:
         if args.calls_per_chunk is None:
             settings = dataclasses.replace(settings, calls_per_chunk=1)
@@ -136,7 +137,8 @@ def _generate_one(args: argparse.Namespace) -> int:
 
 def _generate_file(args: argparse.Namespace) -> int:
     with processes.in_step():
-        source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
+        masks, settings = draft_options.Masks(args), options.settings(args)
+        source = masks.put_into(draft_options.draft_source(args, takes_auto=True))
         before = begun(processes.own_path(args.output))
     is_by_line = processes.largest(before is not None and before.is_by_line) == 1
     at = processes.earliest(before.at if before else datetime.datetime.now())
@@ -146,7 +148,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         logging.getLogger("jax_probe_mtp").info("%s: not read: %s", args.input, ", ".join(prompts.unused_fields))
     if args.distributed:
         flags = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
-        processes.check_same({str(args.input): prompts.digest(), **flags})
+        processes.check_same({str(args.input): prompts.digest(), "--masks": masks.digest, **flags})
     with processes.in_step():
         mesh = _mesh(args)
         data, tensor = (1, 1) if mesh is None else mesh.devices.shape
@@ -191,6 +193,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         draft=draft_options.AUTO if choice else draft_name(source),
         program_draft=draft_name(source),
         mesh=args.mesh,
+        masks=masks.digest,
     )
     job = Job(
         prompts,
@@ -202,6 +205,8 @@ def _generate_file(args: argparse.Namespace) -> int:
         encode=encode,
         is_ordered=args.ordered,
         redoes_changed=args.redo_changed,
+        shared=masks.shared(source, checkpoint),
+        says=masks.said,
     )
     status = job.run()
     more = {"run": run, "capacity": capacity, "batch_size": settings.batch_size, "mesh": args.mesh}
@@ -210,7 +215,18 @@ def _generate_file(args: argparse.Namespace) -> int:
 
 
 # Of the flags, what each of several processes may have for itself; the files are compared, not their names.
-MAY_DIFFER = ("command", "input", "output", "model", "process_id", "coordinator", "stats", "stats_json", "log_level")
+MAY_DIFFER = (
+    "command",
+    "input",
+    "output",
+    "model",
+    "masks",
+    "process_id",
+    "coordinator",
+    "stats",
+    "stats_json",
+    "log_level",
+)
 
 
 def _mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
-from jax_probe_mtp.commands import align, bench, demo, generate, merge, verify
+from jax_probe_mtp.commands import align, bench, demo, generate, merge, tune_masks, verify
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.errors import Parser, exit_status, one_line
 
@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_command(commands)
     verify.add_command(commands)
     bench.add_commands(commands)
+    tune_masks.add_command(commands)
     align.add_command(commands)
     demo.add_command(commands)
     return parser

@@ -91,9 +91,11 @@ def _verify(args: argparse.Namespace) -> int:
 def _verify_method(args: argparse.Namespace) -> int:
     if args.frequencies:
         raise ValueError("--frequencies is for --outputs; leave it out.")
-    source, settings = draft_options.draft_source(args, takes_auto=True), options.settings(args)
+    masks, settings = draft_options.Masks(args), options.settings(args)
+    source = draft_options.draft_source(args, takes_auto=True)
     if source == parse_draft(PLAIN):
         raise ValueError(f"{_plain_flag(args)} is plain decoding, with which verify compares: name a way of drafting.")
+    source = masks.put_into(source)
     records = options.read_records(args)  # before anything slow starts
     category_of = categories(args.input) if args.input else {}
     if args.against == "torch":
@@ -115,9 +117,11 @@ def _verify_method(args: argparse.Namespace) -> int:
         print(f"auto: {choice}", file=sys.stderr)
         source = choice.source
     with_what = compare_with_torch if args.against == "torch" else compare
-    run = _run(args, checkpoint, settings) | {"draft": draft_name(source), "against": args.against or "ar"}
+    shared = masks.shared(source, checkpoint)
+    drafting = {"draft": draft_name(source), **masks.said, "against": args.against or "ar"}
+    run = _run(args, checkpoint, settings) | drafting
     title = f"{run['draft']} against {'transformers' if args.against == 'torch' else 'plain decoding'}"
-    found = with_what(checkpoint, prompts, source, settings)
+    found = with_what(checkpoint, prompts, source, settings, shared=shared)
     with_categories = (dataclasses.replace(each, category=category_of.get(each.id)) for each in found)
     return _report(with_categories, title, run, args)
 
@@ -134,7 +138,7 @@ def _plain_flag(args: argparse.Namespace) -> str:
 
 
 def _verify_outputs(args: argparse.Namespace) -> int:
-    of_decoding = ["draft", "method", "against", "exact", "capacity", "prompt_slots", "calls_per_chunk"]
+    of_decoding = ["draft", "method", "against", "exact", "capacity", "prompt_slots", "calls_per_chunk", "masks"]
     for option in (*of_decoding, *draft_options.FLAGS):
         if getattr(args, option) is not None and getattr(args, option) is not False:
             raise ValueError(

@@ -54,8 +54,8 @@ def write_json(path: Path, record: object) -> None:
     write_files(path.parent, {path.name: text})
 
 
-def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Writes a text under each name into `folder`, which is made if need be, and gives the files in the same order.
+def write_files(folder: Path, texts: Mapping[str, str | bytes]) -> list[Path]:
+    """Writes a text, or bytes, under each name into `folder`, which is made if need be, and gives the files in the same order.
 
     All texts are on the disk before the first takes its name, so that a full disk leaves the old files as they were.
 
@@ -68,7 +68,7 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
         for name, text in texts.items():
             if (folder / name).exists() and not (folder / name).is_file():
                 raise OSError(f"{folder / name} is not a file but a folder or a device; name another.")
-            partial[name].write_text(text, encoding="utf-8")
+            partial[name].write_bytes(text.encode() if isinstance(text, str) else text)
         for name in texts:
             os.replace(partial[name], folder / name)
     except OSError as error:

@@ -47,6 +47,8 @@ class Job:
         encode: Encoder,
         is_ordered: bool,
         redoes_changed: bool = False,
+        shared: Any = None,
+        says: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepares the run; reads and writes nothing yet.
 
@@ -60,6 +62,8 @@ class Job:
           encode: turns records into tokens.
           is_ordered: True for answers in the order of the prompts, which then wait for each other.
           redoes_changed: True to answer records anew that are not what they were when they were answered.
+          shared: what the draft source's rows share, such as tuned masks; what it begins with when None.
+          says: more fields of each answer.
 
         Raises:
           ValueError: one line with the values and a way out.
@@ -68,7 +72,7 @@ class Job:
         self._prompts, self._output, self._run = prompts, processes.own_path(output), run
         self._checkpoint, self._settings = checkpoint, settings
         self._encode, self._is_ordered = encode, is_ordered
-        self._redoes_changed = redoes_changed
+        self._redoes_changed, self._says = redoes_changed, dict(says or {})
         self._in_use: dict[int, dict[str, Any] | None] = {}  # what answers say of records under way; None of another's
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
@@ -79,6 +83,7 @@ class Job:
             capacity=settings.capacity,
             is_sampled=max(temperatures) > 0,
             stats=self.stats,
+            shared=shared,
         )
 
     def run(self) -> int:
@@ -178,7 +183,7 @@ class Job:
 
     def _said_of(self, record: Record, prompt: Prompt) -> dict[str, Any]:
         """Gives what the answer says of its record; the seed too where that does not follow from the id."""
-        said = record.as_answered()
+        said = record.as_answered() | self._says
         if record.occurrence is not None and prompt.of("temperature", self._settings) > 0:
             said["seed"] = record_seed(self._settings.seed, prompt)
         return said

@@ -62,6 +62,7 @@ def measure(
     source: DraftSource,
     settings: Settings,
     progress: Callable[[Sequence[Prompt]], Iterable[Prompt]] = iter,
+    shared: Any = None,
 ) -> Alignment:
     """Decodes each prompt and compares the masks behind every draft with four rows of the finished text.
 
@@ -75,6 +76,7 @@ def measure(
       source: a draft source with at least one mask, all of whose nodes own masks.
       settings: as for `Decoder`; the batch size is not used.
       progress: passes the prompts on, each when it is wanted, as `tqdm` does.
+      shared: what the draft source's rows share, such as tuned masks.
 
     Raises:
       ValueError: nothing to measure, or a prompt that `make_batch` refuses.
@@ -91,7 +93,7 @@ def measure(
     total = np.zeros((len(CLASSES), len(KINDS), M, E))
     count = np.zeros((len(CLASSES), len(KINDS), M), np.int64)
     for prompt, batch in zip(progress(prompts), batches, strict=True):
-        calls = decode_calls(checkpoint, source, batch)
+        calls = decode_calls(checkpoint, source, batch, shared)
         row_QMJ = compared_rows(calls, record_seed(settings.seed, prompt))
         cosine_EQMJ = text_cosines(checkpoint, calls, row_QMJ)
         is_accepted_QM1 = calls.num_accepted_Q[:, None, None] > np.arange(M)[:, None]
@@ -119,10 +121,10 @@ def _named(values: np.ndarray) -> dict[str, dict[str, Any]]:
     return {name: dict(zip(KINDS, by_kind, strict=True)) for name, by_kind in by_class}
 
 
-def decode_calls(checkpoint: Checkpoint, source: DraftSource, batch: Batch) -> Calls:
+def decode_calls(checkpoint: Checkpoint, source: DraftSource, batch: Batch, shared: Any = None) -> Calls:
     """Decodes one prompt call by call, and notes what each call's masks were and how many drafts it accepted."""
     masks, ends, accepted = [], [], []
-    for traced in trace(checkpoint.params, batch, checkpoint.config, source):
+    for traced in trace(checkpoint.params, batch, checkpoint.config, source, shared):
         masks.append(np.asarray(source.masks(traced.before.source)[0]))
         ends.append(int(traced.after.length_B[0]))
         accepted.append(int(traced.after.accepted_by_depth_BX.sum()))  # so far

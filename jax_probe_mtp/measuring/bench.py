@@ -4,7 +4,7 @@ import concurrent.futures
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jax_probe_mtp.decoding.settings import Prompt, Settings
@@ -34,6 +34,7 @@ class Bench:
         settings: Settings,
         *,
         use_chat_template: bool = True,
+        shared: Callable[[DraftSource], Any] = lambda source: None,
     ) -> None:
         """Decodes nothing yet, but finds what cannot run.
 
@@ -43,6 +44,7 @@ class Bench:
           runs: plain decoding first, as `parse_runs` gives them.
           settings: the settings of all.
           use_chat_template: False takes the questions as plain text.
+          shared: gives what the rows of a run's source share; None where it begins by itself.
 
         Raises:
           ValueError: if a run cannot be had, or no question fits.
@@ -51,7 +53,7 @@ class Bench:
             raise ValueError(f"batch_size must be at least 1, got {settings.batch_size}.")
         self._runs, self._settings = list(runs), settings
         self._names = [draft_name(source) for source in runs]
-        self._decoders = [TimedBatches(checkpoint, source) for source in runs]
+        self._decoders = [TimedBatches(checkpoint, source, shared(source)) for source in runs]
         self._is_stopping = threading.Event()
         self._category_of = {str(question.id): question.category for question in questions}
         self.results: dict[str, dict[str, Result]] = {name: {} for name in self._names}

