@@ -69,6 +69,7 @@ def stream(
     settings: Settings | None = None,
     use_chat_template: bool = True,
     continue_final_message: bool = False,
+    shared: Any = None,
 ) -> Iterator[str]:
     """Answers one prompt piece by piece: the pieces together are the text that `generate` gives.
 
@@ -79,6 +80,7 @@ def stream(
       settings: as for `generate`; a piece comes after every `calls_per_chunk` calls, after each one when left out.
       use_chat_template: as for `generate`.
       continue_final_message: as for `generate`; the pieces are what comes after the message.
+      shared: as for `generate`.
 
     Returns:
       An iterator over texts, none of them empty. No character is cut in two, and a text that may yet become a stop string
@@ -87,7 +89,7 @@ def stream(
     Raises:
       ValueError: one line with the values and a way out.
     """
-    decoder = Decoder(checkpoint, _source(draft))
+    decoder = Decoder(checkpoint, _source(draft), shared=shared)
     record = as_prompt(
         checkpoint, 0, prompt, use_chat_template=use_chat_template, continue_final_message=continue_final_message
     )

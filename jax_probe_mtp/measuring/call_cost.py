@@ -80,7 +80,8 @@ def filled_state(
         eos_token_ids=[],
         max_accept=None,
     )
-    fill = functools.partial(prefill, cfg=cfg, source=source, decode_cfg=decode_cfg)
+    shared = source.init_shared(cfg)  # also where the caller brings masks: theirs would take as long
+    fill = functools.partial(prefill, cfg=cfg, source=source, decode_cfg=decode_cfg, shared=shared)
     shapes = jax.eval_shape(fill, params, jax.ShapeDtypeStruct((B, 1), jnp.int32), request)
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.replace(cache=None, source=None))
     noise = jax.jit(lambda key: jax.random.normal(key, shapes.cache.k[0].shape, shapes.cache.k[0].dtype))
