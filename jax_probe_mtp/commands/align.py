@@ -28,7 +28,7 @@ def add_command(commands: Any) -> None:
 
 
 def _align(args: argparse.Namespace) -> int:
-    masks, settings = draft_options.Masks(args), options.settings(args)
+    masks, settings = draft_options.MasksFlags(args), options.settings(args)
     source = masks.put_into(draft_options.draft_source(args))
     if not source.num_masks:
         raise ValueError("align looks at mask tokens: give a --tree with at least one mask, such as --tree 14.")
@@ -37,6 +37,7 @@ def _align(args: argparse.Namespace) -> int:
     alignment_report.check_output(args.output)
     questions = read_questions(args.questions, args.per_category)
     checkpoint = options.load(args)
+    masks.check_model(checkpoint)
     prompts, skipped = bench.read_prompts(
         checkpoint, questions, settings.max_new_tokens, use_chat_template=not args.no_chat_template
     )
@@ -48,7 +49,7 @@ def _align(args: argparse.Namespace) -> int:
         source,
         settings,
         progress=lambda prompts: tqdm(prompts, unit="question", disable=None),
-        shared=masks.shared(source, checkpoint),
+        shared=masks.shared(source),
     )
     measured_on = environment(str(checkpoint.params["embed"].dtype)) | {
         "model": model_identity(checkpoint),

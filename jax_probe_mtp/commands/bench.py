@@ -62,7 +62,7 @@ def add_commands(commands: Any) -> None:
 def _bench(args: argparse.Namespace) -> int:
     draft_options.find_own_modules()
     runs, settings = parse_runs(";".join(args.draft) if args.draft else args.runs), options.settings(args)
-    masks = draft_options.Masks(args)
+    masks = draft_options.MasksFlags(args)
     for source in runs:
         masks.check(source)
     if masks.digest and not any(source.needs_shared for source in runs):
@@ -71,6 +71,7 @@ def _bench(args: argparse.Namespace) -> int:
     check_files({"--output": args.output}, [args.questions, args.masks])
     earlier = bench_record.read_record(args.output) if args.output.exists() else None
     checkpoint = options.load(args)
+    masks.check_model(checkpoint)
     header = {
         "format": bench_record.FORMAT,
         "environment": environment(str(checkpoint.params["embed"].dtype)),
@@ -101,7 +102,7 @@ def _bench(args: argparse.Namespace) -> int:
         runs,
         settings,
         use_chat_template=not args.no_chat_template,
-        shared=lambda source: masks.shared(source, checkpoint),
+        shared=masks.shared,
     )
     if earlier:
         _check_same(args.output, earlier, header, resume=args.resume)

@@ -55,7 +55,8 @@ def add_draft(parser: argparse.ArgumentParser, *, without_plain: bool = False) -
         "--mask-ema",
         type=float,
         metavar="L",
-        help=f"lambda; 0 freezes the masks (default: {mask_tokens.DEFAULT_EMA:g} with the paper's inits, else 0)",
+        help=f"lambda; 0 freezes the masks (default: auto chooses it too; {mask_tokens.DEFAULT_EMA:g} with the paper's inits, "
+        "else 0)",
     )
     add_masks(parser)
     flag: dict[str, Any] = {"action": "store_true", "default": None}
@@ -76,7 +77,7 @@ def add_masks(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Masks:
+class MasksFlags:
     """The tuned masks that the flags of `add_masks` name, if any; nothing else knows the file.
 
     Attributes:
@@ -124,16 +125,14 @@ class Masks:
                 f"give a tree of {num_masks}, or masks tuned with --num-masks {source.num_masks}."
             )
 
-    def shared(self, source: DraftSource, checkpoint: Checkpoint) -> Any:
-        """Gives what the source's rows share; None where it needs nothing.
+    def check_model(self, checkpoint: Checkpoint) -> None:
+        """Raises ValueError where the masks are another model's."""
+        if self._tuned is not None:
+            check_masks(self._tuned, self._path, checkpoint, is_relative=self._is_relative)
 
-        Raises:
-          ValueError: if the masks are another model's.
-        """
-        if self._tuned is None or not source.needs_shared:
-            return None
-        check_masks(self._tuned, self._path, checkpoint, is_relative=self._is_relative)
-        return self._tuned.shared
+    def shared(self, source: DraftSource) -> Any:
+        """Gives what the source's rows share, float32 [M, D]; None where it needs nothing."""
+        return self._tuned.shared if self._tuned is not None and source.needs_shared else None
 
 
 def draft_source(args: argparse.Namespace, *, takes_auto: bool = False) -> DraftSource:

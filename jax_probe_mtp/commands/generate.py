@@ -103,12 +103,12 @@ def _generate(args: argparse.Namespace) -> int:
         processes.initialize(args.coordinator, args.num_processes, args.process_id)
     with processes.in_step():
         written = {"--output": args.output, "--stats-json": args.stats_json}
-        check_files(written, [args.input, *([run_path(args.output)] if args.output else [])])
+        check_files(written, [args.input, args.masks, *([run_path(args.output)] if args.output else [])])
     return _generate_file(args) if args.input else _generate_one(args)
 
 
 def _generate_one(args: argparse.Namespace) -> int:
-    masks, settings = draft_options.Masks(args), options.settings(args)
+    masks, settings = draft_options.MasksFlags(args), options.settings(args)
     source = masks.put_into(draft_options.draft_source(args, takes_auto=True))
     opened = options.open_model(args)
     _say_model_defaults(opened, settings)
@@ -119,9 +119,10 @@ def _generate_one(args: argparse.Namespace) -> int:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
     draft_options.check_own(source, opened.config)
     checkpoint = opened.load(mesh)
+    masks.check_model(checkpoint)
     choice = choose_tree(checkpoint, prompts, source, settings) if args.tree == draft_options.AUTO else None
     source = choice.source if choice else source
-    decoder = Decoder(checkpoint, source, shared=masks.shared(source, checkpoint))
+    decoder = Decoder(checkpoint, source, shared=masks.shared(source))
     if args.stream:
         if args.calls_per_chunk is None:
             settings = dataclasses.replace(settings, calls_per_chunk=1)
@@ -137,7 +138,7 @@ def _generate_one(args: argparse.Namespace) -> int:
 
 def _generate_file(args: argparse.Namespace) -> int:
     with processes.in_step():
-        masks, settings = draft_options.Masks(args), options.settings(args)
+        masks, settings = draft_options.MasksFlags(args), options.settings(args)
         source = masks.put_into(draft_options.draft_source(args, takes_auto=True))
         before = begun(processes.own_path(args.output))
     is_by_line = processes.largest(before is not None and before.is_by_line) == 1
@@ -179,6 +180,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         logging.getLogger("jax_probe_mtp").debug("%s; capacity %d", needed, capacity)
         memory.check(needed, data)
         checkpoint = opened.load(mesh)
+        masks.check_model(checkpoint)
     if args.distributed:
         parts, digest = local_weights_digest(checkpoint.params)
         processes.check_same({"weights": digest}, among=parts)
@@ -205,8 +207,8 @@ def _generate_file(args: argparse.Namespace) -> int:
         encode=encode,
         is_ordered=args.ordered,
         redoes_changed=args.redo_changed,
-        shared=masks.shared(source, checkpoint),
-        says=masks.said,
+        shared=masks.shared(source),
+        says=masks.said if source.needs_shared else {},
     )
     status = job.run()
     more = {"run": run, "capacity": capacity, "batch_size": settings.batch_size, "mesh": args.mesh}

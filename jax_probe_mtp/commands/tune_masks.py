@@ -1,9 +1,11 @@
 """`tune-masks` as a command: the model answers prompts, and masks are tuned on its answers."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import importlib.resources
+import json
 import logging
 import shutil
 import sys
@@ -19,7 +21,7 @@ from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
 from jax_probe_mtp.files.json_lines import json_lines
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import Begun, begun
-from jax_probe_mtp.files.whole_files import check_files
+from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.jobs.encode import capacity_of
 from jax_probe_mtp.jobs.job import EXIT_ERRORS, Job
 from jax_probe_mtp.jobs.made_by import made_by
@@ -126,18 +128,27 @@ def _tune_masks(args: argparse.Namespace) -> int:
     data, tensor = (1, 1) if mesh is None else mesh.devices.shape
     for size in (args.batch_size, settings.micro_batch):
         check_mesh(opened.config, size, data, tensor)
+    most = -(-prompts.num_records // data) * data
+    how_to_answer = Settings(max_new_tokens=args.max_new_tokens, batch_size=min(args.batch_size, most), capacity=1)
+    how_to_answer.check(opened.config, parse_draft(PLAIN), num_shards=data)
     folder = args.output.with_name(args.output.name + ".run")
     folder.mkdir(exist_ok=True)
+    _check_prompts(prompts, folder)
     checkpoint = opened.load(mesh)
-    status = _answer(args, prompts, checkpoint, opened.dtype, folder / "answers.jsonl")
+    status = _answer(args, prompts, checkpoint, opened.dtype, how_to_answer, folder / "answers.jsonl")
     if status not in (0, EXIT_ERRORS):
         return status
     answers = [answer for *_, answer in json_lines(folder / "answers.jsonl") if not answer.get("error")]
     pairs = [(answer["prompt_ids"], answer["token_ids"]) for answer in answers]
     tuned = _tune(checkpoint, pairs, settings, folder / "steps")
-    tuned.about["texts"]["prompts"] = prompts.path.name
+    about = tuned.about["texts"]
+    about |= {"prompts": prompts.path.name, "left_out": prompts.num_records - about["tuned_on"] - about["held_back"]}
     masks_file.save_masks(tuned, args.output)
     shutil.rmtree(folder)
+    print(
+        f"{about['tuned_on']} answers tuned on, {about['held_back']} held back, {about['left_out']} left out",
+        file=sys.stderr,
+    )
     rates = ", ".join(f"{rate:.3f}" for rate in tuned.about["hits"][0])
     sizes = ", ".join(map(str, tuned.about["hit_sizes"]))
     print(
@@ -152,13 +163,30 @@ def own_prompts() -> Path:
     return Path(str(importlib.resources.files("jax_probe_mtp") / "tuning" / OWN_PROMPTS))
 
 
-def _answer(args: argparse.Namespace, prompts: PromptFile, checkpoint: Checkpoint, dtype: str, output: Path) -> int:
+def _check_prompts(prompts: PromptFile, folder: Path) -> None:
+    """Refuses to go on with the answers to other prompts; keeps by what the run's are known."""
+    path, digest = folder / "prompts.json", prompts.digest()
+    there = None
+    if path.exists():
+        with contextlib.suppress(ValueError):
+            there = json.loads(path.read_bytes())
+        if there != digest:
+            raise ValueError(
+                f"{folder} holds a run that began with other prompts than {prompts.path} has now; delete that folder to begin "
+                f"anew, or give the prompts that it had."
+            )
+    write_json(path, digest)
+
+
+def _answer(
+    args: argparse.Namespace, prompts: PromptFile, checkpoint: Checkpoint, dtype: str, settings: Settings, output: Path
+) -> int:
     """Lets the model answer the prompts, in their order; goes on where an earlier run was cut off."""
-    settings = Settings(max_new_tokens=args.max_new_tokens, batch_size=min(args.batch_size, prompts.num_records))
     before = begun(output)
     at = before.at if before else datetime.datetime.now()
     encode = dataclasses.replace(options.encoder(args, checkpoint.tokenizer), date=at)
-    settings = dataclasses.replace(settings, capacity=capacity_of(prompts, checkpoint.config, encode, settings))
+    capacity = capacity_of(prompts, checkpoint.config, encode, settings)
+    settings = dataclasses.replace(settings, capacity=capacity)
     run = made_by(
         checkpoint,
         settings,
@@ -170,7 +198,6 @@ def _answer(args: argparse.Namespace, prompts: PromptFile, checkpoint: Checkpoin
         mesh=args.mesh,
     )
     plain = parse_draft(PLAIN)
-    settings.check(checkpoint.config, plain)
     return Job(prompts, output, run, checkpoint, plain, settings, encode=encode, is_ordered=True).run()
 
 

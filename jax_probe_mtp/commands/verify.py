@@ -84,14 +84,14 @@ def _report(found: Iterable[Verdict], title: str, run: dict[str, Any], args: arg
 
 
 def _verify(args: argparse.Namespace) -> int:
-    check_files({"--json": args.json, "--markdown": args.markdown}, [args.input, args.outputs])
+    check_files({"--json": args.json, "--markdown": args.markdown}, [args.input, args.outputs, args.masks])
     return _verify_outputs(args) if args.outputs else _verify_method(args)
 
 
 def _verify_method(args: argparse.Namespace) -> int:
     if args.frequencies:
         raise ValueError("--frequencies is for --outputs; leave it out.")
-    masks, settings = draft_options.Masks(args), options.settings(args)
+    masks, settings = draft_options.MasksFlags(args), options.settings(args)
     source = draft_options.draft_source(args, takes_auto=True)
     if source == parse_draft(PLAIN):
         raise ValueError(f"{_plain_flag(args)} is plain decoding, with which verify compares: name a way of drafting.")
@@ -112,13 +112,15 @@ def _verify_method(args: argparse.Namespace) -> int:
     prompts = [_encoded(record, encode) for record in records]
     draft_options.check_own(source, opened.config)
     checkpoint = opened.load()
+    masks.check_model(checkpoint)
     if args.tree == draft_options.AUTO:
         choice = choose_tree(checkpoint, prompts, source, settings)
         print(f"auto: {choice}", file=sys.stderr)
         source = choice.source
     with_what = compare_with_torch if args.against == "torch" else compare
-    shared = masks.shared(source, checkpoint)
-    drafting = {"draft": draft_name(source), **masks.said, "against": args.against or "ar"}
+    shared = masks.shared(source)
+    said = masks.said if source.needs_shared else {}
+    drafting = {"draft": draft_name(source), **said, "against": args.against or "ar"}
     run = _run(args, checkpoint, settings) | drafting
     title = f"{run['draft']} against {'transformers' if args.against == 'torch' else 'plain decoding'}"
     found = with_what(checkpoint, prompts, source, settings, shared=shared)
@@ -138,7 +140,17 @@ def _plain_flag(args: argparse.Namespace) -> str:
 
 
 def _verify_outputs(args: argparse.Namespace) -> int:
-    of_decoding = ["draft", "method", "against", "exact", "capacity", "prompt_slots", "calls_per_chunk", "masks"]
+    of_decoding = [
+        "draft",
+        "method",
+        "against",
+        "exact",
+        "capacity",
+        "prompt_slots",
+        "calls_per_chunk",
+        "masks",
+        "masks_of_relative",
+    ]
     for option in (*of_decoding, *draft_options.FLAGS):
         if getattr(args, option) is not None and getattr(args, option) is not False:
             raise ValueError(

@@ -140,7 +140,8 @@ def choose_masks(prompts: ReadPrompts, tried: Tried) -> tuple[jax.Array, jax.Arr
         hidden_QCD, target_Q = row
         logits_QCV = prompts.logits(hidden_QCD.reshape(Q * C, D)).reshape(Q, C, -1)
         true_QC1 = jnp.take_along_axis(logits_QCV, target_Q[:, None, None], axis=-1)
-        return SOFT_HIT / (SOFT_HIT + jnp.sum(logits_QCV > true_QC1, axis=-1).astype(jnp.float32))
+        rank_QC = jnp.sum(~(logits_QCV <= true_QC1), axis=-1)  # NaN is no guess
+        return SOFT_HIT / (SOFT_HIT + rank_QC.astype(jnp.float32))
 
     hit_BQC = jax.lax.map(hits, (hidden_BQCD, target_BQ))
     is_place_BQ1 = (place_BQ >= 0)[..., None]

@@ -169,13 +169,14 @@ def begin_shared(source: DraftSource, cfg: ModelConfig, shared: Any = None) -> A
     if structures[0] != structures[1] or _shapes(shared) != _shapes(own):
         raise ValueError(
             f"{source} begins with shared arrays of {_shapes(own)}, got {_shapes(shared)}; leave shared out, or give what "
-            f"the same source made for this model."
+            f"the same source made for this model (of tuned masks: their .shared)."
         )
     return shared
 
 
 def _shapes(tree: Any) -> str:
-    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)) or "no kind"
+    leaves = [f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__ for x in jax.tree.leaves(tree)]
+    return ", ".join(leaves) or "no kind"
 
 
 def check_is_source(source: object) -> None:

@@ -70,5 +70,8 @@ def renewed_run(run: dict[str, Any]) -> dict[str, Any]:
     for part in ("settings", "program"):
         values = renewed.get(part)
         if isinstance(values, dict) and isinstance(values.get("draft"), str):
-            renewed[part] = values | {"draft": renewed_name(values["draft"], without_init=without_init)}
+            draft = renewed_name(values["draft"], without_init=without_init)
+            if without_init and draft == "auto":
+                draft = f"auto@mask_init={without_init}"  # the tree that was chosen had it
+            renewed[part] = values | {"draft": draft}
     return renewed

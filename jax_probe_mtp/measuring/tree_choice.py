@@ -2,9 +2,10 @@
 
 A call of more rows gives more tokens and takes longer. The time is measured, on the checkpoint's own parameters, since it
 depends on the device, the batch and the cache. The tokens, tau, are a prior: what Qwen2.5-Coder-0.5B-Instruct gave on 26
-Spec-Bench questions, greedily (docs/fidelity.md): 1.355, 1.503 and 1.573 with 10, 30 and 60 rows. Other models accept
-otherwise: SmolLM2-135M-Instruct gave 1.147, 1.237 and 1.317, the paper's 8B models 1.63 with 30 rows and 1.71 with 60. So
-a tree may gain less than expected, or lose where little was expected; the tokens stay plain decoding's.
+Spec-Bench questions, greedily, with the paper's mask (docs/fidelity.md): 1.355, 1.503 and 1.573 with 10, 30 and 60 rows.
+Other models accept otherwise: SmolLM2-135M-Instruct gave 1.147, 1.237 and 1.317, the paper's 8B models 1.63 with 30 rows
+and 1.71 with 60; a tuned mask gives more (docs/masks.md). So a tree may gain less than expected, or plain decoding be chosen
+where a tree would pay; the tokens stay plain decoding's.
 """
 
 import contextlib

@@ -23,7 +23,8 @@ class KVCache(flax.struct.PyTreeNode, kw_only=True):
     """Keys (after rope) and values of every layer.
 
     Attributes:
-      k: L arrays [B, K, S + R, h] in the model's dtype; kv heads before slots, as the attention products read them.
+      k: L arrays [B, K, S + R, h] in the model's dtype; kv heads before slots, as the attention products read them. In
+        `stacked.py` they are one array, L in front.
       v: the same for values.
       capacity: S; static.
     """

@@ -26,11 +26,11 @@ def side_hidden(
     Row i = 1..M beside place t has position t + i. It reads the text's tokens 0..t and rows 1..i beside the same place. So
     its logits propose the token at t + i + 1, as those of a mask token do that the token at t owns. For two places and M = 2:
 
-               text 0 .. 4 | 5.1 .. : beside place 4 | beside place 7
-      4.1      x           | x                       |
-      4.2      x           | x  x                    |
-      7.1      x .. 7      |                         | x
-      7.2      x .. 7      |                         | x  x
+               text 0 .. 4   5 .. 7 | 4.1  4.2 | 7.1  7.2
+      4.1          x                |  x       |
+      4.2          x                |  x    x  |
+      7.1          x           x    |          |  x
+      7.2          x           x    |          |  x    x
 
     Args:
       params: the tree of `abstract_params(cfg)`, or what `forward` takes.

@@ -39,15 +39,16 @@ def compare(
       settings: the settings of both.
       shared: what the source's rows share, such as tuned masks; what it begins with when None.
       show: is called with each answer.
-      plain_answers: plain decoding's, where they are there already.
+      plain_answers: plain decoding's, where they are there already; not used in the exact mode.
     """
     drafted = Decoder(checkpoint, source, shared=shared)
     if settings.is_exact:
         plain = Decoder(checkpoint, source, programs=drafted.programs, shared=shared)
+        expected_ones = answers_of(plain, prompts, dataclasses.replace(settings, max_accept=0))
+    elif plain_answers is None:
+        expected_ones = answers_of(Decoder(checkpoint, parse_draft(PLAIN)), prompts, settings)
     else:
-        plain = Decoder(checkpoint, parse_draft(PLAIN))
-    plainly = dataclasses.replace(settings, max_accept=0) if settings.is_exact else settings
-    expected_ones = plain_answers or answers_of(plain, prompts, plainly)
+        expected_ones = plain_answers
     answers = answers_of(drafted, prompts, settings)
     for expected, got, prompt in zip(expected_ones, answers, prompts, strict=True):
         show(got)

@@ -73,9 +73,10 @@ def count_hits(params: Params, cfg: ModelConfig, masks_MD: jax.Array, texts: Tex
 
 
 def ranks(params: Params, cfg: ModelConfig, hidden_RD: jax.Array, token_R: jax.Array) -> jax.Array:
-    """Counts the tokens that score higher than a given one after each hidden state, int32 [R]."""
+    """Counts the tokens that score higher than a given one after each hidden state, int32 [R]; all of them where one is NaN."""
     logits_RV = _logits(params, cfg, hidden_RD)
-    return jnp.sum(logits_RV > _at(logits_RV, token_R)[:, None], axis=-1, dtype=jnp.int32)
+    is_no_better_RV = logits_RV <= _at(logits_RV, token_R)[:, None]
+    return jnp.sum(~is_no_better_RV, axis=-1, dtype=jnp.int32)
 
 
 def _hidden(

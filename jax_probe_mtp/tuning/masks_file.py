@@ -17,11 +17,19 @@ from jax_probe_mtp.tuning.masks import TunedMasks
 
 FORMAT = 1
 NAME = "masks"
+MAX_NAME = 255  # characters of a model's name
 MAX_BYTES = 1 << 20  # 3 masks of a width of 16,384 are 200 KB
+MOST = (
+    1e6  # an infinite mask would put NaN into the attention of every row, and bfloat16 rounds large numbers to infinity
+)
 
 
 def save_masks(tuned: TunedMasks, path: Path) -> None:
-    """Writes tuned masks to a file, whole or not at all."""
+    """Writes tuned masks to a file, whole or not at all; raises ValueError where they could not be read again."""
+    if not np.all(np.abs(tuned.masks_MD) <= MOST):
+        raise ValueError(
+            f"the tuned masks hold a number that is not finite, or above {MOST:g} in size; tune with a lower rate."
+        )
     about = json.dumps({"format": FORMAT, **tuned.about})
     write_files(path.parent, {path.name: save({NAME: tuned.masks_MD}, metadata={"about": about})})
 
@@ -64,7 +72,9 @@ def check_masks(tuned: TunedMasks, path: Path, checkpoint: Checkpoint, *, is_rel
 def read_masks(path: Path) -> TunedMasks:
     """Reads and checks a file that anybody may have written; whose masks they are is not compared."""
     size = path.stat().st_size
-    if size > MAX_BYTES or not path.is_file():
+    if not path.is_file():
+        raise ValueError(f"{path} is no file of tuned masks but a folder or a device; name a file.")
+    if size > MAX_BYTES:
         raise ValueError(f"{path} is no file of tuned masks: those are files of {MAX_BYTES} bytes at most, got {size}.")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -83,11 +93,14 @@ def read_masks(path: Path) -> TunedMasks:
             f"{path} must hold float32 masks, 1 to {MAX_MASKS} of the model's width, got {masks_MD.dtype} "
             f"{list(masks_MD.shape)}."
         )
-    if not np.all(np.isfinite(masks_MD)):
-        raise ValueError(f"{path} has a mask that is not finite; tune it again.")
+    if not np.all(np.abs(masks_MD) <= MOST):  # true of nan too
+        raise ValueError(
+            f"{path} has a mask with a number that is not finite, or above {MOST:g} in size; tune it again."
+        )
     return TunedMasks(masks_MD=masks_MD, about=about)
 
 
 def _is_about(about: Any) -> bool:
-    """Says whether the model is named; the rest is for people."""
-    return all(isinstance(about["model"][name], str) for name in ("name", "fingerprint"))
+    """Says whether the model is named, in words that a message can hold; the rest is for people."""
+    names = [about["model"][name] for name in ("name", "fingerprint")]
+    return all(isinstance(name, str) and name.isprintable() and len(name) <= MAX_NAME for name in names)

@@ -27,8 +27,8 @@ EVERYWHERE = PartitionSpec()
 class State(NamedTuple):
     """What a step changes."""
 
-    masks_MD: jax.Array
-    optimizer: Any
+    masks_MD: jax.Array  # float32 [M, D]
+    optimizer: Any  # Adam's, of the same shape
 
 
 class Run:
@@ -82,7 +82,7 @@ class Run:
         return [self._arrays(texts[i : i + size], size) for i in range(0, len(texts), size)]
 
     def _arrays(self, texts: Sequence[Text], num_rows: int) -> Texts:
-        """Lays texts out in micro-batches [A, B, ...]; without the A where they are one by themselves."""
+        """Lays texts out in A micro-batches, [A, B, ...]."""
         arrays = as_arrays(texts, num_rows, self._used.num_slots, self._used.num_places)
         size = self._settings.micro_batch
         in_turn = jax.tree.map(lambda array: array.reshape(-1, size, *array.shape[1:]), arrays)
@@ -110,16 +110,18 @@ def _starts(params: Params, cfg: ModelConfig, num_tokens_V: jax.Array, num_masks
 def _step(
     params: Params, state: State, texts: Texts, deviation: jax.Array, *, cfg: ModelConfig, settings: TuneSettings
 ) -> tuple[State, jax.Array]:
-    """Adds up the gradients of the micro-batches, each mask's mean over its rows, and moves the masks."""
+    """Adds up the gradients of the micro-batches and moves the masks; gives the loss before that as well.
+
+    The loss is the mean of the masks' mean cross-entropies, float32, in nats.
+    """
     masks_MD = state.masks_MD
-    num_M = jnp.zeros(masks_MD.shape[0], jnp.int32)
-    num_M += jax.vmap(lambda part: jnp.sum(loss.targets(part, masks_MD.shape[0])[1], axis=(0, 1)))(texts).sum(axis=0)
+    num_AM = jax.vmap(lambda part: jnp.sum(loss.targets(part, masks_MD.shape[0])[1], axis=(0, 1)))(texts)
 
     def add(sums: tuple[jax.Array, jax.Array], part: Texts) -> tuple[tuple[jax.Array, jax.Array], None]:
         cache = read(params, cfg, part.token_BT, part.length_B)
 
         def mean(masks_MD: jax.Array) -> jax.Array:
-            return jnp.mean(loss.cross_entropy(params, cfg, masks_MD, part, cache) / num_M)
+            return jnp.mean(loss.cross_entropy(params, cfg, masks_MD, part, cache) / jnp.sum(num_AM, axis=0))
 
         return jax.tree.map(jnp.add, sums, jax.value_and_grad(mean)(masks_MD)), None
 

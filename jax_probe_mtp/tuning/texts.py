@@ -60,20 +60,26 @@ class Split:
         return [*self.tuned_on, *self.held_back]
 
 
-def split(texts: Sequence[Pair], *, num_masks: int, max_length: int) -> Split:
+def split(texts: Sequence[Pair], *, num_masks: int, max_length: int, vocab_size: int) -> Split:
     """Chooses the texts that can be used, and holds every tenth of them back.
 
     Args:
       texts: prompts and answers, as token ids.
       num_masks: M; an answer needs M + 1 tokens.
       max_length: tokens that a text may have.
+      vocab_size: V, of the model.
 
     Raises:
-      ValueError: if fewer than `MIN_TEXTS` are left.
+      ValueError: if fewer than `MIN_TEXTS` are left, or a token is none of the model's.
     """
     used: list[Text] = []
     for prompt_ids, answer_ids in texts:
         token_ids = (*map(int, prompt_ids), *map(int, answer_ids))
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+            wrong = next(token for token in token_ids if not 0 <= token < vocab_size)
+            raise ValueError(
+                f"a text holds token id {wrong}, but ids are 0 to {vocab_size - 1}; give texts of this model."
+            )
         first, end = len(prompt_ids) - 1, len(token_ids) - 2
         if first >= 0 and len(answer_ids) > num_masks and len(token_ids) <= max_length:
             step = -(-(end - first) // MAX_PLACES)

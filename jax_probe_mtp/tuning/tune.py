@@ -42,7 +42,8 @@ def tune_masks(
       ValueError: one line: too few texts, or a `folder` that holds another run.
     """
     settings = TuneSettings() if settings is None else settings
-    used = split(texts, num_masks=settings.num_masks, max_length=settings.max_length)
+    sizes = {"max_length": settings.max_length, "vocab_size": checkpoint.config.vocab_size}
+    used = split(texts, num_masks=settings.num_masks, **sizes)
     about: dict[str, Any] = {
         "model": {**model_identity(checkpoint), "dtype": str(checkpoint.params["embed"].dtype)},
         "texts": {"digest": used.digest, "tuned_on": len(used.tuned_on), "held_back": len(used.held_back)},
@@ -53,8 +54,8 @@ def tune_masks(
         state = run.start()
         step, best_MD = 0, state.masks_MD
         if saved.exists:
-            step, (state, best_MD), kept = saved.load((state, best_MD))
-            looks = [Look(**look) for look in kept]
+            step, (state, best_MD) = saved.load((state, best_MD))
+            looks = saved.looks
         else:
             looks = [Look(step=0, loss=None, hits=run.hits(state.masks_MD))]
         report(step, None, looks[-1])
@@ -70,7 +71,7 @@ def tune_masks(
                     best_MD = state.masks_MD
                 looks.append(look)
                 losses = []
-                saved.save(step, (state, best_MD), [dataclasses.asdict(each) for each in looks])
+                saved.save(step, (state, best_MD), looks)
             report(step, float(loss), look)
     best = max(looks, key=lambda look: look.hit_rate)
     found = {"start": run.start_name, "best_step": best.step, "hit_sizes": list(HIT_SIZES), "hits": best.hits}

@@ -1,6 +1,7 @@
 """Compares the decode calls of a bench record, prompt by prompt, with those of an independent implementation.
 
-    jax-probe-mtp bench --model MODEL --questions F.jsonl --per-category 2 --runs "probe:4;probe:14" --output R.json
+    jax-probe-mtp bench --model MODEL --questions F.jsonl --per-category 2 --output R.json \
+        --runs "probe:4@mask_init=mean;probe:14@mask_init=mean"
     python scripts/measure/fidelity.py R.json reference_runs.json:NAME
 
 The reference's record has, under models and NAME, runs with `per_prompt` lists of `qid` and `decode_calls`. The exit status

@@ -18,7 +18,11 @@ JOBS = {  # draft then, drafts accepted in the first answer, its name now, flags
         "probe:4@mask_init=last_k,mask_ema=0.5",
         ["--tree", "4", "--mask-init", "last_k", "--mask-ema", "0.5"],
     ),
-    "probe:dynamic30k2": ([1, 0], "dynamic:30", ["--tree", "dynamic", "--num-masks", "2", "--block-complexity", "30"]),
+    "probe:dynamic30k2": (
+        [1, 0],
+        "dynamic:30@mask_init=mean",
+        ["--tree", "dynamic", "--num-masks", "2", "--block-complexity", "30", "--mask-init", "mean"],
+    ),
     "ngram:4@n=2": ([0] * 4, "ngram:4@max_ngram=2", ["--method", "ngram", "--tree", "4", "--max-ngram", "2"]),
 }
 
@@ -71,6 +75,23 @@ def test_a_job_of_another_draft_is_still_refused(run, model, prompts, begun):
     assert_refused(run(*command, "--tree", "4"), "was made with settings.draft 'plain', but this run has 'probe:4'")
 
 
+def test_a_job_with_the_mask_that_was_the_default_is_no_job_with_todays(run, model, prompts, tmp_path):
+    """A probe without an init had the prompt's mean, in files of the second format too."""
+    output = tmp_path / "answers.jsonl"
+    command = ["generate", "--model", model, "--input", prompts, "--output", output, "--max-new-tokens", "8"]
+    assert run(*command, "--draft", "probe:4@mask_init=mean")[0] == 0
+    beside = tmp_path / "answers.jsonl.run.json"
+    made = json.loads(beside.read_text())
+    for draft, now in (("probe:4", "probe:4@mask_init=mean"), ("auto", "auto@mask_init=mean")):
+        earlier = made | {"format": 2, "settings": made["settings"] | {"draft": draft}}
+        beside.write_text(json.dumps(earlier))
+        assert_refused(
+            run(*command, "--draft", "probe:4"), f"was made with settings.draft '{now}', but this run has 'probe:4'"
+        )
+    beside.write_text(json.dumps(made | {"format": 2, "settings": made["settings"] | {"draft": "probe:4"}}))
+    assert run(*command, "--draft", "probe:4@mask_init=mean")[0] == 0
+
+
 def test_an_old_and_a_new_part_are_merged(run, model, prompts, begun, tmp_path):
     draft = "probe:dynamic30k2"
     _, name, flags = JOBS[draft]
@@ -102,14 +123,16 @@ def test_a_bench_goes_on(run, model, identity, tmp_path):
     output.write_text(json.dumps(old))
     command = ["bench", "--model", model, "--questions", asked, "--output", output]
     command += ["--no-chat-template", "--max-new-tokens", "6", "--capacity", "64", "--prompt-slots", "8"]
-    drafts = ["--draft", "probe:4@mask_ema=0.5", "--draft", "ngram:3@max_ngram=2"]
+    drafts = ["--draft", "probe:4@mask_init=mean,mask_ema=0.5", "--draft", "ngram:3@max_ngram=2"]
     assert_refused(run(*command, *drafts), "is there already, from the same command, with 1 questions")
     got = run(*command, "--runs", "probe:4", "--resume")
-    assert_refused(got, "runs plain;probe:4@mask_ema=0.5;ngram:3@max_ngram=2, this command has plain;probe:4;")
+    assert_refused(
+        got, "runs plain;probe:4@mask_init=mean,mask_ema=0.5;ngram:3@max_ngram=2, this command has plain;probe:4;"
+    )
     code, out, err = run(*command, *drafts, "--resume")
     assert code == 0, err
     whole = json.loads(output.read_text())
-    names = ["plain", "probe:4@mask_ema=0.5", "ngram:3@max_ngram=2"]
+    names = ["plain", "probe:4@mask_init=mean,mask_ema=0.5", "ngram:3@max_ngram=2"]
     assert whole["is_complete"]
     assert whole["settings"]["runs"] == [each["run"] for each in whole["runs"]] == names
     assert [line.split()[0] for line in out.splitlines()] == names

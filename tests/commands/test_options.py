@@ -20,8 +20,9 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
     class Recorder:
         stats = Stats()
 
-        def __init__(self, checkpoint, source):
+        def __init__(self, checkpoint, source, shared):
             seen["source"] = source
+            assert shared is None
 
         def run(self, prompts, settings):
             seen.update(prompts=prompts, settings=settings)
@@ -212,7 +213,7 @@ BAD = {
     "option cut short": (None, ["--temp", "x"], "--temp"),
     "no number": (None, ["--max-new-tokens", "many"], "'many'"),
     "unknown method": (None, ["--method", "magic"], "'magic'"),
-    "unknown mask init": (None, ["--mask-init", "zero"], "'zero'"),
+    "unknown mask init": (None, ["--mask-init", "ones"], "'ones'"),
     "output without input": (None, ["--output", "answers.jsonl"], "--input and --output go together"),
 }
 

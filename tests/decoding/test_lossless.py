@@ -7,13 +7,14 @@ through the model for every token.
 import functools
 
 import jax
+import numpy as np
 import pytest
 import reference
 from conftest import BASE, Tiny
 from support.decoding.calls import run_by_calls
 
 from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle
-from jax_probe_mtp.drafting.mask_tokens import PAPER_INITS
+from jax_probe_mtp.drafting.mask_tokens import PAPER_INITS, TRIED
 from jax_probe_mtp.model.params import random_params
 
 PROMPTS = [[7], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
@@ -75,6 +76,38 @@ def test_tokens_and_trees_are_the_references(tiny, tree, prune, batch, draw):
         settings = tree | {"prune": prune, "mask_init": mask_init, "mask_offset": 2.0 if mask_init == "offset" else 5.0}
         total += compare_with_reference(tiny, settings, mask_ema, batch, draw)
     assert total > 0, "no draft was ever right: this proves nothing about accepting"
+
+
+LONG = [[(7 * i * i + 3 * i + row) % 61 for i in range(length)] for row, length in enumerate([40, 19, 12, 33])]
+
+
+@pytest.mark.parametrize("draw", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("tree", [TREES[0], TREES[3]], ids=_name)
+def test_masks_that_are_chosen_or_brought_are_the_references(tiny, tree, draw):
+    """The default, on prompts of several lengths, one of them too short to tell; and the inits that are not the paper's."""
+    brought = np.random.default_rng(0).normal(size=(tree["num_masks"], BASE.width)).astype(np.float32)
+    chosen = set()
+    for mask_init in ("auto", "vocabulary", "zero", "tuned"):
+        words = tree | {"prune": True, "mask_offset": 5.0}
+        probe = probe_of(**words, mask_init=mask_init)
+        shared = brought if mask_init == "tuned" else None
+        tokens, trees, accepted = run_by_calls(tiny, LONG, probe, NEW_TOKENS, SEEDS, shared=shared, **draw)
+        for row, prompt in enumerate(LONG):
+            row_draw = draw | {"seed": SEEDS[row] if draw is DRAWN else 0}
+            init, ema = mask_init, 0.0
+            if mask_init == "auto":
+                init, ema = reference.chosen_mask(tiny.reference, prompt, TRIED)[0]
+                chosen.add((init, ema))
+            expected = reference.probe_decode(
+                tiny.reference,
+                prompt,
+                words | {"mask_init": brought if mask_init == "tuned" else init},
+                max_new_tokens=NEW_TOKENS,
+                mask_ema=ema,
+                **row_draw,
+            )
+            assert (tokens[row], trees[row], accepted[row]) == expected
+    assert len(chosen) > 1, "the prompts chose alike: choose others"
 
 
 @pytest.mark.parametrize("tree", TREES[2:4], ids=_name)

@@ -107,7 +107,7 @@ def test_a_source_has_one_name_that_is_read_as_it(name, source, rows):
         ("dynamic", "dynamic:60"),
         ("ngram@match=first", "ngram:10@match=first"),
         ("recycle", "recycle:60"),
-        ("probe:4@prune=1,mask_ema=0.1", "probe:4"),  # defaults
+        ("probe:4@prune=1,mask_ema=0.1,mask_init=mean", "probe:4@mask_init=mean"),  # defaults
         ("probe:4@mask_ema=1e-2", "probe:4@mask_ema=0.01"),
         ("probe:4@prune=0,mask_init=sample", "probe:4@mask_init=sample,prune=0"),  # in the order of the fields
         # As an earlier version wrote them:
@@ -162,7 +162,7 @@ def test_what_cannot_be_read_keeps_its_name_in_files():
         ("probe:4@mask_ema=1_0", "mask_ema cannot be '1_0'"),
         ("probe:4@mask_ema=0.1,mask_ema=0.2", "takes once"),
         ("probe:4@ema=0.1,mask_ema=0.2", "takes once"),
-        ("probe:4@mask_init=zero", "mask_init must be one of"),
+        ("probe:4@mask_init=ones", "mask_init must be one of"),
         ("probe:4@mask_init=", "mask_init cannot be ''"),
         ("probe:4@mask_offset=inf", "got inf"),
         ("probe:4@mask_offset=10", "mask_offset 10 is of mask_init offset"),

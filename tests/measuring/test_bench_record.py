@@ -28,8 +28,8 @@ def changed(where, value):
         ("{", "is not JSON that can be read"),
         ("[" * 100_000, "is not JSON that can be read"),
         ("[]", "(it is no object)"),
-        ("{}", "(format is null, and 1 is what can be read)"),
-        (changed("format", 2), "(format is 2, and"),
+        ("{}", "(format is null, and 2 is what can be read)"),
+        (changed("format", 3), "(format is 3, and"),
         (changed("runs", "del"), "(runs is missing)"),
         (changed("runs", []), "(runs is empty)"),
         (changed("runs", {}), "(runs is no list)"),
@@ -102,8 +102,15 @@ def test_names_and_drafts_of_an_earlier_version_are_read_as_todays(tmp_path):
         runs.append(make_run(name, accepted_by_source={kind: 5}, by_question={"81": answer}))
     record = make_record(*runs)
     record["settings"]["runs"] = names
+    record["format"] = 1
     read = bench_record.read_record(write(tmp_path / "r.json", record))
-    now = ["plain", "probe:4@mask_init=last_k,mask_ema=0.5", "dynamic:60", "ngram:4@max_ngram=2", "recycle:30@warm=1"]
+    now = [
+        "plain",
+        "probe:4@mask_init=last_k,mask_ema=0.5",
+        "dynamic:60@mask_init=mean",
+        "ngram:4@max_ngram=2",
+        "recycle:30@warm=1",
+    ]
     assert read["settings"]["runs"] == [run["run"] for run in read["runs"]] == now
     kinds = [run["by_question"]["81"]["accepted_by_kind"] for run in read["runs"]]
     assert kinds == [{}, {"probe": 5}, {"probe": 5}, {"ngram": 5}, {"recycle": 5}]

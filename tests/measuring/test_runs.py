@@ -42,7 +42,7 @@ def test_names_of_the_version_before_are_read():
         ("probe:4@ema=1.5", "mask_ema must be between 0 (frozen masks) and 1, got 1.5"),
         ("probe:4@ema=nan", "got nan"),
         ("probe:4@ema=0.1,ema=0.2", "it takes once"),
-        ("probe:4@init=zero", "mask_init must be one of"),
+        ("probe:4@init=ones", "mask_init must be one of"),
         ("probe:4@init=offset,offset=nan", "got nan"),
         ("probe:4@offset=10", "mask_offset 10 is of mask_init offset"),
         ("ngram:x", "num_drafts cannot be 'x'"),
@@ -72,7 +72,7 @@ def test_a_run_that_cannot_be_read_is_named(name, says):
     [
         "probe:14;probe",
         "probe:4;probe:4",
-        "probe:14;probe:14@ema=0.1",
+        "probe:14@init=mean;probe:14@init=mean,ema=0.1",
         "ngram:10;ngram:10@n=5",
         "probe:dynamic60k2;dynamic:60@num_masks=2",
     ],

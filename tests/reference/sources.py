@@ -58,6 +58,8 @@ class Probe:
 
 def first_masks(model, prompt, *, init, num_masks, offset, seed):
     embeddings, table = model.embed(prompt), model.p["embed"]
+    if not isinstance(init, str):  # tuned masks
+        return np.asarray(init, np.float64)
     if init == "mean":
         return np.repeat(embeddings.mean(0)[None], num_masks, 0)
     if init == "last_k":
@@ -68,8 +70,6 @@ def first_masks(model, prompt, *, init, num_masks, offset, seed):
         return np.repeat(table.mean(0)[None], num_masks, 0)
     if init == "zero":
         return np.zeros((num_masks, table.shape[1]))
-    if not isinstance(init, str):  # tuned masks
-        return np.asarray(init, np.float64)
     key = jax.random.key(seed, impl="threefry2x32")
     draw = np.asarray(jax.random.normal(key, (num_masks, table.shape[1]), np.float32), np.float64)
     return table.mean(0) + table.std(0) * draw

@@ -190,6 +190,8 @@ def test_bad_input_of_tune_masks_is_refused_and_leaves_nothing(run, model, promp
         (["--output", tmp_path / "no" / "out.st"], "is in a folder that does not exist"),
         (["--input", tmp_path / "none.jsonl"], "none.jsonl"),
         (["--mesh", "data=99"], "data=99"),
+        (["--batch-size", "0"], "must be at least 1, got 0 and"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be a whole number of at least 1, got 0"),
     ]:
         assert_refused(run("tune-masks", "--model", model, "--input", prompts, "--output", output, *TUNE, *flags), says)
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(("c", "few", "short"))) == []
@@ -212,13 +214,18 @@ def test_a_kill_at_any_time_is_made_good_by_the_same_command(model, prompts, tun
             stderr=subprocess.DEVNULL,
         )
         for _ in range(6000):
-            if (tmp_path / "1.st.run" / sign).exists():
+            there = tmp_path / "1.st.run" / sign
+            if there.is_dir() or (there.exists() and there.read_bytes().count(b"\n") > 3):
                 break
-            time.sleep(0.05)
+            time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not output.exists()
         assert (tmp_path / "1.st.run").is_dir()
+    others = write(tmp_path / "others.jsonl", [{"id": f"o{i}", "prompt": "w40 w41"} for i in range(24)])
+    refused = command(*args[:4], others, *args[5:])
+    assert refused.returncode == 2
+    assert f"began with other prompts than {others} has now; delete that folder" in refused.stderr.splitlines()[-1]
     done = command(*args)
     assert done.returncode == 0, done.stderr
     whole = command(*args[:-1], tmp_path / "whole.st")

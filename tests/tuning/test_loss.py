@@ -74,6 +74,11 @@ def test_hits_are_counted_as_by_hand(tiny, num_masks):
     assert expected[0, 1:].min() > 0 or expected[0, -1] < expected[0, 0], "all hit or none: this proves nothing"
 
 
+def test_masks_that_have_diverged_hit_nothing(tiny):
+    got = run(tiny, loss.count_hits, np.full((1, BASE.width), np.nan, np.float32))
+    assert got[0, 1:].tolist() == [0] * len(loss.HIT_SIZES)
+
+
 def test_logits_come_in_blocks(tiny, monkeypatch):
     """More rows than a block, and no multiple of it."""
     whole = run(tiny, loss.cross_entropy, masks(3))

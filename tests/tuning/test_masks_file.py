@@ -40,6 +40,14 @@ def test_what_was_written_is_read(checkpoint, tmp_path):
     assert os.listdir(tmp_path) == ["m.safetensors"]
 
 
+def test_masks_that_could_not_be_read_again_are_not_written(tmp_path):
+    diverged = tuned()
+    diverged.masks_MD[0, 0] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        save_masks(diverged, tmp_path / "m.safetensors")
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_digest_is_of_the_numbers_alone(checkpoint):
     assert tuned(checkpoint).digest == tuned().digest
     other = tuned()
@@ -76,6 +84,8 @@ def about(**changes):
         ({"masks": np.zeros((1, 24), np.float16)}, about(), r"got float16 \[1, 24\]"),
         ({"masks": np.full((1, 24), np.nan, np.float32)}, about(), "not finite"),
         ({"masks": np.full((1, 24), np.inf, np.float32)}, about(), "not finite"),
+        ({"masks": np.full((1, 24), 3.4e38, np.float32)}, about(), "above 1e\\+06 in size"),  # infinite in bfloat16
+        ({"masks": np.zeros((1, 24), np.float32)}, about(model={"name": "a\nb", "fingerprint": "c"}), "of format 1"),
         ({"mask": np.zeros((1, 24), np.float32)}, about(), r"it holds \['mask'\]"),
         ({"masks": np.zeros((1, 24), np.float32)}, about(format=2), "of format 1"),
         ({"masks": np.zeros((1, 24), np.float32)}, about(model={"name": "a"}), "fingerprint"),
@@ -94,7 +104,9 @@ def test_what_is_no_such_file_is_refused(tensors, metadata, says, tmp_path):
 
 
 def test_a_folder_and_a_file_that_is_not_there_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"\A[^\n]*is no file of tuned masks[^\n]*\Z"):
+    with pytest.raises(
+        ValueError, match=r"\A[^\n]*is no file of tuned masks but a folder or a device; name a file\.\Z"
+    ):
         read_masks(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_masks(tmp_path / "nothing")

@@ -93,7 +93,7 @@ def test_a_torn_folder_is_refused_in_one_line(checkpoint, texts, tmp_path):
         copy = shutil.copytree(tmp_path / "run", tmp_path / f"torn {part}")
         for path in (copy / latest.name / part).rglob("*"):
             if path.is_file():
-                path.write_bytes(path.read_bytes()[:3])
+                path.write_bytes(path.read_bytes()[:3] if part == "arrays" else b'{"about": [], "looks": []}')
         with pytest.raises(ValueError, match=r"\A[^\n]*cannot be read[^\n]*delete it to begin anew\.\Z"):
             tune_masks(checkpoint, texts, short, folder=copy)
 
@@ -132,7 +132,7 @@ def test_no_array_holds_the_logits_of_all_rows(checkpoint, texts):
     from jax_probe_mtp.tuning.texts import split
 
     settings = dataclasses.replace(SETTINGS, num_masks=3, micro_batch=6)
-    run = Run(checkpoint, split(texts, num_masks=3, max_length=200), settings)
+    run = Run(checkpoint, split(texts, num_masks=3, max_length=200, vocab_size=61), settings)
     state = run.start()
     arrays = run._arrays(run._used.tuned_on[:6], 6)
     rows = 6 * run._used.num_places * 3
@@ -162,6 +162,11 @@ def test_no_array_holds_the_logits_of_all_rows(checkpoint, texts):
 def test_settings_that_make_no_sense_are_refused(wrong, says):
     with pytest.raises(ValueError, match=rf"\A{says}[^\n]*\Z"):
         TuneSettings(**wrong)
+
+
+def test_what_is_no_array_of_masks_is_refused(checkpoint, tuned):
+    with pytest.raises(ValueError, match=r"\A[^\n]*float32\[2, 24\], got TunedMasks; [^\n]*their \.shared[^\n]*\Z"):
+        generate(checkpoint, [[1, 2]], draft=DRAFT, shared=tuned)
 
 
 def test_masks_that_the_caller_must_bring_are_asked_for(checkpoint):

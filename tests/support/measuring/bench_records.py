@@ -40,7 +40,7 @@ def make_run(name, rows=1, tau=1.0, speedup=1.0, **changed):
 def make_record(*runs, **changed):
     drafting = make_run("probe:15+4", 60, 1.25, 1.5, accepted_by_depth=[25, 4], accepted_by_source={"probe": 29})
     return {
-        "format": 1,
+        "format": 2,
         "environment": {
             "jax_probe_mtp": "0.2.0",
             "git_commit": "abc123",
