@@ -145,7 +145,7 @@ def choose_masks(prompts: ReadPrompts, tried: Tried) -> tuple[jax.Array, jax.Arr
 
     hit_BQC = jax.lax.map(hits, (hidden_BQCD, target_BQ))
     is_place_BQ1 = (place_BQ >= 0)[..., None]
-    num_B1 = jnp.sum(is_place_BQ1, axis=1)
+    num_B1 = jnp.sum(is_place_BQ1, axis=1, dtype=jnp.float32)
     more_BQC = jnp.where(is_place_BQ1, hit_BQC - hit_BQC[..., :1], 0)
     mean_BC = jnp.sum(more_BQC, axis=1) / jnp.maximum(num_B1, 1)
     square_BC = jnp.sum(jnp.where(is_place_BQ1, jnp.square(more_BQC - mean_BC[:, None]), 0), axis=1)

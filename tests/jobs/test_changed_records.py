@@ -223,17 +223,19 @@ def as_earlier_version(output):
 def test_what_an_earlier_version_began_goes_on_by_line_with_its_seeds(generate, tiny, tmp_path):
     records = [{"prompt": "w5 w9"}, {"prompt": "w50"}, {"prompt_ids": [7], "temperature": 1}]  # the second cannot run
     output = tmp_path / "answers.jsonl"
-    assert generate(*files(tmp_path, records[:2]), *SHORT, "--seed", "7")[0] == 3
+    assert generate(*files(tmp_path, records[:2]), *SHORT, "--seed", "7", "--mask-init", "mean")[0] == 3
     as_earlier_version(output)
     before = read(output)
-    assert generate(*files(tmp_path, records), *SHORT, "--seed", "7")[0] == 3
+    assert generate(*files(tmp_path, records), *SHORT, "--seed", "7", "--mask-init", "mean")[0] == 3
     assert read(output)[:2] == before
     (new,) = answers_in(output)[2:]
     seed = int.from_bytes(hashlib.sha256(b"7:3").digest()[:4], "little")  # of the run's seed and the line
     assert (new["id"], new["token_ids"]) == (3, plain(tiny, [7], 6, seed=seed, temperature=1.0))
     beside = output.with_name("answers.jsonl.run.json")
     assert "format" not in json.loads(beside.read_text())
-    code, _, err = generate(*files(tmp_path, [{"prompt": "w1"}, *records]), *SHORT, "--seed", "7")
+    code, _, err = generate(
+        *files(tmp_path, [{"prompt": "w1"}, *records]), *SHORT, "--seed", "7", "--mask-init", "mean"
+    )
     assert (code, err.count("\n")) == (2, 1)
     assert "records of" in err
     assert "first the id 1: its prompt is another" in err

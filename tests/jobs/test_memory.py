@@ -23,8 +23,8 @@ NORMS = 2 * 2 * 24 + 24
 WEIGHTS = 2 * LAYER + 2 * 61 * 24 + NORMS
 HALF = LAYER + 61 * 24 + NORMS  # of two devices that share the weights; norms are whole on each
 ROW = 2 * 2 * 2 * 8  # numbers of a cache slot: keys and values of 2 layers, 2 heads of 8
-# 2 masks of 24 numbers; of each the 8 best tokens (7, and one more for pruning), an id and a score.
-MASKS = 4 * 2 * 24 + 2 * 8 * (4 + 4)
+# 2 masks of 24 numbers; of each the 8 best tokens (7, and one more for pruning), an id and a score; lambda.
+MASKS = 4 * 2 * 24 + 2 * 8 * (4 + 4) + 4
 TABLE = 61 * 8 * (4 + 4)  # of each token 8 successors, an id and a score
 
 
@@ -44,7 +44,7 @@ TABLE = 61 * 8 * (4 + 4)  # of each token 8 successors, an id and a score
             DynamicProbe(rows=15, num_masks=2),
             {},
             4 * WEIGHTS,
-            4 * ROW * (64 + 15) + 4 * 15 * 61 + 4 * 2 * 24 + 2 * 5 * (4 + 4),
+            4 * ROW * (64 + 15) + 4 * 15 * 61 + 4 * 2 * 24 + 2 * 5 * (4 + 4) + 4,
             6,
             0,
         ),

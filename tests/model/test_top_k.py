@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_probe_mtp.drafting import top_k as topk
+from jax_probe_mtp.model import top_k as topk
 from jax_probe_mtp.model.top_k import BLOCK, top_k
 
 WAYS = {"by blocks": topk._by_blocks, "by counting": topk._by_counting}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.drafting.drawn_trees import rows_of, several
 
-from jax_probe_mtp.drafting import top_k
+from jax_probe_mtp.model import top_k
 from jax_probe_mtp.model.top_k import BLOCK
 
 V = 12 * BLOCK + 5

@@ -121,6 +121,14 @@ def test_a_mesh_tunes_to_the_same_masks(on_meshes, number):
         np.testing.assert_allclose(one["hits"], other["hits"], atol=0.05)
 
 
+@pytest.mark.parametrize("number", range(1, len(MESHES)), ids=lambda number: "x".join(map(str, MESHES[number])))
+def test_a_mesh_chooses_the_same_masks(on_meshes, number):
+    assert on_meshes[number]["chosen"] == on_meshes[0]["chosen"]
+    chosen, means = on_meshes[0]["chosen"]
+    assert [tokens for tokens, _ in chosen] == [tokens for tokens, _ in means]
+    assert chosen != means, "these prompts all take the paper's mask: choose others"
+
+
 def test_texts_that_cannot_be_split_are_refused(on_meshes):
     assert on_meshes[-1] == "micro_batch 3 cannot be split over data=2; use a multiple of it."
 

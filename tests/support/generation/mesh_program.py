@@ -37,9 +37,15 @@ PROBE = {"num_masks": 2, "block_complexity": None, "prune": True, "mask_init": "
 DYNAMIC = {"tree": "dynamic", "num_masks": 2, "block_complexity": 30}
 DRAWN = {"tree": (5,), "mask_init": "sample", "num_masks": 1}
 CASES = {  # model, draft source, the same in `reference`, sizes of the mesh, and whether every other prompt is drawn
-    "probe": (BASE, Probe(widths=(7, 3)), of_probe(PROBE | {"tree": (7, 3)}), (4, 2), True),
+    "probe": (BASE, Probe(widths=(7, 3), mask_init="mean"), of_probe(PROBE | {"tree": (7, 3)}), (4, 2), True),
     "masks drawn": (FAMILIES["qwen2"], Probe(widths=(5,), mask_init="sample"), of_probe(PROBE | DRAWN), (1, 2), True),
-    "dynamic": (FAMILIES["qwen3"], DynamicProbe(rows=30, num_masks=2), of_probe(PROBE | DYNAMIC), (2, 1), True),
+    "dynamic": (
+        FAMILIES["qwen3"],
+        DynamicProbe(rows=30, num_masks=2, mask_init="mean"),
+        of_probe(PROBE | DYNAMIC),
+        (2, 1),
+        True,
+    ),
     "ngram": (
         FAMILIES["llama"],
         Ngram(num_drafts=4, max_ngram=3),

@@ -6,7 +6,7 @@ from jax_probe_mtp import Prompt, Settings
 from jax_probe_mtp.drafting import Probe
 from jax_probe_mtp.generation.answers import Generation
 
-PROBE = Probe(widths=(7, 3))
+PROBE = Probe(widths=(7, 3), mask_init="mean")
 OF_REFERENCE = {
     "tree": (7, 3),
     "num_masks": 2,
