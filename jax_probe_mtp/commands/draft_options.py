@@ -113,7 +113,7 @@ class MasksFlags:
         return source
 
     def check(self, source: DraftSource) -> None:
-        """Raises ValueError where a source needs masks and there are none, or as many as it has depths."""
+        """Raises ValueError where a source needs masks and there are none, or not one for each of its depths."""
         if not source.needs_shared:
             return
         if self._tuned is None:

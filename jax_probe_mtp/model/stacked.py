@@ -68,15 +68,9 @@ def read(stacked: Params, cfg: ModelConfig, token_BT: jax.Array, length_B: jax.A
     (B, T), piece = token_BT.shape, min(PIECE, token_BT.shape[1])
     shape = (cfg.num_layers, B, cfg.num_kv_heads, T, cfg.head_dim)
     no_keys: Any = jnp.zeros(shape, stacked["embed"].dtype)
+    cache = KVCache(k=no_keys, v=no_keys, capacity=0)
 
-    def fill(i: jax.Array, cache: KVCache) -> KVCache:
-        start = jnp.minimum(i * piece, T - piece)
-        ids_BU = jax.lax.dynamic_slice_in_dim(token_BT, start, piece, axis=1)
-        position_BU = jnp.broadcast_to(start + jnp.arange(piece), (B, piece))
-        can_attend_BUT = jnp.arange(T)[None, None] <= position_BU[..., None]
-        x_BUD = transformer.embed(stacked, cfg, ids_BU)
-        run_layer = transformer.text_layer(cfg, start, can_attend_BUT)
-        return forward(stacked, cfg, x_BUD, position_BU, cache, run_layer)[1]
+    def visit(carried: Any, start: jax.Array, token_BU: jax.Array, hidden_BUD: jax.Array) -> Any:
+        return carried
 
-    num_pieces = (jnp.max(length_B) + piece - 1) // piece
-    return jax.lax.fori_loop(0, num_pieces, fill, KVCache(k=no_keys, v=no_keys, capacity=0))
+    return transformer.read_text(stacked, cfg, token_BT, cache, jnp.max(length_B), piece, visit, (), forward)[0]

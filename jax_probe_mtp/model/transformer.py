@@ -166,6 +166,7 @@ def read_text(
     chunk: int,
     visit: Visit,
     carried: Any,
+    run_rows: Forward = forward,
 ) -> tuple[KVCache, Any]:
     """Runs texts through the model from slot 0 on, piece by piece, causally; what padding writes lies behind the texts.
 
@@ -179,6 +180,7 @@ def read_text(
       visit: called with what it carries, a piece's place, its tokens and its hidden states; gives what it carries on. The
         last piece may overlap the one before, whose tokens are computed again.
       carried: what the first `visit` is given.
+      run_rows: runs a piece through all layers; another than `forward` where the parameters lie otherwise; static.
 
     Returns:
       The filled cache, and what the last `visit` gave.
@@ -193,7 +195,7 @@ def read_text(
         position_BU = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BUS = jnp.arange(num_slots)[None, None] <= position_BU[..., None]
         x_BUD = embed(params, cfg, ids_BU)
-        hidden_BUD, cache = forward(params, cfg, x_BUD, position_BU, cache, text_layer(cfg, start, can_attend_BUS))
+        hidden_BUD, cache = run_rows(params, cfg, x_BUD, position_BU, cache, text_layer(cfg, start, can_attend_BUS))
         return cache, visit(carried, start, ids_BU, hidden_BUD)
 
     return jax.lax.fori_loop(0, (num_tokens + chunk - 1) // chunk, fill, (cache, carried))
