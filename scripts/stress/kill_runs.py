@@ -133,10 +133,13 @@ def _wait(child: int, output: Path, size: int, seconds: float = LONGEST_RUN) -> 
 
 
 def run_and_kill(command: list[str], output: Path, draw: random.Random, longest: float | None) -> bool:
-    """Kills a run within so many seconds of its start, or (None) when it has written; False if it ended before."""
+    """Kills a run when it has written, or within `longest` seconds of its start if that is sooner; False if it ended before.
+
+    A run can be many times faster than the one that `longest` was timed on: it would end before a kill that waits.
+    """
     size, child = _size(output), _start(command)
     if longest is not None:
-        is_running = _wait(child, output, sys.maxsize, draw.uniform(0, longest))
+        is_running = _wait(child, output, size, draw.uniform(0, longest))
     else:
         is_running = _wait(child, output, size)
         time.sleep(draw.uniform(0, 0.02))
