@@ -16,6 +16,7 @@ from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeResult, DecodeState, largest, num_emitted
 from jax_probe_mtp.decoding.step import step
+from jax_probe_mtp.drafting.candidates import NO_TOKEN
 from jax_probe_mtp.drafting.shown import Model, PromptChunk, Prompts, ReadPrompts
 from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
 from jax_probe_mtp.model import cache as kv
@@ -82,21 +83,32 @@ def prefill(
     source: DraftSource,
     decode_cfg: DecodeConfig,
     shared: Any = None,
+    slots: int | None = None,
 ) -> DecodeState:
     """Fills the cache with all prompt tokens but the last, which becomes the root; starts the draft source.
 
     The prompt enters in chunks of equal size, as many as the longest row needs. All rows start at slot 0, so a chunk
     has the same slots in each; what padding writes lies behind a row's length and is never read.
+
+    Args:
+      params, prompt_BT, request, cfg, source, decode_cfg, shared: as in a `decode` of them.
+      slots: of the cache that is filled, for a row that is going to be put among others; None for the capacity.
     """
     prompt_BT = jnp.asarray(prompt_BT, jnp.int32)  # new tokens are written beside them: a narrow dtype would wrap
     B, T = prompt_BT.shape
-    S = decode_cfg.capacity
+    S = decode_cfg.capacity if slots is None else slots
     if T > S + 1:
         raise ValueError(f"prompts padded to {T} tokens need a capacity of {T - 1}, got {S}; raise it or pad less.")
     cache = kv.allocate(cfg, batch_size=B, capacity=S, scratch=source.num_rows, dtype=params["embed"].dtype)
     chunk = min(T, decode_cfg.prefill_chunk)
     model = Model(params, cfg)
-    prompts = Prompts(token_BT=prompt_BT, length_B=request.prompt_length_B, seed_B=request.sampling.seed_B)
+    prompts = Prompts(
+        token_BT=prompt_BT,
+        length_B=request.prompt_length_B,
+        seed_B=request.sampling.seed_B,
+        capacity=decode_cfg.capacity,
+    )
+    before_BT = jnp.pad(prompt_BT, ((0, 0), (1, 0)), constant_values=NO_TOKEN)
     begun = source.start(model, prompts, begin_shared(source, cfg, shared))
 
     def read(begun: SourceState, start: jax.Array, token_BU: jax.Array, hidden_BUD: jax.Array) -> SourceState:
@@ -106,6 +118,7 @@ def prefill(
             PromptChunk(
                 model=model,
                 token_BU=token_BU,
+                before_BU=jax.lax.dynamic_slice_in_dim(before_BT, start, chunk, axis=1),
                 is_used_BU=place_1U < request.prompt_length_B[:, None] - 1,
                 hidden_BUD=hidden_BUD,
                 sampling=request.draw,

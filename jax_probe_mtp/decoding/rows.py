@@ -7,7 +7,6 @@ therefore the same bit for bit beside any neighbour and after any.
 All functions are pure, take any number of rows, and run under `jax.shard_map` as well, each device on its rows.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,8 +80,8 @@ def admit(
     Returns:
       The request and the state with the row replaced.
     """
-    short_cfg = dataclasses.replace(decode_cfg, capacity=max(prompt_1T.shape[1] - 1, 1))
-    fresh = prefill(params, prompt_1T, arriving, cfg, source, short_cfg, state.source.shared)
+    slots = max(prompt_1T.shape[1] - 1, 1)
+    fresh = prefill(params, prompt_1T, arriving, cfg, source, decode_cfg, state.source.shared, slots)
     row, is_empty = row_1[0], arriving.max_new_tokens_B[0] < 1
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN, Candidates, chain
 from jax_probe_mtp.drafting.check_source import check_source
+from jax_probe_mtp.drafting.merged import Merged
 from jax_probe_mtp.drafting.ngram import Ngram
 from jax_probe_mtp.drafting.plain import Plain
 from jax_probe_mtp.drafting.probe import DynamicProbe, Probe
@@ -15,6 +16,7 @@ __all__ = [
     "Candidates",
     "DraftSource",
     "DynamicProbe",
+    "Merged",
     "Ngram",
     "Plain",
     "Probe",

@@ -19,6 +19,7 @@ class Candidates(flax.struct.PyTreeNode, kw_only=True):
       score_BP: float32 [B, P], log-probability that the path from the root is accepted, as the source sees it; never
         above the parent's, -inf for `NO_TOKEN`.
       kind_BP: int32 [B, P], which of the source's `kinds` each is.
+      note_BP: int32 [B, P], what the source wants to know again of a node in `learn`; None where it wants nothing.
     """
 
     token_BP: jax.Array
@@ -26,6 +27,7 @@ class Candidates(flax.struct.PyTreeNode, kw_only=True):
     depth_BP: jax.Array
     score_BP: jax.Array
     kind_BP: jax.Array
+    note_BP: jax.Array | None = None
 
 
 class Paths(flax.struct.PyTreeNode, kw_only=True):

@@ -96,7 +96,10 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
     length_B = np.asarray([PROMPT, PROMPT - 3, PROMPT - 1], np.int32)[row_B]
     token_BT %= max(2, V // 4)  # so that tokens come again
     prompts = Prompts(
-        token_BT=jnp.asarray(token_BT), length_B=jnp.asarray(length_B), seed_B=jnp.asarray(row_B, jnp.uint32)
+        token_BT=jnp.asarray(token_BT),
+        length_B=jnp.asarray(length_B),
+        seed_B=jnp.asarray(row_B, jnp.uint32),
+        capacity=PROMPT + CALLS * (source.max_depth + 1),
     )
 
     def begin(params: Any, prompts: Prompts, hidden_BUD: jax.Array) -> tuple[SourceState, SourceState]:
@@ -106,6 +109,7 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
         chunk = PromptChunk(
             model=bound,
             token_BU=prompts.token_BT[:, :PROMPT],
+            before_BU=jnp.pad(prompts.token_BT[:, : PROMPT - 1], ((0, 0), (1, 0)), constant_values=NO_TOKEN),
             is_used_BU=is_used_BU,
             hidden_BUD=hidden_BUD,
             sampling=None,

@@ -195,6 +195,11 @@ class MaskProbe(DraftSource):
         size = self.num_kept - int(self.prune)
         return Children(token_BWC=id_BWC[..., :size], feature_BWCf=score_BWC[..., :size, None])
 
+    def under(self, root_B: jax.Array, rows: ProbeRows) -> jax.Array:
+        """Gives what the first mask proposes under the root, int32 [B, C], best first."""
+        id_BC, _ = self._but(root_B, rows.id_BMC[:, 0], rows.score_BMC[:, 0])
+        return id_BC[:, : self.num_kept - int(self.prune)]
+
     def learn(self, state: SourceState, call: FinishedCall) -> SourceState:
         """Moves the masks to the new tokens, and takes the C best of each mask with their log-probabilities."""
         rows: ProbeRows = state.rows

@@ -42,11 +42,13 @@ class Prompts(flax.struct.PyTreeNode, kw_only=True):
       token_BT: int32 [B, T], padded on the right.
       length_B: int32 [B].
       seed_B: uint32 [B], the rows' seeds.
+      capacity: tokens that a row's text has room for, the root not counted; static.
     """
 
     token_BT: jax.Array
     length_B: jax.Array
     seed_B: jax.Array
+    capacity: int = flax.struct.field(pytree_node=False)
 
 
 class Text(flax.struct.PyTreeNode, kw_only=True):
@@ -73,6 +75,7 @@ class PromptChunk:
     Attributes:
       model: the model.
       token_BU: int32 [B, U], its tokens. A token may come again in the next piece.
+      before_BU: int32 [B, U], the tokens before them; `NO_TOKEN` for a prompt's first.
       is_used_BU: bool [B, U], False for padding and for the last prompt token, which is the first call's root.
       hidden_BUD: [B, U, D], hidden states after the final norm.
       sampling: how the rows are sampled; None in a greedy program.
@@ -80,6 +83,7 @@ class PromptChunk:
 
     model: Model
     token_BU: jax.Array
+    before_BU: jax.Array
     is_used_BU: jax.Array
     hidden_BUD: jax.Array
     sampling: Sampling | None

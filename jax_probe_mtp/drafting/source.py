@@ -106,6 +106,10 @@ class DraftSource(abc.ABC):
         """Makes what all rows share before anything was read; where the caller brings that, arrays of the same shapes."""
         return ()
 
+    def complete_shared(self, cfg: ModelConfig, brought: Any) -> Any:
+        """Gives all of what rows share where the caller brings a part of it, such as tuned masks alone."""
+        return brought
+
     def start(self, model: Model, prompts: Prompts, shared: Any) -> SourceState:
         """Makes the state before the prompts go through the model; it drafts what is known then.
 
@@ -165,6 +169,7 @@ def begin_shared(source: DraftSource, cfg: ModelConfig, shared: Any = None) -> A
                 f"line --masks FILE."
             )
         return source.init_shared(cfg)
+    shared = source.complete_shared(cfg, shared)
     structures: list[Any] = [jax.tree.structure(tree) for tree in (shared, own)]
     if structures[0] != structures[1] or _shapes(shared) != _shapes(own):
         raise ValueError(

@@ -10,6 +10,7 @@ source of the user's own, all of whose fields are options.
 | `dynamic:60@num_masks=2` | a dynamic tree of 60 rows and two masks |
 | `ngram:10` | prompt lookup, a chain of ten |
 | `recycle:60`, `recycle:static80` | Token Recycling |
+| `merged:64`, `merged:64@warm=1` | one tree of 64 rows from all sources |
 | `my_module:MySource@size=4` | a class that is imported |
 """
 
@@ -29,6 +30,7 @@ SOURCES = {  # the only list of sources: a new one is its file and its line here
     "dynamic": "jax_probe_mtp.drafting.probe:DynamicProbe",
     "ngram": "jax_probe_mtp.drafting.ngram:Ngram",
     "recycle": "jax_probe_mtp.drafting.recycle:Recycle",
+    "merged": "jax_probe_mtp.drafting.merged.source:Merged",
 }
 DEFAULT_DRAFT = "probe:14"  # the better tree of the two with 30 rows in docs/fidelity.md
 PLAIN = "plain"

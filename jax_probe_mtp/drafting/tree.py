@@ -16,6 +16,7 @@ class Tree(flax.struct.PyTreeNode, kw_only=True):
       depth_BN: int32 [B, N], edges from the root.
       score_BN: float32 [B, N], log-probability of each node's path, as its source sees it; 0 for the root.
       kind_BN: int32 [B, N], which of its source's `kinds` each draft is; 0 for the root too.
+      note_BN: int32 [B, N], what the source noted of each draft, 0 for the root; None where it noted nothing.
     """
 
     token_BN: jax.Array
@@ -23,6 +24,7 @@ class Tree(flax.struct.PyTreeNode, kw_only=True):
     depth_BN: jax.Array
     score_BN: jax.Array
     kind_BN: jax.Array
+    note_BN: jax.Array | None = None
 
 
 def build_tree(root_B: jax.Array, candidates: Candidates, num_nodes: int) -> Tree:
@@ -63,6 +65,7 @@ def build_tree(root_B: jax.Array, candidates: Candidates, num_nodes: int) -> Tre
         depth_BN=jnp.pad(keep(candidates.depth_BP), before_root),
         score_BN=jnp.pad(keep(candidates.score_BP), before_root),
         kind_BN=jnp.pad(keep(candidates.kind_BP), before_root),
+        note_BN=None if candidates.note_BP is None else jnp.pad(keep(candidates.note_BP), before_root),
     )
 
 

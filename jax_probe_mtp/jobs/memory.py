@@ -70,15 +70,16 @@ def estimate(
     R = source.num_rows
     slots = 2 * cfg.num_layers * (cfg.num_kv_heads // tensor) * (capacity + R)
     row = slots * cfg.head_dim * jnp.dtype(dtype).itemsize + R * cfg.vocab_size * 4
-    of_source_row, shared = _source_bytes(cfg, source, dtype)
+    of_source_row, shared = _source_bytes(cfg, source, dtype, capacity)
     return Estimate(weights=weights, shared=shared, per_row=row + of_source_row, rows=batch_size // data)
 
 
-def _source_bytes(cfg: ModelConfig, source: DraftSource, dtype: str) -> tuple[int, int]:
+def _source_bytes(cfg: ModelConfig, source: DraftSource, dtype: str, capacity: int) -> tuple[int, int]:
     """Counts the bytes that a draft source keeps for one row, and for all rows together."""
     params = abstract_params(cfg, jnp.dtype(dtype))
     shapes = {"token_BT": ((1, 8), jnp.int32), "length_B": ((1,), jnp.int32), "seed_B": ((1,), jnp.uint32)}
-    prompt = Prompts(**dict[str, Any]({name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}))
+    arrays = dict[str, Any]({name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()})
+    prompt = Prompts(**arrays, capacity=capacity)
 
     def start(params: Params, prompt: Prompts) -> SourceState:
         return source.start(Model(params, cfg), prompt, source.init_shared(cfg))

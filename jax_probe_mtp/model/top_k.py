@@ -29,6 +29,29 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return jax.lax.platform_dependent(values, cuda=by_counting, rocm=by_counting, default=by_blocks)
 
 
+def smallest(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Gives the k smallest of some thousand whole numbers, in order, ties to the lower place.
+
+    Args:
+      keys: int32 [..., n], above the least int32.
+      k: static.
+
+    Returns:
+      Keys int32 [..., k] and their places int32 [..., k].
+    """
+
+    def by_sorting(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        best, place = jax.lax.top_k(-keys, k)
+        return -best, place
+
+    def by_counting(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        number = jnp.broadcast_to(jnp.arange(keys.shape[-1], dtype=jnp.int32), keys.shape)
+        place = _take_first(_place(-keys, number), k, number)
+        return jnp.take_along_axis(keys, place, axis=-1, mode="clip"), place
+
+    return jax.lax.platform_dependent(keys, cuda=by_counting, rocm=by_counting, default=by_sorting)
+
+
 def _by_blocks(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Takes the best k of the k blocks with the largest maxima, of equal ones the lower, and of the ids behind the blocks.
 

@@ -2,7 +2,8 @@
 
     python scripts/measure/bench_step.py --shape llama-3-8b --rows 1 30 60 --batch 1 --capacity 1024 --output R.json
 
---rows counts the rows of a call: 1 is plain decoding, an even N a probe of one mask with N/2 - 1 drafts. Each number is the
+--rows counts the rows of a call: 1 is plain decoding, an even N a probe of one mask with N/2 - 1 drafts; --drafts names other
+ways of drafting. Each number is the
 median over repeats of a loop of calls inside one compiled program, after an untimed run. The forward alone takes a block of
 as many rows through the model, the head and the argmax, in a loop without draft, tree, verification, commit and update.
 """
@@ -30,7 +31,7 @@ from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.source import DraftSource
-from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
+from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
 from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.measuring import call_cost
@@ -50,6 +51,7 @@ def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3-8b")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 30, 60], metavar="N", help="1, or even numbers")
+    parser.add_argument("--drafts", nargs="*", default=[], metavar="DRAFT", help="such as merged:64@warm=1")
     parser.add_argument("--batch", type=positive, nargs="+", default=[1], metavar="B")
     parser.add_argument("--capacity", type=int, nargs="+", default=[1024], metavar="S")
     parser.add_argument("--in-use", type=int, default=500, metavar="TOKENS", help="tokens in the cache at the start")
@@ -83,7 +85,7 @@ def main() -> int:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Makes the record: environment, settings, bandwidth, and one entry per combination."""
-    drafts = [_draft(rows) for rows in args.rows]
+    drafts = [*map(_draft, args.rows), *map(parse_draft, args.drafts)]
     cfg = dataclasses.replace(SHAPES[args.shape], **({"num_layers": args.layers} if args.layers else {}))
     device = jax.devices()[0]
     bandwidth, data_sheet = read_bandwidth(args.bandwidth_gb), DATA_SHEET.get(device.device_kind)
@@ -167,6 +169,7 @@ def _run(
     step = functools.partial(run_steps, cfg=cfg, source=source, decode_cfg=decode_cfg)
     request, state = start()
     run: dict[str, Any] = {
+        "draft": draft_name(source),
         "rows": source.num_rows,
         "batch": batch,
         "capacity": capacity,

@@ -14,7 +14,7 @@ from support.decoding.batches import batch_of
 from jax_probe_mtp import decode
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.loop import prefill, run_steps
-from jax_probe_mtp.drafting import Plain, Probe, Recycle
+from jax_probe_mtp.drafting import Merged, Plain, Probe, Recycle
 from jax_probe_mtp.model.params import abstract_params
 
 CFG = dataclasses.replace(BASE, head_dim=16, num_layers=1)  # the smallest head that the kernel takes
@@ -27,6 +27,7 @@ CASES = {
     "probe-4": (Probe(widths=(4,)), {}),
     "probe-3-2": (Probe(widths=(3, 2)), {}),
     "recycle-7": (Recycle(tree=7), {}),
+    "merged-12": (Merged(rows=12), {}),
     "probe-3-2-drawn": (Probe(widths=(3, 2)), DRAWN),
 }
 H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")

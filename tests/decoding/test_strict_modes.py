@@ -20,6 +20,8 @@ DRAFTS = [
     "recycle:10",
     "recycle:static80",
     "recycle:12@warm=1",
+    "merged:12",
+    "merged:12@warm=1,without=pairs",
 ]
 # Models that have GPU kernels, and a vocabulary whose best are found in two stages.
 LARGE = dataclasses.replace(BASE, head_dim=64, width=128, num_heads=4, mlp_width=128, vocab_size=40_000)
@@ -55,7 +57,7 @@ def test_every_source_is_traced(strict, draft, temperature):
 @pytest.mark.parametrize("is_exact", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_kernels_are_traced(strict, cfg, is_exact, dtype):
-    for draft in ("plain", "probe:14", "recycle:30"):
+    for draft in ("plain", "probe:14", "recycle:30", "merged:32"):
         assert shapes_of(cfg, draft, dtype, "fused", is_exact=is_exact).calls_B.dtype == jnp.int32
 
 

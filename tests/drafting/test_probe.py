@@ -72,7 +72,7 @@ def test_dynamic_chain_to_full_depth():
 def test_masks_that_were_not_asked_yet_draft_nothing():
     small = dataclasses.replace(BASE, width=4)
     model = Model({"embed": jnp.ones((61, 4))}, small)
-    prompts = Prompts(token_BT=TEXT.token_BT, length_B=jnp.asarray([1]), seed_B=jnp.zeros(1, jnp.uint32))
+    prompts = Prompts(token_BT=TEXT.token_BT, length_B=jnp.asarray([1]), seed_B=jnp.zeros(1, jnp.uint32), capacity=8)
     for probe in (Probe(widths=(3, 2)), DynamicProbe(rows=24, num_masks=2)):
         tree = build_tree(TEXT.root_B, probe.propose(probe.start(model, prompts, ()), TEXT), probe.num_nodes)
         assert np.asarray(tree.token_BN)[0].tolist() == [ROOT] + [NO_TOKEN] * (probe.num_nodes - 1)

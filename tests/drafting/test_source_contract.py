@@ -11,6 +11,7 @@ from jax_probe_mtp.drafting import (
     NO_TOKEN,
     DraftSource,
     DynamicProbe,
+    Merged,
     Ngram,
     Plain,
     Probe,
@@ -35,6 +36,9 @@ from jax_probe_mtp.drafting.candidates import Children
         Recycle(tree=7),
         Recycle(tree=7, warm=True),
         Recycle(tree="static80"),
+        Merged(rows=16),
+        Merged(rows=9, mask_owners=0, without="pairs"),
+        Merged(rows=12, mask_owners=1, depth=2, warm=True),
     ],
     ids=str,
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle
+from jax_probe_mtp.drafting import DynamicProbe, Merged, Ngram, Plain, Probe, Recycle
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,9 @@ def test_sizes_of_a_call(probe, pools, num_nodes, num_rows):
         (Recycle(tree=8), 8, 6),  # no chain is longer
         (Recycle(tree=256, warm=True), 256, 6),
         (Recycle(tree="static80"), 81, 6),
+        (Merged(mask_owners=0), 64, 8),
+        (Merged(rows=4, mask_owners=0), 4, 3),
+        (Merged(rows=256, mask_owners=0, depth=2), 256, 2),
     ],
     ids=str,
 )
@@ -137,6 +140,42 @@ def test_recycle_refuses(tree, says):
 
 def test_recycle_is_warm_or_not():
     _assert_refused(lambda: Recycle(warm="yes"), ["warm must be True or False", "got 'yes'"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "owners", "num_nodes"),
+    [(4, 2, 2), (16, 2, 14), (32, 4, 28), (64, 8, 56), (128, 8, 120), (256, 8, 248)],
+)
+def test_an_eighth_of_a_merged_drafts_rows_are_masks(rows, owners, num_nodes):
+    source = Merged(rows=rows)
+    assert (source.num_masks, source.num_owners, source.num_nodes, source.num_rows) == (1, owners, num_nodes, rows)
+    assert source == Merged(rows=rows, mask_owners=owners)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"rows": 3}, ["rows", "from 4 to 256", "got 3"]),
+        ({"rows": 257}, ["rows", "from 4 to 256", "got 257"]),
+        ({"rows": 64.0}, ["rows", "whole number", "got 64.0"]),
+        ({"rows": 16, "mask_owners": 9}, ["mask_owners", "from 0 to 8", "got 9"]),
+        ({"mask_owners": -1}, ["mask_owners", "from 0 to 32", "got -1"]),
+        ({"depth": 9}, ["depth", "from 1 to 8", "got 9"]),
+        ({"depth": 0}, ["depth", "from 1 to 8", "got 0"]),
+        ({"warm": 1}, ["warm must be True or False", "got 1"]),
+        ({"is_learning": None}, ["is_learning must be True or False", "got None"]),
+        ({"without": "masks"}, ["successors, pairs, ngrams", "mask_owners 0", "got 'masks'"]),
+        ({"without": ""}, ["successors, pairs, ngrams", "got ''"]),
+        ({"without": "successors+pairs+ngrams", "mask_owners": 0}, ["nothing is left to draft from"]),
+        ({"mask_owners": 0, "mask_init": "zero"}, ["mask_owners 0 leaves no masks"]),
+        ({"mask_owners": 0, "mask_ema": 0.5}, ["mask_owners 0 leaves no masks"]),
+        ({"mask_init": "median"}, ["mask_init must be one of", "got 'median'"]),
+        ({"mask_ema": 2.0}, ["mask_ema must be between 0", "got 2.0"]),
+    ],
+    ids=str,
+)
+def test_merged_refuses(settings, says):
+    _assert_refused(lambda: Merged(**settings), says)
 
 
 def _assert_refused(build, says):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle
+from jax_probe_mtp.drafting import DynamicProbe, Merged, Ngram, Plain, Probe, Recycle
 from jax_probe_mtp.drafting.spec import (
     SOURCES,
     draft_name,
@@ -92,6 +92,10 @@ def own_module(tmp_path, monkeypatch):
         ("recycle:30@warm=1", Recycle(tree=30, warm=True), 30),
         ("recycle:static80", Recycle(tree="static80"), 81),
         ("recycle:static80@warm=1", Recycle(tree="static80", warm=True), 81),
+        ("merged:64", Merged(), 64),
+        ("merged:32@mask_owners=2,warm=1", Merged(rows=32, mask_owners=2, warm=True), 32),
+        ("merged:16@mask_owners=0,without=pairs+ngrams", Merged(rows=16, mask_owners=0, without="pairs+ngrams"), 16),
+        ("merged:64@is_learning=0,mask_init=tuned", Merged(is_learning=False, mask_init="tuned"), 64),
     ],
 )
 def test_a_source_has_one_name_that_is_read_as_it(name, source, rows):
@@ -135,8 +139,8 @@ def test_what_cannot_be_read_keeps_its_name_in_files():
     ("name", "says"),
     [
         ("", "cannot be read"),
-        ("magic:3", "none of plain, probe, dynamic, ngram, recycle, and no module:Class"),
-        ("magic", "none of plain, probe, dynamic, ngram, recycle, and no module:Class"),
+        ("magic:3", "none of plain, probe, dynamic, ngram, recycle, merged, and no module:Class"),
+        ("magic", "none of plain, probe, dynamic, ngram, recycle, merged, and no module:Class"),
         ("probe:", "cannot be read"),
         ("probe:4,5", "cannot be read"),
         ("probe:4@", "cannot be read"),

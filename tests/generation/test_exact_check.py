@@ -18,7 +18,7 @@ from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.loop import prefill, run_steps
 from jax_probe_mtp.decoding.request import NO_LIMIT
 from jax_probe_mtp.decoding.step import run_block
-from jax_probe_mtp.drafting import DynamicProbe, Ngram, Probe, Recycle
+from jax_probe_mtp.drafting import DynamicProbe, Merged, Ngram, Probe, Recycle
 from jax_probe_mtp.generation import exact_check
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.programs import Programs
@@ -32,6 +32,7 @@ CASES = {
     "probe-7": (Probe(widths=(7,)), {}),
     "probe-dynamic-drawn": (DynamicProbe(rows=30, num_masks=2), DRAWN),
     "recycle-12": (Recycle(tree=12), {}),
+    "merged-16": (Merged(rows=16, mask_owners=3), {}),
     "ngram-drawn": (Ngram(num_drafts=5, max_ngram=2), DRAWN),
 }
 DTYPES = ("float32", "bfloat16")

@@ -7,6 +7,8 @@ under test.
 
 from reference.decode import (
     decode_together,
+    merged_batch,
+    merged_decode,
     ngram_decode,
     plain_decode,
     probe_decode,
@@ -15,6 +17,7 @@ from reference.decode import (
     turns,
     without_padding,
 )
+from reference.merged import Learned, Merged
 from reference.model import Model
 from reference.sampling import noise, own_next, scores
 from reference.sources import Ngram, Probe, Recycle, chosen_mask, first_masks, ngram_chain, successors
@@ -23,6 +26,8 @@ from reference.trees import NO_TOKEN, STATIC80, best_first_tree, build_tree, sta
 __all__ = [
     "NO_TOKEN",
     "STATIC80",
+    "Learned",
+    "Merged",
     "Model",
     "Ngram",
     "Probe",
@@ -32,6 +37,8 @@ __all__ = [
     "chosen_mask",
     "decode_together",
     "first_masks",
+    "merged_batch",
+    "merged_decode",
     "ngram_chain",
     "ngram_decode",
     "noise",

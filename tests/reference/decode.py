@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from reference.merged import Learned, Merged
 from reference.sampling import own_next, scores
 from reference.sources import Ngram, Probe, Recycle
 from reference.trees import NO_TOKEN
@@ -42,8 +43,8 @@ def turns(model, prompt, source, *, max_new_tokens, eos=(), **draw):
         trees.append(nodes)
         accepted.append(len(committed) - 1)
         yield
-        source.learn(text, nodes, path, committed)
         emit(new, committed, max_new_tokens, eos)
+        source.learn(text, nodes, path, [*prompt, *new][len(text) :])  # not what is cut at the end of the text
     return new, trees, accepted
 
 
@@ -134,3 +135,44 @@ def recycle_decode(model, prompt, *, table=None, num_nodes, max_depth=None, **se
         model, [prompt], table or {}, [settings], num_nodes=num_nodes, max_depth=max_depth
     )
     return *row, table, gap
+
+
+def merged_batch(
+    model, prompts, learned, row_settings, *, num_rows, mask_owners, max_depth=8, mask_init="mean", **settings
+):
+    """Rows of merged drafts, which share what they learn where all have the same `Learned`.
+
+    Args:
+      learned: one a row.
+      row_settings: for each row what it alone has, such as its seed.
+
+    Returns:
+      For each row tokens, the tree of each call, the drafts accepted in each call; and the smallest gap that decided a rank.
+    """
+    shape = {"tree": (24,), "num_masks": 1, "block_complexity": None, "prune": True}
+    sources, rows = [], []
+    for prompt, of_row, own in zip(prompts, learned, row_settings, strict=True):
+        both = settings | own
+        masks = shape | {"mask_init": mask_init, "mask_offset": 0.0}
+        ema = 0.1 if mask_init == "mean" else 0.0
+        probe = Probe(model, prompt, masks, mask_ema=ema, draw=both) if mask_owners else None
+        sources.append(
+            Merged(
+                model,
+                of_row,
+                rows=num_rows,
+                mask_owners=mask_owners,
+                probe=probe,
+                max_depth=max_depth,
+                temperature=both.get("temperature", 0.0),
+            )
+        )
+        rows.append(turns(model, prompt, sources[-1], **both))
+    return decode_together(rows), min(gap for source in sources for gap in source.gaps)
+
+
+def merged_decode(model, prompt, *, weights, capacity, **how):
+    """A merged draft for one row that learns from nothing else: tokens, trees, accepted counts, the smallest gap."""
+    learned = Learned(weights, **Learned.sizes_of_row(capacity))
+    [row], gap = merged_batch(model, [prompt], [learned], [{}], **how)
+    return *row, gap

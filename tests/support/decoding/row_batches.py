@@ -8,8 +8,9 @@ import reference
 
 from jax_probe_mtp.decoding import rows
 from jax_probe_mtp.decoding.request import idle_request
-from jax_probe_mtp.drafting import Ngram, Probe, Recycle
+from jax_probe_mtp.drafting import Merged, Ngram, Probe, Recycle
 from support.decoding.batches import batch_of
+from support.drafting import merged
 
 EOS, B, S, T, Q = 26, 3, 40, 12, 3  # rows, capacity, padded prompts, calls between two looks
 SOURCES = {  # shallow trees: each depth is compiled for itself
@@ -17,6 +18,7 @@ SOURCES = {  # shallow trees: each depth is compiled for itself
     "ngram": Ngram(num_drafts=2, max_ngram=3),
     "recycle": Recycle(tree=4),
     "warm": Recycle(tree=4, warm=True),
+    "merged": Merged(rows=8, mask_owners=2, depth=3, mask_init="mean"),
 }
 PROBE_OF_REFERENCE = {
     "tree": (7, 3),
@@ -129,6 +131,8 @@ def of_reference(tiny, source, text):
     elif source == "ngram":
         how = {"num_drafts": 2, "max_ngram": 3, "match": "recent"}
         tokens, _, accepted = reference.ngram_decode(tiny.reference, text.prompt, **how, **limits)
+    elif source == "merged":
+        tokens, _, accepted, _ = merged.of_reference(SOURCES[source], S)(tiny.reference, text.prompt, **limits)
     else:
         how = {"num_nodes": 4, "max_depth": 3}
         tokens, _, accepted, _, _ = reference.recycle_decode(tiny.reference, text.prompt, **how, **limits)

@@ -22,10 +22,11 @@ from conftest import BASE, FAMILIES
 
 from jax_probe_mtp import Prompt, Settings
 from jax_probe_mtp.decoding.rows import run_calls
-from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle
+from jax_probe_mtp.drafting import DynamicProbe, Merged, Ngram, Plain, Probe, Recycle
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.model.mesh import make_mesh, mesh_of, sharded_params
 from jax_probe_mtp.model.params import abstract_params
+from support.drafting import merged
 
 
 def of_probe(probe):
@@ -35,6 +36,7 @@ def of_probe(probe):
 
 PROBE = {"num_masks": 2, "block_complexity": None, "prune": True, "mask_init": "mean", "mask_offset": 5.0}
 DYNAMIC = {"tree": "dynamic", "num_masks": 2, "block_complexity": 30}
+MERGED = Merged(rows=16, mask_init="mean")
 DRAWN = {"tree": (5,), "mask_init": "sample", "num_masks": 1}
 CASES = {  # model, draft source, the same in `reference`, sizes of the mesh, and whether every other prompt is drawn
     "probe": (BASE, Probe(widths=(7, 3), mask_init="mean"), of_probe(PROBE | {"tree": (7, 3)}), (4, 2), True),
@@ -51,6 +53,13 @@ CASES = {  # model, draft source, the same in `reference`, sizes of the mesh, an
         Ngram(num_drafts=4, max_ngram=3),
         functools.partial(reference.ngram_decode, num_drafts=4, max_ngram=3, match="recent"),
         (1, 2),
+        False,
+    ),
+    "merged": (
+        BASE,
+        MERGED,
+        merged.of_reference(MERGED, capacity=64),  # where the longest prompt and its answer fit
+        (2, 2),
         False,
     ),
     "recycle": (

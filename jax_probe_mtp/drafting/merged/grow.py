@@ -1,0 +1,238 @@
+"""Grows the tree of a merged draft, level by level: asks every source what may follow each node, and keeps the best paths.
+
+Equal tokens under one parent are one candidate, which has what all sources know of it. From each depth as many paths are
+followed as a tree of N nodes can have there, so the candidates hold the best N - 1 paths, and no search gives better ones.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN, Candidates
+from jax_probe_mtp.drafting.merged import acceptance
+from jax_probe_mtp.drafting.merged.facts import (
+    MASK_CANDIDATES,
+    NO_MASK,
+    NOT_LISTED,
+    NOT_OF_MASK,
+    NOTHING_LISTED,
+    Facts,
+)
+from jax_probe_mtp.drafting.merged.keys import LENGTHS, keys_of
+from jax_probe_mtp.drafting.merged.memory import (
+    NUM_BUCKETS,
+    NUM_FOLLOWERS,
+    NUM_SUCCESSORS,
+    Memory,
+    followers,
+    successors_of_pair,
+    successors_of_token,
+    unpack,
+)
+from jax_probe_mtp.model.top_k import smallest
+
+MAX_NODES = 256
+_NODE_BITS, _TOKEN_BITS = 8, 6  # of a node's place in its level, and of a token's among its parent's candidates
+_NEVER = np.int32(np.iinfo(np.int32).max)
+
+
+class Level(flax.struct.PyTreeNode, kw_only=True):
+    """W nodes of one depth, the cheapest first.
+
+    Attributes:
+      context_BWL: int32 [B, W, 9], the newest tokens of the text that ends with each.
+      parent_BW: int32 [B, W], place of its parent in the level above.
+      cost_BW: int32 [B, W], of the path, in 64ths of a nat; `NO_TOKEN`s cost most.
+      note_BW: int32 [B, W], `Facts.pack`.
+    """
+
+    context_BWL: jax.Array
+    parent_BW: jax.Array
+    cost_BW: jax.Array
+    note_BW: jax.Array
+
+    @property
+    def token_BW(self) -> jax.Array:
+        """Gives the nodes' own tokens."""
+        return self.context_BWL[..., -1]
+
+
+@functools.partial(jax.jit, static_argnames=("sources", "num_drafts", "max_depth"))
+def grow(
+    memory: Memory,
+    whole_YF: jax.Array,
+    recent_BL: jax.Array,
+    mask_id_BC: jax.Array | None,
+    sources: frozenset[str],
+    num_drafts: int,
+    max_depth: int,
+) -> Candidates:
+    """Lists the best paths of each depth.
+
+    Args:
+      memory: Y tables.
+      whole_YF: int32 [Y, F], weights in 64ths.
+      recent_BL: int32 [B, 9], the newest tokens, the root last.
+      mask_id_BC: int32 [B, 24], what the mask proposes under the root, best first; `NO_TOKEN` where it knows nothing. None
+        without masks.
+      sources: which of the tables are asked.
+      num_drafts: W, paths that are followed from each depth; static.
+      max_depth: of the tree; static.
+    """
+    B = recent_BL.shape[0]
+    zero_B1 = jnp.zeros((B, 1), jnp.int32)
+    root = Level(context_BWL=recent_BL[:, None], parent_BW=zero_B1, cost_BW=zero_B1, note_BW=zero_B1)
+    descend = functools.partial(_descend, memory, whole_YF, sources=sources, width=num_drafts)
+    first = descend(root, jnp.int32(0), mask_id_BC)
+
+    def go_on(above: Level, depth: jax.Array) -> tuple[Level, Level]:
+        below = descend(above, depth, None)
+        return below, below
+
+    levels = jax.tree.map(lambda x: x[None], first)
+    if max_depth > 1:
+        _, deeper = jax.lax.scan(go_on, first, jnp.arange(1, max_depth, dtype=jnp.int32))
+        levels = jax.tree.map(lambda *x: jnp.concatenate(x), levels, deeper)
+
+    def in_a_row(value_DBW: jax.Array) -> jax.Array:
+        return jnp.moveaxis(value_DBW, 0, 1).reshape(B, -1)
+
+    depth_D = np.arange(1, max_depth + 1, dtype=np.int32)
+    first_of_above_D11 = jnp.asarray((depth_D - 2) * num_drafts)[:, None, None]
+    parent_DBW = jnp.where(first_of_above_D11 < 0, NO_PARENT, first_of_above_D11 + levels.parent_BW)
+    token_BP, cost_BP = in_a_row(levels.token_BW), in_a_row(levels.cost_BW)
+    return Candidates(
+        token_BP=token_BP,
+        parent_BP=in_a_row(parent_DBW),
+        depth_BP=jnp.broadcast_to(jnp.asarray(np.repeat(depth_D, num_drafts)), token_BP.shape),
+        score_BP=jnp.where(token_BP == NO_TOKEN, -jnp.inf, -cost_BP.astype(jnp.float32) / acceptance.STEP),
+        kind_BP=kind_of(in_a_row(levels.note_BW)),
+        note_BP=in_a_row(levels.note_BW),
+    )
+
+
+def kind_of(note_BP: jax.Array) -> jax.Array:
+    """Says which source alone knew a candidate, 0 to 3, or 4 that several did."""
+    facts = Facts.unpack(note_BP)
+    knew = [
+        facts.successor_rank < NUM_SUCCESSORS,
+        facts.pair_rank < NUM_SUCCESSORS,
+        facts.match > 0,
+        facts.mask_rank < NOT_OF_MASK,
+    ]
+    count_BP = sum(x.astype(jnp.int32) for x in knew)
+    which_BP = sum(i * x.astype(jnp.int32) for i, x in enumerate(knew))
+    return jnp.where(count_BP > 1, len(knew), which_BP)
+
+
+def _descend(
+    memory: Memory,
+    whole_YF: jax.Array,
+    above: Level,
+    depth: jax.Array,
+    mask_id_BC: jax.Array | None,
+    *,
+    sources: frozenset[str],
+    width: int,
+) -> Level:
+    """Finds the W cheapest paths that are one token longer; of equal cost the better parent's, then the lower token's."""
+    B = above.token_BW.shape[0]
+    token_BWC, note_BWC, is_first_BWC = _ask(memory, above, depth, mask_id_BC, sources)
+    C = token_BWC.shape[2]
+    step_BWC = acceptance.cost(acceptance.sum_of_weights(whole_YF, note_BWC.reshape(B, -1))).reshape(token_BWC.shape)
+    cost_BWC = above.cost_BW[..., None] + step_BWC
+    is_lower_BWCC = (token_BWC[..., None, :] < token_BWC[..., :, None]) & is_first_BWC[..., None, :]
+    place_BWC = jnp.sum(is_lower_BWCC, axis=-1, dtype=jnp.int32)
+    node_W1 = jnp.arange(above.token_BW.shape[1], dtype=jnp.int32)[:, None]
+    key_BWC = (((cost_BWC << _NODE_BITS) | node_W1) << _TOKEN_BITS) | place_BWC
+    key_BK = jnp.where(is_first_BWC, key_BWC, _NEVER).reshape(B, -1)
+    missing = width - key_BK.shape[1]
+    if missing > 0:
+        key_BK = jnp.pad(key_BK, ((0, 0), (0, missing)), constant_values=_NEVER)
+    key_BV, index_BV = smallest(key_BK, width)
+    is_there_BV = key_BV < _NEVER
+    index_BV = jnp.minimum(index_BV, token_BWC.shape[1] * C - 1)
+    parent_BV = index_BV // C
+
+    def take(value_BWC: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(value_BWC.reshape(B, -1), index_BV, axis=1)
+
+    token_BV = jnp.where(is_there_BV, take(token_BWC), NO_TOKEN)
+    path_BVL = jnp.take_along_axis(above.context_BWL, parent_BV[..., None], axis=1)
+    return Level(
+        context_BWL=jnp.concatenate([path_BVL[..., 1:], token_BV[..., None]], axis=2),
+        parent_BW=parent_BV,
+        cost_BW=jnp.where(is_there_BV, take(cost_BWC), 0),
+        note_BW=take(note_BWC),
+    )
+
+
+def _ask(
+    memory: Memory, above: Level, depth: jax.Array, mask_id_BC: jax.Array | None, sources: frozenset[str]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Asks the sources what may follow W nodes.
+
+    Returns:
+      Tokens int32 [B, W, C], what is known of each, and bool [B, W, C], False for one that is in the list before.
+    """
+    B, W = above.token_BW.shape
+    keys = keys_of(above.context_BWL)
+    nothing_BW8 = jnp.full((B, W, NUM_SUCCESSORS), NO_TOKEN, jnp.int32)
+    of_token, bucket_of_token = unpack(
+        successors_of_token(memory, above.token_BW) if "successors" in sources else nothing_BW8
+    )
+    of_pair, bucket_of_pair = unpack(successors_of_pair(memory, keys) if "pairs" in sources else nothing_BW8)
+    lists = [of_token, of_pair]
+    if "ngrams" in sources:
+        lists.append(followers(memory, keys).reshape(B, W, -1))
+    if mask_id_BC is not None:
+        lists.append(mask_id_BC[:, None])
+    token_BWC = jnp.concatenate(lists, axis=2)
+    is_same_BWCC = token_BWC[..., :, None] == token_BWC[..., None, :]
+    zero_BWC = jnp.zeros(token_BWC.shape, jnp.int32)
+
+    def least(first: int, value_J: jax.Array | np.ndarray, otherwise: jax.Array | int) -> jax.Array:
+        """The least value of those places from `first` on that hold the same token."""
+        is_same_BWCJ = is_same_BWCC[..., first : first + value_J.shape[-1]]
+        return jnp.min(jnp.where(is_same_BWCJ, value_J, otherwise), axis=-1).astype(jnp.int32)
+
+    def rank_and_bucket(first: int, listed_BW8: jax.Array, bucket_BW8: jax.Array) -> tuple[jax.Array, jax.Array]:
+        absent_BW11 = jnp.where(listed_BW8[..., :1] == NO_TOKEN, NOTHING_LISTED, NOT_LISTED)[..., None] * NUM_BUCKETS
+        rank_8 = jnp.arange(NUM_SUCCESSORS, dtype=jnp.int32)
+        both_BWC = least(first, (rank_8 * NUM_BUCKETS + bucket_BW8)[..., None, :], absent_BW11)
+        return both_BWC // NUM_BUCKETS, both_BWC % NUM_BUCKETS
+
+    match_BWC = age_BWC = best_BWC = zero_BWC
+    if "ngrams" in sources:  # the longest match, and of that the newest
+        first = 2 * NUM_SUCCESSORS
+        length_J, age_J = np.divmod(np.arange(len(LENGTHS) * NUM_FOLLOWERS, dtype=np.int32), NUM_FOLLOWERS)
+        both_BWC = -least(first, -((length_J + 1) * NUM_FOLLOWERS + NUM_FOLLOWERS - 1 - age_J), 0)
+        match_BWC = both_BWC // NUM_FOLLOWERS
+        age_BWC = jnp.where(match_BWC > 0, NUM_FOLLOWERS - 1 - both_BWC % NUM_FOLLOWERS, 0)
+        is_there_BWJ = token_BWC[..., first : first + length_J.size] != NO_TOKEN
+        best_BWC += jnp.max(jnp.where(is_there_BWJ, length_J + 1, 0), axis=-1, keepdims=True)
+    mask_rank_BWC = zero_BWC + NO_MASK
+    if mask_id_BC is not None:
+        rank_C = np.arange(MASK_CANDIDATES, dtype=np.int32)
+        absent_B111 = jnp.where(mask_id_BC[:, :1] == NO_TOKEN, NO_MASK, NOT_OF_MASK)[:, None, :, None]
+        mask_rank_BWC = least(token_BWC.shape[2] - MASK_CANDIDATES, rank_C, absent_B111)
+    rank_BWC, bucket_BWC = rank_and_bucket(0, of_token, bucket_of_token)
+    pair_rank_BWC, pair_bucket_BWC = rank_and_bucket(NUM_SUCCESSORS, of_pair, bucket_of_pair)
+    facts = Facts(
+        successor_rank=rank_BWC,
+        successor_bucket=bucket_BWC,
+        pair_rank=pair_rank_BWC,
+        pair_bucket=pair_bucket_BWC,
+        mask_rank=mask_rank_BWC,
+        match=match_BWC,
+        match_age=age_BWC,
+        best_match=best_BWC,
+        depth=zero_BWC + depth,
+    )
+    C = token_BWC.shape[2]
+    is_earlier_CC = np.tril(np.ones((C, C), np.bool_), k=-1)
+    is_first_BWC = (token_BWC != NO_TOKEN) & ~jnp.any(is_same_BWCC & is_earlier_CC, axis=-1)
+    return token_BWC, facts.pack(), is_first_BWC

@@ -1,0 +1,158 @@
+"""What a merged draft learns of texts and calls, of one row or of all rows: tables and weights."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN
+from jax_probe_mtp.drafting.merged.acceptance import Weights, begin_weights, learn_weights
+from jax_probe_mtp.drafting.merged.keys import CONTEXT, keys_of
+from jax_probe_mtp.drafting.merged.memory import (
+    NUM_SUCCESSORS,
+    Memory,
+    Sizes,
+    empty_memory,
+    keep_ngrams,
+    keep_successors,
+    pack,
+)
+from jax_probe_mtp.drafting.shown import FinishedCall, PromptChunk, Prompts
+from jax_probe_mtp.model.sampling import Sampling, scale
+from jax_probe_mtp.model.top_k import top_k
+
+READ_TOKENS = 64  # prompt tokens whose logits, [B, 64, V], are in memory at a time
+NGRAM_TOKENS = 256  # prompt tokens whose n-grams are compared with each other at a time
+
+
+class Learned(flax.struct.PyTreeNode, kw_only=True):
+    """What is learned, of one row (cold) or of all rows (warm).
+
+    Attributes:
+      memory: the tables.
+      weights: of candidates.
+    """
+
+    memory: Memory
+    weights: Weights
+
+
+def begin(num_sets: int, sizes: Sizes) -> Learned:
+    """Begins with empty tables and the weights that come with the package."""
+    return Learned(memory=empty_memory(num_sets, sizes), weights=begin_weights(num_sets))
+
+
+def newest(token_BT: jax.Array, length_B: jax.Array) -> jax.Array:
+    """Takes the last nine of the first `length_B` tokens, int32 [B, 9]; `NO_TOKEN` where there are fewer."""
+    place_BL = length_B[:, None] - CONTEXT + jnp.arange(CONTEXT, dtype=jnp.int32)
+    token_BL = jnp.take_along_axis(token_BT, jnp.maximum(place_BL, 0), axis=1)
+    return jnp.where(place_BL < 0, NO_TOKEN, token_BL)
+
+
+def read_prompts(learned: Learned, prompts: Prompts) -> Learned:
+    """Keeps the n-grams of whole prompts; where all rows share the tables, one row after the other."""
+    B, T = prompts.token_BT.shape
+    Y = learned.memory.token_YSE.shape[0]
+    size = min(T, NGRAM_TOKENS)
+    num_pieces = -(-T // size)
+    before_and_behind = ((0, 0), (CONTEXT, num_pieces * size - T))
+    token_BT = jnp.pad(prompts.token_BT, before_and_behind, constant_values=NO_TOKEN)
+
+    def read_piece(memory: Memory, i: jax.Array) -> tuple[Memory, None]:
+        row, first = i // num_pieces, i % num_pieces * size
+        text_YT = jax.lax.dynamic_slice_in_dim(token_BT, first, CONTEXT + size, axis=1)
+        length_Y = prompts.length_B
+        if Y < B:
+            text_YT, length_Y = (jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0) for x in (text_YT, length_Y))
+        is_used_YR = first + jnp.arange(size, dtype=jnp.int32) < length_Y[:, None]
+        return keep_ngrams(memory, keys_of(_contexts(text_YT)), text_YT[:, CONTEXT:], is_used_YR), None
+
+    memory, _ = jax.lax.scan(read_piece, learned.memory, jnp.arange(B // Y * num_pieces, dtype=jnp.int32))
+    return learned.replace(memory=memory)
+
+
+def read_chunk(learned: Learned, chunk: PromptChunk) -> Learned:
+    """Keeps what the model ranks best after each token of a piece of the prompts."""
+    U = chunk.token_BU.shape[1]
+    size = min(U, READ_TOKENS)
+
+    def read_piece(i: jax.Array, memory: Memory) -> Memory:
+        first = jnp.minimum(i * size, U - size)  # the last piece may overlap the one before and be read again
+        token_BR, before_BR, is_used_BR = (
+            jax.lax.dynamic_slice_in_dim(values, first, size, axis=1)
+            for values in (chunk.token_BU, chunk.before_BU, chunk.is_used_BU)
+        )
+        order_BR = jnp.where(is_used_BR, jnp.arange(size, dtype=jnp.int32), -1)
+        return _keep(memory, token_BR, before_BR, order_BR, chunk.logits(first, size), chunk.sampling)
+
+    num_used = jnp.max(jnp.sum(chunk.is_used_BU, axis=1))  # the used ones come first
+    memory = jax.lax.fori_loop(0, (num_used + size - 1) // size, read_piece, learned.memory)
+    return learned.replace(memory=memory)
+
+
+def learn(
+    learned: Learned, recent_BL: jax.Array, call: FinishedCall, *, has_ngrams: bool, is_learning: bool
+) -> Learned:
+    """Learns of a call: the weights from the children of accepted nodes, the tables from all nodes and the new tokens.
+
+    Args:
+      learned: of Y sets.
+      recent_BL: int32 [B, 9], the newest tokens before the call, its root last.
+      call: what it gave.
+      has_ngrams, is_learning: whether tokens enter the table of n-grams, and the weights change; static.
+    """
+    tree, memory, weights = call.tree, learned.memory, learned.weights
+    N = tree.token_BN.shape[1]
+    number_N = jnp.arange(N, dtype=jnp.int32)
+    is_root_BN = tree.parent_BN == NO_PARENT
+    above_BN = jnp.maximum(tree.parent_BN, 0)
+    is_node_BN = (tree.token_BN != NO_TOKEN) & (call.num_new_B > 0)[:, None]
+    is_accepted_BN = jnp.any(call.node_BP[..., None] == number_N, axis=1)  # the root among them
+    if is_learning:
+        assert tree.note_BN is not None
+        is_asked_BN = jnp.take_along_axis(is_accepted_BN, above_BN, axis=1) & is_node_BN & ~is_root_BN
+        weights = learn_weights(weights, tree.note_BN, is_asked_BN, is_accepted_BN)
+    before_BN = jnp.where(is_root_BN, recent_BL[:, -2:-1], jnp.take_along_axis(tree.token_BN, above_BN, axis=1))
+    # What the text itself said stays, not what a rejected draft with the same token would have.
+    order_BN = jnp.where(is_node_BN, number_N + N * is_accepted_BN, -1)
+    memory = _keep(memory, tree.token_BN, before_BN, order_BN, call.logits_BNV, call.sampling)
+    if has_ngrams:
+        new_BP = call.new_token_BP
+        is_new_BP = jnp.arange(new_BP.shape[1], dtype=jnp.int32) < call.num_new_B[:, None]
+        keys = keys_of(_contexts(jnp.concatenate([recent_BL, new_BP], axis=1)))
+        memory = _of_all(keep_ngrams, memory, keys, new_BP, is_new_BP)
+    return Learned(memory=memory, weights=weights)
+
+
+def _contexts(token_BT: jax.Array) -> jax.Array:
+    """Gives the nine tokens before each place from the tenth on, int32 [B, T - 9, 9]."""
+    num_places = token_BT.shape[1] - CONTEXT
+    return jnp.stack([token_BT[:, i : i + num_places] for i in range(CONTEXT)], axis=-1)
+
+
+def _keep(
+    memory: Memory,
+    token_BR: jax.Array,
+    before_BR: jax.Array,
+    order_BR: jax.Array,
+    logits_BRV: jax.Array,
+    sampling: Sampling | None,
+) -> Memory:
+    """Keeps the best successors of R tokens a row; where rows share the tables, a later row's go before an earlier one's."""
+    if sampling is not None:
+        logits_BRV = scale(logits_BRV, sampling.temperature_B)
+    best_BRC, id_BRC = top_k(logits_BRV, NUM_SUCCESSORS)
+    packed_BRC = pack(id_BRC.astype(jnp.int32), best_BRC - jax.nn.logsumexp(logits_BRV, axis=-1, keepdims=True))
+    context_BRL = jnp.stack([before_BR, token_BR], axis=-1)
+    context_BRL = jnp.pad(context_BRL, ((0, 0), (0, 0), (CONTEXT - 2, 0)), constant_values=NO_TOKEN)
+    B, R = token_BR.shape
+    row_B1 = jnp.arange(B, dtype=jnp.int32)[:, None]
+    order_BR = jnp.where(order_BR < 0, -1, order_BR + 2 * R * row_B1)
+    return _of_all(keep_successors, memory, token_BR, keys_of(context_BRL), packed_BRC, order_BR)
+
+
+def _of_all(function: Callable[..., Memory], memory: Memory, *arrays: jax.Array | object) -> Memory:
+    """Calls a function of arrays that have Y in front, row after row where all rows share one table."""
+    Y = memory.token_YSE.shape[0]
+    return function(memory, *jax.tree.map(lambda x: x.reshape(Y, -1, *x.shape[2:]), arrays))
