@@ -6,7 +6,7 @@ from typing import Any
 
 from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings
-from jax_probe_mtp.drafting.source import DraftSource, begin_shared, check_is_source
+from jax_probe_mtp.drafting.source import DraftSource, check_is_source
 from jax_probe_mtp.generation.answers import Generation, Stats
 from jax_probe_mtp.generation.in_order import InOrder
 from jax_probe_mtp.generation.programs import Programs
@@ -42,7 +42,7 @@ class Decoder:
         self.source = source
         self.stats = Stats()
         self.programs = Programs(checkpoint, source) if programs is None else programs
-        self._shared = begin_shared(source, checkpoint.config, shared)
+        self._shared = self.programs.begin_shared(shared)
 
     def run(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Generation]:
         """Generates, in order, with all rows kept busy. All prompts are checked before the first one runs.

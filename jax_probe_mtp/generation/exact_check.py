@@ -28,7 +28,7 @@ from jax_probe_mtp.decoding.step import run_block
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.drafting.tree import NO_PARENT, Tree
-from jax_probe_mtp.generation.programs import EVERYWHERE, REQUEST, ROWS, STATE, Programs
+from jax_probe_mtp.generation.programs import REQUEST, ROWS, Programs
 from jax_probe_mtp.model import cache as kv
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
@@ -102,7 +102,7 @@ def _compare(
         )
         # What an earlier call left from `length` on is written again before it is read.
         args = programs.place(tree), state.replace(length_B=programs.place(_int32(np.full(B, length))))
-        give = programs.get(_run_call, *args, gives=(ROWS, STATE), donate=(2,), decode_cfg=decode_cfg)
+        give = programs.get(_run_call, *args, gives=(ROWS, programs.state), donate=(2,), decode_cfg=decode_cfg)
         logits_BNV, state = give(checkpoint.params, *args)
         return logits_BNV
 
@@ -133,9 +133,9 @@ def _noisy_state(
 ) -> DecodeState:
     """Makes a state as the run's, by the run's program, its rows alike and their caches full of noise."""
     request = programs.place(join_requests([idle_request(1, checkpoint.eos_token_ids)] * rows))
-    shared = programs.place(source.init_shared(checkpoint.config), EVERYWHERE)
-    takes = REQUEST, EVERYWHERE
-    begin = programs.get(empty, request, shared, takes=takes, gives=STATE, decode_cfg=decode_cfg)
+    shared = programs.place(programs.begin_shared(source.init_shared(checkpoint.config)), programs.shared)
+    takes = REQUEST, programs.shared
+    begin = programs.get(empty, request, shared, takes=takes, gives=programs.state, decode_cfg=decode_cfg)
     state: DecodeState = begin(checkpoint.params, request, shared)
 
     def noise(slots: jax.Array, seed: int) -> jax.Array:

@@ -15,8 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeState
-from jax_probe_mtp.drafting.source import DraftSource, SourceState
-from jax_probe_mtp.drafting.spec import draft_name
+from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DATA, TENSOR
 from jax_probe_mtp.model.mesh import local_config, mesh_of
@@ -61,13 +60,8 @@ class Programs:
     """
 
     def __init__(self, checkpoint: Checkpoint, source: DraftSource) -> None:
-        self._params = checkpoint.params
+        self._params, self._source = checkpoint.params, source
         self.mesh = mesh_of(checkpoint.params)
-        if source.learns_shared and self.num_shards > 1:
-            raise ValueError(
-                f"{draft_name(source)} learns what all rows share: use data=1 or another way of drafting, got "
-                f"data={self.num_shards}."
-            )
         self._static = {
             "cfg": checkpoint.config if self.mesh is None else local_config(checkpoint.config, self.mesh),
             "source": source,
@@ -81,6 +75,34 @@ class Programs:
     def num_shards(self) -> int:
         """Counts the devices (or groups of them) that batch rows are split over."""
         return 1 if self.mesh is None else self.mesh.shape[DATA]
+
+    @property
+    def shared(self) -> P:
+        """Says how what rows share lies on a mesh: where a source learns it, each group of devices has its own."""
+        return ROWS if self._source.learns_shared else EVERYWHERE
+
+    @property
+    def state(self) -> Any:
+        """Says how a decode state lies on a mesh."""
+        return STATE.replace(source=SourceState(rows=ROWS, shared=self.shared))
+
+    def begin_shared(self, shared: Any = None) -> Any:
+        """Gives what the rows begin to share, the groups' one behind the other where each has its own.
+
+        Args:
+          shared: what the caller brings, for all groups; or what a run before gave, which has a part for each group.
+
+        Raises:
+          ValueError: if it has other arrays than the source's.
+        """
+        source, groups = self._source, self.num_shards
+        if not source.learns_shared or groups == 1:
+            return begin_shared(source, self._whole_config, shared)
+        if shared is not None and all(leaf.shape[0] == groups for leaf in jax.tree.leaves(shared)):
+            begin_shared(source, self._whole_config, jax.tree.map(lambda leaf: leaf[:1], shared))
+            return shared
+        own = begin_shared(source, self._whole_config, shared)
+        return jax.tree.map(lambda leaf: np.concatenate([np.asarray(leaf)] * groups), own)
 
     def __len__(self) -> int:
         return len(self._compiled)
@@ -110,7 +132,7 @@ class Programs:
             start = time.perf_counter()
             bound = functools.partial(function, **self._static, **static)
             if self.mesh is not None:
-                specs = (partition_specs(self._whole_config), *(takes or map(_spec, args)))
+                specs = (partition_specs(self._whole_config), *(takes or map(self._spec, args)))
                 bound = jax.shard_map(bound, mesh=self.mesh, in_specs=specs, out_specs=gives, check_vma=False)
             self._compiled[key] = jax.jit(bound, donate_argnums=donate).lower(self._params, *args).compile()
             self.compile_seconds += time.perf_counter() - start
@@ -120,7 +142,7 @@ class Programs:
         """Lays an argument from the host out as the programs take it; every process gives all of it."""
         if self.mesh is None:
             return arg
-        mesh, spec = self.mesh, _spec(arg) if spec is None else spec
+        mesh, spec = self.mesh, self._spec(arg) if spec is None else spec
 
         def put(part: P, subtree: Any) -> Any:
             def leaf(array: Any) -> jax.Array:
@@ -132,8 +154,8 @@ class Programs:
         return jax.tree.map(put, spec, arg, is_leaf=lambda x: isinstance(x, P))
 
 
-def _spec(arg: Any) -> Any:
-    """Says how an argument lies on a mesh, as a prefix of its tree."""
-    if isinstance(arg, Request):
-        return REQUEST
-    return STATE if isinstance(arg, DecodeState) else ROWS
+    def _spec(self, arg: Any) -> Any:
+        """Says how an argument lies on a mesh, as a prefix of its tree."""
+        if isinstance(arg, Request):
+            return REQUEST
+        return self.state if isinstance(arg, DecodeState) else ROWS

@@ -16,11 +16,11 @@ from jax_probe_mtp.decoding.request import Request, idle_request, join_requests
 from jax_probe_mtp.decoding.rows import Report, admit, empty, run_calls
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.decoding.state import DecodeState
-from jax_probe_mtp.drafting.source import DraftSource, begin_shared
+from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation import exact_check
 from jax_probe_mtp.generation.answers import Generation, Item, Numbered, Stats, make_refusal
-from jax_probe_mtp.generation.programs import EVERYWHERE, REQUEST, STATE, Function, Program, Programs
+from jax_probe_mtp.generation.programs import EVERYWHERE, REQUEST, Function, Program, Programs
 from jax_probe_mtp.generation.row import RowText
 from jax_probe_mtp.generation.waiting import WaitingPrompt
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -91,7 +91,7 @@ class ContinuousDecoder:
         self._decode_cfg = DecodeConfig(capacity=capacity, is_exact=settings.is_exact, has_logprobs=settings.logprobs)
         self._draft_name = draft_name(source)
         self.stats = Stats() if stats is None else stats
-        self.shared = begin_shared(source, checkpoint.config, shared)
+        self.shared = self._programs.begin_shared(shared)
         self._compiled: dict[Any, Program] = {}
         self._idle = idle_request(1, checkpoint.eos_token_ids, is_sampled=is_sampled, max_accept=settings.max_accept)
         self._rows: list[RowText | None] = [None] * settings.batch_size
@@ -137,7 +137,7 @@ class ContinuousDecoder:
                 request,
                 state,
                 stopped_B,
-                gives=(STATE, EVERYWHERE),
+                gives=(self._programs.state, EVERYWHERE),
                 donate=(2,),
                 num_calls=self._settings.calls_per_chunk,
             )
@@ -202,10 +202,10 @@ class ContinuousDecoder:
 
     def _empty_batch(self) -> tuple[Request, DecodeState]:
         request = self._programs.place(join_requests([self._idle] * len(self._rows)))
-        shared = self._programs.place(self.shared, EVERYWHERE)
+        shared = self._programs.place(self.shared, self._programs.shared)
         # Nothing is drawn before there are prompts: a greedy batch's program, which the exact mode's test has compiled.
         greedy = request.replace(sampling=Sampling(seed_B=request.sampling.seed_B))
-        return request, self._call(empty, greedy, shared, takes=(REQUEST, EVERYWHERE), gives=STATE)
+        return request, self._call(empty, greedy, shared, takes=(REQUEST, self._programs.shared), gives=self._programs.state)
 
     def _admit(self, request: Request, state: DecodeState) -> tuple[Request, DecodeState]:
         """Puts those who wait into the free rows. One call takes one prompt a shard, all padded to the same length."""
@@ -232,7 +232,8 @@ class ContinuousDecoder:
             prompt_DT = np.concatenate([prompt_1T for _, prompt_1T, _ in places])
             arriving = join_requests([request for _, _, request in places])
             args = map(self._programs.place, (prompt_DT, arriving, row_D))
-            request, state = self._call(admit, *args, request, state, gives=(REQUEST, STATE), donate=(4, 5))
+            gives = REQUEST, self._programs.state
+            request, state = self._call(admit, *args, request, state, gives=gives, donate=(4, 5))
         return request, state
 
     def _row_text(self, waiting: WaitingPrompt) -> RowText:

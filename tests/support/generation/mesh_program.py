@@ -23,6 +23,7 @@ from conftest import BASE, FAMILIES
 from jax_probe_mtp import Prompt, Settings
 from jax_probe_mtp.decoding.rows import run_calls
 from jax_probe_mtp.drafting import DynamicProbe, Merged, Ngram, Plain, Probe, Recycle
+from jax_probe_mtp.drafting.merged.memory import Sizes
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.model.mesh import make_mesh, mesh_of, sharded_params
 from jax_probe_mtp.model.params import abstract_params
@@ -80,6 +81,7 @@ SETTINGS = Settings(batch_size=4, top_p=0.95, logprobs=True)
 def measure(model, results):
     measured = {"cases": {name: measure_case(*case) for name, case in CASES.items()}}
     measured["exact"] = [measure_exact(dtype) for dtype in ("float32", "bfloat16")]
+    measured["warm"] = measure_warm()
     measured["program"] = measure_program(measured["cases"]["probe"].pop("decoder"))
     measured["weights"] = measure_weights(model)
     measured["refusals"] = measure_refusals()
@@ -104,6 +106,40 @@ def measure_case(cfg, source, decode_again, sizes, is_sampled):
         case["logprobs"] = [[answer.logprobs for answer in answers], [answer.logprobs for answer in alone]]
         case["decoder"] = several
     return case
+
+
+def measure_warm():
+    """Decodes four prompts, then four more, in two groups of devices, each of which has its own tables and weights."""
+    checkpoint = random_checkpoint(BASE)
+    model, source = reference.Model(checkpoint.params, BASE), Merged(rows=16, mask_init="mean", warm=True)
+    several = Decoder(split(checkpoint, 2, 1), source)
+    prompts = [dataclasses.replace(prompt, temperature=0.0, max_new_tokens=12) for prompt in PROMPTS[2:]]
+    sizes = Sizes.of_all(BASE.vocab_size)
+    learned = [
+        reference.Learned(merged.WEIGHTS, tokens=sizes.tokens, pairs=sizes.pairs, ngrams=sizes.ngrams) for _ in "ab"
+    ]
+    got, expected = [], []
+    for batch in (prompts[:4], prompts[4:]):
+        got += [[a.token_ids, a.calls, sum(a.accepted_by_depth)] for a in several.run(batch, SETTINGS)]
+        of_prompt = {}
+        for group, of_group in enumerate(learned):  # every other prompt goes to the same group
+            mine = batch[group::2]
+            rows, gap = reference.merged_batch(
+                model,
+                [prompt.token_ids for prompt in mine],
+                [of_group] * 2,
+                [{}] * 2,
+                num_rows=16,
+                mask_owners=2,
+                max_new_tokens=12,
+                eos=(EOS,),
+            )
+            assert gap > 3e-6
+            of_prompt |= {prompt.id: row for prompt, row in zip(mine, rows, strict=True)}
+        for prompt in batch:
+            tokens, trees, accepted = of_prompt[prompt.id]
+            expected.append([tokens, len(trees), sum(accepted)])
+    return {"got": got, "expected": expected}
 
 
 def measure_exact(dtype):
@@ -196,7 +232,6 @@ def measure_refusals():
         return None
 
     return {
-        "warm": message(lambda: Decoder(checkpoint, Recycle(tree=12, warm=True))),
         "rows": message(lambda: list(plain.run(PROMPTS, dataclasses.replace(SETTINGS, batch_size=3)))),
         "fewer prompts": message(lambda: plain.stream(PROMPTS[:3], SETTINGS)),
     }
