@@ -22,6 +22,7 @@ from jax_probe_mtp.jobs.kept import Kept
 from jax_probe_mtp.jobs.made_by import renewed_run
 from jax_probe_mtp.jobs.progress import Progress
 from jax_probe_mtp.jobs.signals import Signals
+from jax_probe_mtp.jobs.warm import WarmState
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 _logger = logging.getLogger("jax_probe_mtp")
@@ -76,6 +77,7 @@ class Job:
         self._in_use: dict[int, dict[str, Any] | None] = {}  # what answers say of records under way; None of another's
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
+        self._warm = WarmState(self._output, run) if source.learns_shared else None
         self._decoder = ContinuousDecoder(
             checkpoint,
             source,
@@ -110,6 +112,8 @@ class Job:
             is_done = processes.union(kept.is_kept)
             if is_done.any():
                 _logger.info("%s holds %d of %d records: going on", self._output, is_done.sum(), len(is_done))
+                if self._warm:
+                    self._decoder.shared = self._warm.load(self._decoder.shared)
             stopped_by = self._decode(answers, signals, is_done)
         return self._status(answers, kept.num_others, stopped_by)
 
@@ -153,7 +157,7 @@ class Job:
             except (ValueError, OSError) as error:  # the file has changed: all processes stop at the next look
                 failure = error
 
-        in_order, items = InOrder(), read_items()
+        in_order, items, begun = InOrder(), read_items(), self._decoder.shared
         with Progress(len(is_done), int(is_done.sum()), self.stats, self._decoder.under_way) as progress:
             for update in self._decoder.run(in_order.watch(items) if self._is_ordered else items, should_stop):
                 finished = in_order.add(update.finished) if self._is_ordered else update.finished
@@ -164,7 +168,11 @@ class Job:
                         answers.write(mine)
                 except OSError as error:
                     failure = error
+                if self._warm:
+                    self._warm.save_sometimes(self._decoder.shared)
                 progress.show()
+        if self._warm and self._decoder.shared is not begun:
+            self._warm.save(self._decoder.shared)
         if failure:
             raise failure
         return stop

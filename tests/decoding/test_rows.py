@@ -54,7 +54,7 @@ def test_a_newcomer_leaves_all_other_rows_bit_for_bit(busy, source, row):
     others = [r for r in range(B) if r != row]
     before_rows, after_rows = rows_of((batch.request, batch.state)), rows_of((after.request, after.state))
     num_caches = 2 * batch.tiny.cfg.num_layers
-    num_of_source = {"probe": 4, "ngram": 0, "recycle": 2, "warm": 0}[source]
+    num_of_source = {"probe": 4, "ngram": 0, "recycle": 2, "warm": 0, "merged": 10}[source]
     assert len(before_rows) == 6 + 7 + num_caches + num_of_source, "a leaf without rows is not looked at"
     for name, old in before_rows.items():
         assert bits(old[others]) == bits(after_rows[name][others]), name

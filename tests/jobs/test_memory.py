@@ -1,5 +1,6 @@
 """What a run takes on each device, counted by hand and by what arrays really take, and what is said where it does not fit."""
 
+import dataclasses
 import json
 import re
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 from checkpoints import make_checkpoint, write_folder
 from conftest import BASE
 
-from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle, recycle
+from jax_probe_mtp.drafting import DynamicProbe, Merged, Ngram, Plain, Probe, Recycle, recycle
 from jax_probe_mtp.jobs import memory
 from jax_probe_mtp.jobs.memory import Estimate, check, estimate
 from jax_probe_mtp.model import cache
@@ -25,6 +26,11 @@ HALF = LAYER + 61 * 24 + NORMS  # of two devices that share the weights; norms a
 ROW = 2 * 2 * 2 * 8  # numbers of a cache slot: keys and values of 2 layers, 2 heads of 8
 # 2 masks of 24 numbers; of each the 8 best tokens (7, and one more for pruning), an id and a score; lambda.
 MASKS = 4 * 2 * 24 + 2 * 8 * (4 + 4) + 4
+# Of 64 slots: 512 tokens and 2,048 pairs of 9 numbers, 6 times 128 n-grams of 4; 87 weights and their squares; nine tokens; a
+# mask, lambda, and the 25 tokens that the mask last proposed, an id and a score.
+MERGED_ROW = 4 * (9 * (512 + 2048) + 4 * 6 * 128 + 2 * 87 + 9) + 4 * (24 + 1 + 2 * 25)
+# Of 61 tokens: 64 entries, 16 times as many for pairs, 4 times as many for n-grams of each length.
+MERGED_SHARED = 4 * (9 * (64 + 1024) + 4 * 6 * 256 + 2 * 87)
 TABLE = 61 * 8 * (4 + 4)  # of each token 8 successors, an id and a score
 
 
@@ -52,6 +58,15 @@ TABLE = 61 * 8 * (4 + 4)  # of each token 8 successors, an id and a score
         (Ngram(num_drafts=4), {}, 4 * WEIGHTS, 4 * ROW * (64 + 5) + 4 * 5 * 61, 6, 0),
         (Recycle(tree=12), {}, 4 * WEIGHTS, 4 * ROW * (64 + 12) + 4 * 12 * 61 + TABLE, 6, 0),
         (Recycle(tree=12, warm=True), {}, 4 * WEIGHTS, 4 * ROW * (64 + 12) + 4 * 12 * 61, 6, TABLE),
+        (Merged(rows=12), {}, 4 * WEIGHTS, 4 * ROW * (64 + 12) + 4 * 12 * 61 + MERGED_ROW, 6, 0),
+        (
+            Merged(rows=12, mask_owners=0, warm=True),
+            {},
+            4 * WEIGHTS,
+            4 * ROW * (64 + 12) + 4 * 12 * 61 + 4 * 9,
+            6,
+            MERGED_SHARED,
+        ),
     ],
 )
 def test_counts_weights_cache_logits_and_what_the_source_keeps(draft, more, weights, per_row, rows, shared):
@@ -171,3 +186,14 @@ def test_the_command_refuses_before_it_reads_weights(run, tiny, tmp_path, monkey
     assert not (tmp_path / "answers.jsonl").exists()
     code, _, err = run("generate", *command, "--max-new-tokens", "40", "--batch-size", "2")
     assert (code, err, reads) == (2, "error: the weights are read\n", [None])
+
+
+def test_a_merged_drafts_tables_are_small():
+    """Two MB a row at 1,024 slots, 64 MB for all rows of a model of 152,000 tokens."""
+    large = dataclasses.replace(BASE, vocab_size=152_064, context_length=4096)
+    small = {"dtype": "bfloat16", "batch_size": 1, "capacity": 1024}
+    plain = estimate(large, Plain(), **small)
+    cold, warm = (estimate(large, Merged(rows=4, mask_owners=0, warm=is_warm), **small) for is_warm in (False, True))
+    logits_and_slots = 3 * (4 * 152_064 + 2 * ROW)
+    assert 0 < cold.per_row - plain.per_row - logits_and_slots <= 2 << 20
+    assert 0 < warm.shared <= 64 << 20

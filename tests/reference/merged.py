@@ -42,7 +42,7 @@ class Learned:
     @staticmethod
     def sizes_of_row(capacity):
         slots = 2 ** math.ceil(math.log2(capacity))
-        return {"tokens": 8 * slots, "pairs": 16 * slots, "ngrams": 2 * slots}
+        return {"tokens": 8 * slots, "pairs": 32 * slots, "ngrams": 2 * slots}
 
     def keep(self, before, token, listed):
         self.token[token % self.sizes["token"]] = (token, listed)

@@ -71,9 +71,7 @@ def test_every_tree_is_the_slow_builders(repetitive, source, temperature):
     learned = [reference.Learned(WEIGHTS, **reference.Learned.sizes_of_row(CAPACITY)) for _ in PROMPTS]
     draws = [{"temperature": temperature, "seed": seed} if temperature else {} for seed in SEEDS]
     how = how_of(source) | ({"mask_init": source.mask_init} if source.num_owned else {})
-    rows, gap = reference.merged_batch(
-        repetitive.reference, PROMPTS, learned, draws, max_new_tokens=NEW_TOKENS, **how
-    )
+    rows, gap = reference.merged_batch(repetitive.reference, PROMPTS, learned, draws, max_new_tokens=NEW_TOKENS, **how)
     assert gap > ROUNDING, "choose other prompts: rounding could decide a rank"
     texts = np.asarray(calls[-1].after.token_BT)
     for row, (prompt, (new, _, _)) in enumerate(zip(PROMPTS, rows, strict=True)):
