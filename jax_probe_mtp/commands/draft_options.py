@@ -29,7 +29,7 @@ def add_draft(parser: argparse.ArgumentParser, *, without_plain: bool = False) -
         "--draft",
         metavar="SPEC",
         help="where drafts come from: probe:14, probe:15+4@mask_init=last_k, dynamic:60@num_masks=2, ngram:10, recycle:60, "
-        f"plain, or my_module:MySource (default: {DEFAULT_DRAFT}); the flags that follow are shorthand for it",
+        f"merged:64, plain, or my_module:MySource (default: {DEFAULT_DRAFT}); the flags that follow are shorthand for it",
     )
     methods = [method for method in METHODS if not (without_plain and method in ("ar", "plain"))]
     parser.add_argument("--method", choices=methods, help=f"ar is plain decoding, as plain (default: {DEFAULT_METHOD})")
@@ -37,7 +37,7 @@ def add_draft(parser: argparse.ArgumentParser, *, without_plain: bool = False) -
         "--tree",
         metavar="T",
         help="probe: candidates by depth, such as 14 or 15,4, or 'dynamic'; generate and verify: or 'auto', what pays here; "
-        "ngram: tokens of the chain; recycle: nodes, root included, or 'static80' (default: 14, 10 and 60)",
+        "ngram: tokens of the chain; recycle: nodes, root included, or 'static80'; merged: rows (default: 14, 10, 60 and 64)",
     )
     parser.add_argument(
         "--num-masks",
@@ -64,7 +64,7 @@ def add_draft(parser: argparse.ArgumentParser, *, without_plain: bool = False) -
     parser.add_argument("--rank-without-noise", **flag, help="rank sampled drafts as the paper does")
     parser.add_argument("--max-ngram", type=int, metavar="N", help="ngram: tokens compared at most (default: 5)")
     parser.add_argument("--match", help="ngram: which of equally long matches, recent or first (default: recent)")
-    parser.add_argument("--warm", **flag, help="recycle: one table for all prompts, which stays")
+    parser.add_argument("--warm", **flag, help="recycle and merged: what is learned stays for all prompts")
 
 
 def add_masks(parser: argparse.ArgumentParser) -> None:
@@ -121,8 +121,8 @@ class MasksFlags:
         num_masks = len(self._tuned.masks_MD)
         if num_masks != source.num_masks:
             raise ValueError(
-                f"{self._path} holds {num_masks} masks, but the tree of {draft_name(source)} has {source.num_masks} depths; "
-                f"give a tree of {num_masks}, or masks tuned with --num-masks {source.num_masks}."
+                f"{self._path} holds {num_masks} masks, but a node of {draft_name(source)} owns {source.num_masks}; give a way "
+                f"of drafting with {num_masks}, or masks tuned with --num-masks {source.num_masks}."
             )
 
     def check_model(self, checkpoint: Checkpoint) -> None:

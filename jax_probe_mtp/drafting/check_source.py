@@ -168,6 +168,9 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
 
 
 def _check_state(source: DraftSource, state: SourceState, where: str, B: int) -> None:
+    if source.learns_shared:
+        with _named("shared is learned, but has arrays without 1 in front, for one group of devices"):
+            chex.assert_tree_shape_prefix(state.shared, (1,))
     if type(state) is not SourceState:
         raise ValueError(f"{where} must give a SourceState, got {type(state).__name__}.")
     with _named(f"{where} gives rows without B = {B} in front"):

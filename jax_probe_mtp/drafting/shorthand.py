@@ -64,7 +64,7 @@ def _takes(method: str, flag: str) -> bool:
     if flag == "tree":
         return True
     if flag in ("num_masks", "block_complexity"):
-        return "mask_init" in source_fields(method)
+        return method == DEFAULT_METHOD
     return FIELDS[flag][0] in source_fields(method)
 
 

@@ -53,7 +53,8 @@ class DraftSource(abc.ABC):
       num_masks: k, mask tokens of each node that owns some.
       num_owners: O, nodes that own masks; None, the paper's way, for all of them.
       kinds: what each number in `Candidates.kind_BP` stands for; a bench counts accepted drafts by them.
-      learns_shared: True where `read` or `learn` change `shared`; rows cannot then be split over devices.
+      learns_shared: True where `read` or `learn` change `shared`. Its arrays then have 1 in front: where rows are split over
+        groups of devices, each group has a part of its own.
       needs_shared: what the caller has to bring as `shared`, such as "tuned masks"; None where the source begins by itself.
     """
 

@@ -39,17 +39,20 @@ def smallest(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     Returns:
       Keys int32 [..., k] and their places int32 [..., k].
     """
-
-    def by_sorting(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        best, place = jax.lax.top_k(-keys, k)
-        return -best, place
-
-    def by_counting(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        number = jnp.broadcast_to(jnp.arange(keys.shape[-1], dtype=jnp.int32), keys.shape)
-        place = _take_first(_place(-keys, number), k, number)
-        return jnp.take_along_axis(keys, place, axis=-1, mode="clip"), place
-
+    by_counting = functools.partial(_smallest_by_counting, k=k)
+    by_sorting = functools.partial(_smallest_by_sorting, k=k)
     return jax.lax.platform_dependent(keys, cuda=by_counting, rocm=by_counting, default=by_sorting)
+
+
+def _smallest_by_sorting(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    best, place = jax.lax.top_k(-keys, k)
+    return -best, place
+
+
+def _smallest_by_counting(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    number = jnp.broadcast_to(jnp.arange(keys.shape[-1], dtype=jnp.int32), keys.shape)
+    place = _take_first(_place(-keys, number), k, number)
+    return jnp.take_along_axis(keys, place, axis=-1, mode="clip"), place
 
 
 def _by_blocks(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -65,7 +68,7 @@ def _by_blocks(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     in_blocks = num_blocks * BLOCK
     best = jnp.max(values[..., :in_blocks].reshape(*lead, num_blocks, BLOCK), axis=-1)
     block = jnp.sort(jax.lax.top_k(best, k)[1], axis=-1)
-    id_of = (block[..., None] * BLOCK + _last_axis(BLOCK, block.ndim + 1)).reshape(*lead, k * BLOCK)
+    id_of = (block[..., None] * BLOCK + last_axis(BLOCK, block.ndim + 1)).reshape(*lead, k * BLOCK)
     if in_blocks < V:  # not padded: padding could stand for a real -inf, and copies all values
         rest = jnp.arange(in_blocks, V, dtype=jnp.int32)
         id_of = jnp.concatenate([id_of, jnp.broadcast_to(rest, (*lead, rest.size))], axis=-1)
@@ -85,7 +88,7 @@ def _by_counting(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     best = jnp.max(key_V[..., :in_blocks].reshape(*lead, num_blocks, COUNTED_BLOCK), axis=-1)
     number = jnp.broadcast_to(jnp.arange(num_blocks, dtype=jnp.int32), best.shape)
     block = _take_first(_place(best, number), k, number)
-    id_of = block[..., None] * COUNTED_BLOCK + _last_axis(COUNTED_BLOCK, block.ndim + 1)
+    id_of = block[..., None] * COUNTED_BLOCK + last_axis(COUNTED_BLOCK, block.ndim + 1)
     rest = jnp.broadcast_to(jnp.arange(in_blocks, V, dtype=jnp.int32), (*lead, V - in_blocks))
     id_of = jnp.concatenate([id_of.reshape(*lead, k * COUNTED_BLOCK), rest], axis=-1)
     place = _place(jnp.take_along_axis(key_V, id_of, axis=-1, mode="clip"), id_of)
@@ -109,10 +112,10 @@ def _place(key: jax.Array, number: jax.Array) -> jax.Array:
 
 def _take_first(place: jax.Array, k: int, array: jax.Array) -> jax.Array:
     """Takes the entries at places 0 to k - 1, in order."""
-    is_at = place[..., None, :] == _last_axis(k, place.ndim)[..., None]
+    is_at = place[..., None, :] == last_axis(k, place.ndim)[..., None]
     return jnp.sum(jnp.where(is_at, array[..., None, :], 0), axis=-1, dtype=array.dtype)
 
 
-def _last_axis(size: int, ndim: int) -> jax.Array:
+def last_axis(size: int, ndim: int) -> jax.Array:
     """Counts along the last of `ndim` axes, int32 [1, ..., size]."""
     return jnp.arange(size, dtype=jnp.int32).reshape(*[1] * (ndim - 1), size)

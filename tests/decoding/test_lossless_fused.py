@@ -27,7 +27,7 @@ CASES = {
     "probe-4": (Probe(widths=(4,)), {}),
     "probe-3-2": (Probe(widths=(3, 2)), {}),
     "recycle-7": (Recycle(tree=7), {}),
-    "merged-12": (Merged(rows=12), {}),
+    "merged-12": (Merged(rows=12, depth=3), {}),
     "probe-3-2-drawn": (Probe(widths=(3, 2)), DRAWN),
 }
 H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")

@@ -132,7 +132,7 @@ KEPT = {
     "a row counts its calls": with_state(count_of_rows, learn=lambda s, call: s.replace(rows=s.rows + 1)),
     "all rows count": with_state(
         **NO_ROWS,
-        shared=jnp.zeros(()),
+        shared=jnp.zeros(1),
         learn=lambda s, call: s.replace(shared=s.shared + 1),
         learns_shared=True,
     ),
@@ -223,6 +223,10 @@ BROKEN = {
     "shared that changes unsaid": (
         with_state(**NO_ROWS, shared=jnp.zeros(()), learn=lambda s, call: s.replace(shared=s.shared + 1)),
         "learn changes shared, but learns_shared is False",
+    ),
+    "shared that groups of devices cannot have a part of": (
+        with_state(**NO_ROWS, shared=jnp.zeros(()), learns_shared=True),
+        "shared is learned, but has arrays without 1 in front, for one group of devices",
     ),
     "no state": (
         with_attributes(start=lambda self, model, prompts, shared: ()),

@@ -89,6 +89,15 @@ def test_large_vocabularies_are_never_ranked_whole_and_small_ones_at_once():
     assert ranked(61, 5) == [61]
 
 
+@pytest.mark.parametrize("smallest", [topk._smallest_by_sorting, topk._smallest_by_counting])
+@pytest.mark.parametrize("num_levels", [1, 3, 5000])
+def test_the_smallest_whole_numbers_are_those_of_a_stable_sort(smallest, num_levels):
+    keys = np.random.default_rng(0).integers(num_levels, size=(3, 700)).astype(np.int32)
+    keys[1, 5:] = np.iinfo(np.int32).max
+    places = np.argsort(keys, axis=-1, kind="stable")[:, :60]
+    assert_same(jax.jit(smallest, static_argnums=1)(keys, 60), (np.take_along_axis(keys, places, axis=-1), places))
+
+
 def test_it_works_inside_vmap_and_a_loop():
     values = np.random.default_rng(0).integers(50, size=(3, 20_000)).astype(np.float32)
 

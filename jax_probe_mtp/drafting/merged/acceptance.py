@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from jax_probe_mtp.drafting.merged.facts import FIRST_WEIGHT, GROUPS, NUM_WEIGHTS, Facts, chosen
+from jax_probe_mtp.model.top_k import last_axis
 
 STEP = 64  # a weight's and a cost's steps in 1
 MOST = 12 * STEP  # sums are cut there
@@ -84,7 +85,7 @@ def learn_weights(weights: Weights, note_BN: jax.Array, is_asked_BN: jax.Array, 
     number_BNg = jnp.stack(
         [FIRST_WEIGHT[group] + i_BN for group, i_BN in chosen(Facts.unpack(note_BN)).items()], axis=-1
     )
-    is_of_BNgF = number_BNg[..., None] == jnp.arange(NUM_WEIGHTS, dtype=jnp.int32)
+    is_of_BNgF = number_BNg[..., None] == last_axis(NUM_WEIGHTS, 4)
     gradient_BF = -jnp.sum(jnp.where(is_of_BNgF, error_BN[..., None, None], 0), axis=(1, 2))
     gradient_YF = jnp.sum(gradient_BF.reshape(-1, Y, NUM_WEIGHTS), axis=0)
     step_YF, rule = _RULE.update(gradient_YF, weights.rule)

@@ -32,7 +32,7 @@ from jax_probe_mtp.drafting.merged.memory import (
     successors_of_token,
     unpack,
 )
-from jax_probe_mtp.model.top_k import smallest
+from jax_probe_mtp.model.top_k import last_axis, smallest
 
 MAX_NODES = 256
 _NODE_BITS, _TOKEN_BITS = 8, 6  # of a node's place in its level, and of a token's among its parent's candidates
@@ -146,8 +146,8 @@ def _descend(
     cost_BWC = above.cost_BW[..., None] + step_BWC
     is_lower_BWCC = (token_BWC[..., None, :] < token_BWC[..., :, None]) & is_first_BWC[..., None, :]
     place_BWC = jnp.sum(is_lower_BWCC, axis=-1, dtype=jnp.int32)
-    node_W1 = jnp.arange(above.token_BW.shape[1], dtype=jnp.int32)[:, None]
-    key_BWC = (((cost_BWC << _NODE_BITS) | node_W1) << _TOKEN_BITS) | place_BWC
+    node_1W1 = last_axis(above.token_BW.shape[1], 2)[..., None]
+    key_BWC = (((cost_BWC << _NODE_BITS) | node_1W1) << _TOKEN_BITS) | place_BWC
     key_BK = jnp.where(is_first_BWC, key_BWC, _NEVER).reshape(B, -1)
     missing = width - key_BK.shape[1]
     if missing > 0:
@@ -197,12 +197,13 @@ def _ask(
     def least(first: int, value_J: jax.Array | np.ndarray, otherwise: jax.Array | int) -> jax.Array:
         """The least value of those places from `first` on that hold the same token."""
         is_same_BWCJ = is_same_BWCC[..., first : first + value_J.shape[-1]]
-        return jnp.min(jnp.where(is_same_BWCJ, value_J, otherwise), axis=-1).astype(jnp.int32)
+        value_BWCJ = jnp.broadcast_to(value_J, is_same_BWCJ.shape)
+        return jnp.min(jnp.where(is_same_BWCJ, value_BWCJ, otherwise), axis=-1)
 
     def rank_and_bucket(first: int, listed_BW8: jax.Array, bucket_BW8: jax.Array) -> tuple[jax.Array, jax.Array]:
         absent_BW11 = jnp.where(listed_BW8[..., :1] == NO_TOKEN, NOTHING_LISTED, NOT_LISTED)[..., None] * NUM_BUCKETS
-        rank_8 = jnp.arange(NUM_SUCCESSORS, dtype=jnp.int32)
-        both_BWC = least(first, (rank_8 * NUM_BUCKETS + bucket_BW8)[..., None, :], absent_BW11)
+        both_BW8 = last_axis(NUM_SUCCESSORS, 3) * NUM_BUCKETS + bucket_BW8
+        both_BWC = least(first, both_BW8[..., None, :], absent_BW11)
         return both_BWC // NUM_BUCKETS, both_BWC % NUM_BUCKETS
 
     match_BWC = age_BWC = best_BWC = zero_BWC
@@ -213,7 +214,8 @@ def _ask(
         match_BWC = both_BWC // NUM_FOLLOWERS
         age_BWC = jnp.where(match_BWC > 0, NUM_FOLLOWERS - 1 - both_BWC % NUM_FOLLOWERS, 0)
         is_there_BWJ = token_BWC[..., first : first + length_J.size] != NO_TOKEN
-        best_BWC += jnp.max(jnp.where(is_there_BWJ, length_J + 1, 0), axis=-1, keepdims=True)
+        length_BWJ = jnp.broadcast_to(length_J + 1, is_there_BWJ.shape)
+        best_BWC += jnp.max(jnp.where(is_there_BWJ, length_BWJ, 0), axis=-1, keepdims=True)
     mask_rank_BWC = zero_BWC + NO_MASK
     if mask_id_BC is not None:
         rank_C = np.arange(MASK_CANDIDATES, dtype=np.int32)
@@ -233,6 +235,6 @@ def _ask(
         depth=zero_BWC + depth,
     )
     C = token_BWC.shape[2]
-    is_earlier_CC = np.tril(np.ones((C, C), np.bool_), k=-1)
-    is_first_BWC = (token_BWC != NO_TOKEN) & ~jnp.any(is_same_BWCC & is_earlier_CC, axis=-1)
+    is_earlier_BWCC = jnp.broadcast_to(np.tril(np.ones((C, C), np.bool_), k=-1), is_same_BWCC.shape)
+    is_first_BWC = (token_BWC != NO_TOKEN) & ~jnp.any(is_same_BWCC & is_earlier_BWCC, axis=-1)
     return token_BWC, facts.pack(), is_first_BWC

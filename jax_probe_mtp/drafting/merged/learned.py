@@ -20,7 +20,7 @@ from jax_probe_mtp.drafting.merged.memory import (
 )
 from jax_probe_mtp.drafting.shown import FinishedCall, PromptChunk, Prompts
 from jax_probe_mtp.model.sampling import Sampling, scale
-from jax_probe_mtp.model.top_k import top_k
+from jax_probe_mtp.model.top_k import last_axis, top_k
 
 READ_TOKENS = 64  # prompt tokens whose logits, [B, 64, V], are in memory at a time
 NGRAM_TOKENS = 256  # prompt tokens whose n-grams are compared with each other at a time
@@ -45,7 +45,7 @@ def begin(num_sets: int, sizes: Sizes) -> Learned:
 
 def newest(token_BT: jax.Array, length_B: jax.Array) -> jax.Array:
     """Takes the last nine of the first `length_B` tokens, int32 [B, 9]; `NO_TOKEN` where there are fewer."""
-    place_BL = length_B[:, None] - CONTEXT + jnp.arange(CONTEXT, dtype=jnp.int32)
+    place_BL = length_B[:, None] - CONTEXT + last_axis(CONTEXT, 2)
     token_BL = jnp.take_along_axis(token_BT, jnp.maximum(place_BL, 0), axis=1)
     return jnp.where(place_BL < 0, NO_TOKEN, token_BL)
 
@@ -65,7 +65,7 @@ def read_prompts(learned: Learned, prompts: Prompts) -> Learned:
         length_Y = prompts.length_B
         if Y < B:
             text_YT, length_Y = (jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0) for x in (text_YT, length_Y))
-        is_used_YR = first + jnp.arange(size, dtype=jnp.int32) < length_Y[:, None]
+        is_used_YR = first + last_axis(size, 2) < length_Y[:, None]
         return keep_ngrams(memory, keys_of(_contexts(text_YT)), text_YT[:, CONTEXT:], is_used_YR), None
 
     memory, _ = jax.lax.scan(read_piece, learned.memory, jnp.arange(B // Y * num_pieces, dtype=jnp.int32))
@@ -83,7 +83,7 @@ def read_chunk(learned: Learned, chunk: PromptChunk) -> Learned:
             jax.lax.dynamic_slice_in_dim(values, first, size, axis=1)
             for values in (chunk.token_BU, chunk.before_BU, chunk.is_used_BU)
         )
-        order_BR = jnp.where(is_used_BR, jnp.arange(size, dtype=jnp.int32), -1)
+        order_BR = jnp.where(is_used_BR, last_axis(size, 2), -1)
         return _keep(memory, token_BR, before_BR, order_BR, chunk.logits(first, size), chunk.sampling)
 
     num_used = jnp.max(jnp.sum(chunk.is_used_BU, axis=1))  # the used ones come first
@@ -104,22 +104,21 @@ def learn(
     """
     tree, memory, weights = call.tree, learned.memory, learned.weights
     N = tree.token_BN.shape[1]
-    number_N = jnp.arange(N, dtype=jnp.int32)
     is_root_BN = tree.parent_BN == NO_PARENT
     above_BN = jnp.maximum(tree.parent_BN, 0)
     is_node_BN = (tree.token_BN != NO_TOKEN) & (call.num_new_B > 0)[:, None]
-    is_accepted_BN = jnp.any(call.node_BP[..., None] == number_N, axis=1)  # the root among them
+    is_accepted_BN = jnp.any(call.node_BP[..., None] == last_axis(N, 3), axis=1)  # the root among them
     if is_learning:
         assert tree.note_BN is not None
         is_asked_BN = jnp.take_along_axis(is_accepted_BN, above_BN, axis=1) & is_node_BN & ~is_root_BN
         weights = learn_weights(weights, tree.note_BN, is_asked_BN, is_accepted_BN)
     before_BN = jnp.where(is_root_BN, recent_BL[:, -2:-1], jnp.take_along_axis(tree.token_BN, above_BN, axis=1))
     # What the text itself said stays, not what a rejected draft with the same token would have.
-    order_BN = jnp.where(is_node_BN, number_N + N * is_accepted_BN, -1)
+    order_BN = jnp.where(is_node_BN, last_axis(N, 2) + N * is_accepted_BN.astype(jnp.int32), -1)
     memory = _keep(memory, tree.token_BN, before_BN, order_BN, call.logits_BNV, call.sampling)
     if has_ngrams:
         new_BP = call.new_token_BP
-        is_new_BP = jnp.arange(new_BP.shape[1], dtype=jnp.int32) < call.num_new_B[:, None]
+        is_new_BP = last_axis(new_BP.shape[1], 2) < call.num_new_B[:, None]
         keys = keys_of(_contexts(jnp.concatenate([recent_BL, new_BP], axis=1)))
         memory = _of_all(keep_ngrams, memory, keys, new_BP, is_new_BP)
     return Learned(memory=memory, weights=weights)

@@ -9,9 +9,11 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
 from jax_probe_mtp.drafting.merged.keys import LENGTHS, Keys
+from jax_probe_mtp.model.top_k import last_axis
 
 NUM_SUCCESSORS = 8
 NUM_FOLLOWERS = 3
@@ -102,7 +104,7 @@ def followers(memory: Memory, keys_BWn: Keys) -> jax.Array:
     B = keys_BWn.slot_Xn.shape[0]
     table_B11 = (jnp.arange(B, dtype=jnp.int32) % Y)[:, None, None]
     slot_BWn = (keys_BWn.slot_Xn % jnp.uint32(S)).astype(jnp.int32)
-    entry_BWnE = memory.ngram_YnSE[table_B11, jnp.arange(len(LENGTHS), dtype=jnp.int32), slot_BWn]
+    entry_BWnE = memory.ngram_YnSE[table_B11, last_axis(len(LENGTHS), 3), slot_BWn]
     return _checked(entry_BWnE, keys_BWn.check_Xn, keys_BWn.is_whole_Xn)
 
 
@@ -174,13 +176,13 @@ def keep_ngrams(memory: Memory, keys_YRn: Keys, next_YR: jax.Array, is_used_YR: 
     old_YnRE = table_YnSE[index]
 
     # i is the last at its place; it takes the tokens after j <= i of the same key, back to where another key was there.
-    number_R = jnp.arange(R, dtype=jnp.int32)
+    number_111R = last_axis(R, 4)
     is_here_YnRR = (place_YnR[..., :, None] == place_YnR[..., None, :]) & is_used_YnR[..., None, :]
     is_same_YnRR = check_YnR[..., :, None] == check_YnR[..., None, :]
-    is_before_RR = number_R[None, :] <= number_R[:, None]
-    is_last_YnR = is_used_YnR & ~jnp.any(is_here_YnRR & ~is_before_RR, axis=3)
-    cut_YnR = jnp.max(jnp.where(is_here_YnRR & ~is_same_YnRR & is_before_RR, number_R, -1), axis=3)
-    is_mine_YnRR = is_here_YnRR & is_same_YnRR & is_before_RR & (number_R > cut_YnR[..., None])
+    is_before_11RR = number_111R <= jnp.arange(R, dtype=jnp.int32)[None, None, :, None]
+    is_last_YnR = is_used_YnR & ~jnp.any(is_here_YnRR & ~is_before_11RR, axis=3)
+    cut_YnR = jnp.max(jnp.where(is_here_YnRR & ~is_same_YnRR & is_before_11RR, number_111R, -1), axis=3)
+    is_mine_YnRR = is_here_YnRR & is_same_YnRR & is_before_11RR & (number_111R > cut_YnR[..., None])
     is_old_own_YnR1 = ((cut_YnR < 0) & (old_YnRE[..., 0] == check_YnR))[..., None]
 
     # Newest first: the tokens of this piece in reverse, then the old entry's.
@@ -190,7 +192,7 @@ def keep_ngrams(memory: Memory, keys_YRn: Keys, next_YR: jax.Array, is_used_YR: 
         is_new_YnRR = is_mine_YnRR
         for token_YnR in taken:
             is_new_YnRR &= next_YR[:, None, None, :] != token_YnR[..., None]
-        newest_YnR = jnp.max(jnp.where(is_new_YnRR, number_R, -1), axis=3)
+        newest_YnR = jnp.max(jnp.where(is_new_YnRR, number_111R, -1), axis=3)
         token_YnR = jnp.take_along_axis(new_YnR, jnp.maximum(newest_YnR, 0), axis=2)
         taken.append(jnp.where(newest_YnR >= 0, token_YnR, NO_TOKEN))
     old_YnRF = jnp.where(is_old_own_YnR1, old_YnRE[..., 1:], NO_TOKEN)
@@ -203,10 +205,10 @@ def keep_ngrams(memory: Memory, keys_YRn: Keys, next_YR: jax.Array, is_used_YR: 
 def _first_different(token_XF: jax.Array) -> jax.Array:
     """Takes the first three different tokens of six, int32 [..., 3]; `NO_TOKEN` where there are fewer."""
     F = token_XF.shape[-1]
-    is_before_FF = jnp.tril(jnp.ones((F, F), jnp.bool_), k=-1)
-    is_again_XF = jnp.any((token_XF[..., :, None] == token_XF[..., None, :]) & is_before_FF, axis=-1)
+    is_before_XFF = jnp.broadcast_to(np.tril(np.ones((F, F), np.bool_), k=-1), (*token_XF.shape, F))
+    is_again_XF = jnp.any((token_XF[..., :, None] == token_XF[..., None, :]) & is_before_XFF, axis=-1)
     is_first_XF = (token_XF != NO_TOKEN) & ~is_again_XF
     place_XF = jnp.where(is_first_XF, jnp.cumsum(is_first_XF, axis=-1, dtype=jnp.int32) - 1, F)
-    is_at_XkF = place_XF[..., None, :] == jnp.arange(NUM_FOLLOWERS, dtype=jnp.int32)[:, None]
+    is_at_XkF = place_XF[..., None, :] == last_axis(NUM_FOLLOWERS, token_XF.ndim)[..., None]
     token_Xk = jnp.sum(jnp.where(is_at_XkF, token_XF[..., None, :], 0), axis=-1, dtype=jnp.int32)
     return jnp.where(jnp.any(is_at_XkF, axis=-1), token_Xk, NO_TOKEN)
