@@ -153,7 +153,6 @@ class Programs:
 
         return jax.tree.map(put, spec, arg, is_leaf=lambda x: isinstance(x, P))
 
-
     def _spec(self, arg: Any) -> Any:
         """Says how an argument lies on a mesh, as a prefix of its tree."""
         if isinstance(arg, Request):

@@ -206,7 +206,9 @@ class ContinuousDecoder:
         shared = self._programs.place(self.shared, self._programs.shared)
         # Nothing is drawn before there are prompts: a greedy batch's program, which the exact mode's test has compiled.
         greedy = request.replace(sampling=Sampling(seed_B=request.sampling.seed_B))
-        return request, self._call(empty, greedy, shared, takes=(REQUEST, self._programs.shared), gives=self._programs.state)
+        return request, self._call(
+            empty, greedy, shared, takes=(REQUEST, self._programs.shared), gives=self._programs.state
+        )
 
     def _admit(self, request: Request, state: DecodeState) -> tuple[Request, DecodeState]:
         """Puts those who wait into the free rows. One call takes one prompt a shard, all padded to the same length."""
