@@ -28,6 +28,7 @@ from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.jobs.encode import capacity_of
 from jax_probe_mtp.jobs.job import Job
 from jax_probe_mtp.jobs.made_by import made_by
+from jax_probe_mtp.jobs.warm import warm_path
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import local_weights_digest
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
@@ -103,7 +104,8 @@ def _generate(args: argparse.Namespace) -> int:
         processes.initialize(args.coordinator, args.num_processes, args.process_id)
     with processes.in_step():
         written = {"--output": args.output, "--stats-json": args.stats_json}
-        check_files(written, [args.input, args.masks, *([run_path(args.output)] if args.output else [])])
+        beside = {"the file beside --output": warm_path(args.output)} if args.output else {}
+        check_files(written | beside, [args.input, args.masks, *([run_path(args.output)] if args.output else [])])
     return _generate_file(args) if args.input else _generate_one(args)
 
 

@@ -168,11 +168,11 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
 
 
 def _check_state(source: DraftSource, state: SourceState, where: str, B: int) -> None:
+    if type(state) is not SourceState:
+        raise ValueError(f"{where} must give a SourceState, got {type(state).__name__}.")
     if source.learns_shared:
         with _named("shared is learned, but has arrays without 1 in front, for one group of devices"):
             chex.assert_tree_shape_prefix(state.shared, (1,))
-    if type(state) is not SourceState:
-        raise ValueError(f"{where} must give a SourceState, got {type(state).__name__}.")
     with _named(f"{where} gives rows without B = {B} in front"):
         chex.assert_tree_shape_prefix(state.rows, (B,))
 
@@ -194,6 +194,8 @@ def _check_candidates(source: DraftSource, candidates: Candidates, B: int, V: in
         ("kind", "int32"),
     ):
         _check_array(f"propose gives {name}_BP", getattr(candidates, f"{name}_BP"), (B, P), dtype)
+    if candidates.note_BP is not None:
+        _check_array("propose gives note_BP", candidates.note_BP, (B, P), "int32")
     got = jax.tree.map(np.asarray, candidates)
     row_B1, place_P = np.arange(B)[:, None], np.arange(P)
     is_child = got.parent_BP != NO_PARENT

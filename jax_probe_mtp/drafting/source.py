@@ -2,6 +2,7 @@
 
     check        whether model and prompt fit                  before anything runs
     init_shared  what all rows share                           once, where the caller brings nothing
+    complete_shared  the rest of it                            once, where the caller brings a part
     start        the state of new rows                         for each batch, and each prompt that enters one
     read         a piece of the prompt went through the model  during the prefill
     try_masks    all of the prompt went through the model      at the end of the prefill
@@ -55,6 +56,7 @@ class DraftSource(abc.ABC):
       kinds: what each number in `Candidates.kind_BP` stands for; a bench counts accepted drafts by them.
       learns_shared: True where `read` or `learn` change `shared`. Its arrays then have 1 in front: where rows are split over
         groups of devices, each group has a part of its own.
+      shared_format: raised where what is learned means something else in the same arrays: what was kept is then dropped.
       needs_shared: what the caller has to bring as `shared`, such as "tuned masks"; None where the source begins by itself.
     """
 
@@ -69,12 +71,15 @@ class DraftSource(abc.ABC):
         @property
         def learns_shared(self) -> bool: ...
         @property
+        def shared_format(self) -> int: ...
+        @property
         def needs_shared(self) -> str | None: ...
 
     else:
         num_masks = 0
         num_owners = None
         learns_shared = False
+        shared_format = 1
         needs_shared = None
 
     @property

@@ -146,6 +146,8 @@ class Programs:
 
         def put(part: P, subtree: Any) -> Any:
             def leaf(array: Any) -> jax.Array:
+                if isinstance(array, jax.Array) and array.sharding == NamedSharding(mesh, part):
+                    return array  # of a run before; another process may have parts of it
                 host = np.asarray(array)
                 return jax.make_array_from_callback(host.shape, NamedSharding(mesh, part), lambda index: host[index])
 

@@ -145,7 +145,7 @@ class ContinuousDecoder:
             compiled += compile_seconds
             self.stats.compile_seconds += compile_seconds
             self.stats.host_seconds += time.perf_counter() - done - compile_seconds
-            self.shared = state.source.shared
+            self.shared = state.source.shared  # whoever looks does so before the next call, which takes its memory
             yield self._update()
             self._prepare(items)
             report = jax.device_get(report)

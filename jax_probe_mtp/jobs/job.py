@@ -77,7 +77,7 @@ class Job:
         self._in_use: dict[int, dict[str, Any] | None] = {}  # what answers say of records under way; None of another's
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
-        self._warm = WarmState(self._output, run) if source.learns_shared else None
+        self._warm = WarmState(self._output, run, source, checkpoint.params)
         self._decoder = ContinuousDecoder(
             checkpoint,
             source,
@@ -112,8 +112,7 @@ class Job:
             is_done = processes.union(kept.is_kept)
             if is_done.any():
                 _logger.info("%s holds %d of %d records: going on", self._output, is_done.sum(), len(is_done))
-                if self._warm:
-                    self._decoder.shared = self._warm.load(self._decoder.shared)
+                self._decoder.shared = self._warm.load(self._decoder.shared)
             stopped_by = self._decode(answers, signals, is_done)
         return self._status(answers, kept.num_others, stopped_by)
 
@@ -157,7 +156,7 @@ class Job:
             except (ValueError, OSError) as error:  # the file has changed: all processes stop at the next look
                 failure = error
 
-        in_order, items, begun = InOrder(), read_items(), self._decoder.shared
+        in_order, items = InOrder(), read_items()
         with Progress(len(is_done), int(is_done.sum()), self.stats, self._decoder.under_way) as progress:
             for update in self._decoder.run(in_order.watch(items) if self._is_ordered else items, should_stop):
                 finished = in_order.add(update.finished) if self._is_ordered else update.finished
@@ -168,10 +167,9 @@ class Job:
                         answers.write(mine)
                 except OSError as error:
                     failure = error
-                if self._warm:
-                    self._warm.save_sometimes(self._decoder.shared)
+                self._warm.save_sometimes(self._decoder.shared)
                 progress.show()
-        if self._warm and self._decoder.shared is not begun:
+        if self.stats.row_calls:
             self._warm.save(self._decoder.shared)
         if failure:
             raise failure

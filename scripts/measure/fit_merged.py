@@ -4,7 +4,7 @@
     python scripts/measure/fit_merged.py fit A.json B.json --output weights.json
 
 `collect` answers the questions with `merged:ROWS` and counts, of every child of an accepted node, what was known of it and
-whether it was accepted. `fit` finds the weights that make this likeliest, each model's counts as one half.
+whether it was accepted. `fit` finds the weights that make this likeliest; each file counts alike.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> int:
     fit_parser.add_argument("notes", nargs="+", type=Path, metavar="N.json")
     fit_parser.add_argument("--output", required=True, type=Path, metavar="weights.json")
     args = parser.parse_args()
-    check_files({"--output": args.output}, [])
+    check_files({"--output": args.output}, args.notes if args.command == "fit" else [args.questions, args.masks])
     return {"collect": collect, "fit": fit}[args.command](args)
 
 
@@ -72,7 +72,7 @@ def collect(args: argparse.Namespace) -> int:
         seen[question.category] += 1
         if seen[question.category] > args.skip:
             questions.append(question)
-    if args.count:
+    if args.count and args.count < len(questions):
         questions = [questions[i] for i in np.linspace(0, len(questions) - 1, args.count).astype(int)]
     times: Counter[int] = Counter()
     accepted: Counter[int] = Counter()
@@ -92,7 +92,7 @@ def collect(args: argparse.Namespace) -> int:
                     accepted[int(tree.note_BN[0, node])] += int(node in path)
         calls += int(traced.after.calls_B[0])
         tokens += int(traced.after.length_B[0]) - len(prompt.token_ids)
-        print(f"{number} of {len(prompts)}: tau {tokens / calls:.3f}", flush=True)
+        print(f"{number} of {len(prompts)}: tau {tokens / max(calls, 1):.3f}", flush=True)
     notes = sorted(times)
     write_json(
         args.output, {"note": notes, "times": [times[i] for i in notes], "accepted": [accepted[i] for i in notes]}

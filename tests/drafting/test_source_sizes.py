@@ -166,6 +166,8 @@ def test_an_eighth_of_a_merged_drafts_rows_are_masks(rows, owners, num_nodes):
         ({"is_learning": None}, ["is_learning must be True or False", "got None"]),
         ({"without": "masks"}, ["successors, pairs, ngrams", "mask_owners 0", "got 'masks'"]),
         ({"without": ""}, ["successors, pairs, ngrams", "got ''"]),
+        ({"without": ("pairs",)}, ["successors, pairs, ngrams", "got ('pairs',)"]),
+        ({"mask_owners": 0, "rank_with_noise": False}, ["mask_owners 0 leaves no masks", "rank_with_noise"]),
         ({"without": "successors+pairs+ngrams", "mask_owners": 0}, ["nothing is left to draft from"]),
         ({"mask_owners": 0, "mask_init": "zero"}, ["mask_owners 0 leaves no masks"]),
         ({"mask_owners": 0, "mask_ema": 0.5}, ["mask_owners 0 leaves no masks"]),
@@ -176,6 +178,10 @@ def test_an_eighth_of_a_merged_drafts_rows_are_masks(rows, owners, num_nodes):
 )
 def test_merged_refuses(settings, says):
     _assert_refused(lambda: Merged(**settings), says)
+
+
+def test_what_a_merged_draft_leaves_out_has_one_name():
+    assert Merged(without="ngrams+pairs+ngrams") == Merged(without="pairs+ngrams")
 
 
 def _assert_refused(build, says):

@@ -14,6 +14,8 @@ from jax_probe_mtp import Settings
 from jax_probe_mtp.decoding.settings import Prompt
 from jax_probe_mtp.drafting import parse_draft
 from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.jobs import warm
+from jax_probe_mtp.jobs.warm import _digest
 
 DRAFT = "merged:12@mask_init=mean,warm=1"
 # The same few tokens again and again, so that what one prompt taught drafts the next.
@@ -63,7 +65,9 @@ def test_a_job_goes_on_as_warm_as_it_was(go_on, in_memory):
         ("empty", ""),
         ("another run", "it is of another run or version"),
         ("other shapes", r"in place of int32\[1, "),
-        ("fewer arrays", "it holds "),
+        ("fewer arrays", "it holds 4 arrays, not 5"),
+        ("other bytes", "it is damaged"),
+        ("no groups", "it is of the groups 3, which are none"),
         ("other groups", r"it is of the groups \[3\] of other devices"),
     ],
 )
@@ -82,10 +86,16 @@ def test_a_bad_file_is_left_out_with_one_line(go_on, in_memory, tmp_path, damage
             says |= {"run": "0" * 64}
         elif damage == "other groups":
             says |= {"groups": "[3]"}
+        elif damage == "no groups":
+            says |= {"groups": "3"}
+        elif damage == "other bytes":
+            arrays["000"] = arrays["000"] ^ 1
         elif damage == "fewer arrays":
             arrays.pop(max(arrays))
         else:
             arrays = {name: np.concatenate([array, array], axis=-1) for name, array in arrays.items()}
+        if damage != "other bytes":
+            says |= {"digest": _digest(arrays[name] for name in sorted(arrays))}
         path.write_bytes(safetensors.numpy.save(arrays, metadata=says))
     answers, says = go_on(6)
     [line] = [line for line in says if ".warm" in line]
@@ -101,3 +111,24 @@ def test_a_job_that_is_complete_leaves_the_file(go_on, tmp_path):
     go_on(2)
     assert (tmp_path / "answers.jsonl.warm").stat().st_mtime_ns == before
     assert ids_of(read(tmp_path / "answers.jsonl")) == [0, 1]
+
+
+def test_a_job_keeps_what_it_learned_while_it_runs(go_on, tmp_path, monkeypatch):
+    """Where a moment is a while, the file is written after every few calls."""
+    monkeypatch.setattr(warm, "SECONDS_BETWEEN", 0.0)
+    saved = []
+    honest = warm.WarmState.save
+    monkeypatch.setattr(warm.WarmState, "save", lambda self, shared: (honest(self, shared), saved.append(1)))
+    go_on(6)
+    assert len(saved) > 2
+    assert (tmp_path / "answers.jsonl.warm").stat().st_size > 1000
+    assert not (tmp_path / "answers.jsonl.warm.partial").exists()
+
+
+def test_no_other_file_is_replaced_by_what_was_learned(run, model, tmp_path):
+    path = write(tmp_path, RECORDS, name="answers.jsonl.warm")
+    before = path.read_bytes()
+    code, out, err = run("generate", "--model", model, *FLAGS, "--input", path, "--output", tmp_path / "answers.jsonl")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{path} is read by this command; name another" in err
+    assert path.read_bytes() == before

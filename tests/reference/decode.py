@@ -173,6 +173,6 @@ def merged_batch(
 
 def merged_decode(model, prompt, *, weights, capacity, **how):
     """A merged draft for one row that learns from nothing else: tokens, trees, accepted counts, the smallest gap."""
-    learned = Learned(weights, **Learned.sizes_of_row(capacity))
+    learned = Learned(weights, **Learned.sizes_of_row(capacity, len(model.p["embed"])))
     [row], gap = merged_batch(model, [prompt], [learned], [{}], **how)
     return *row, gap

@@ -40,20 +40,24 @@ class Learned:
         self.gradient = {name: [0.0] * len(weights[name]) for name in NAMES}
 
     @staticmethod
-    def sizes_of_row(capacity):
-        slots = 2 ** math.ceil(math.log2(capacity))
-        return {"tokens": 8 * slots, "pairs": 32 * slots, "ngrams": 2 * slots}
+    def sizes_of_row(capacity, vocab_size):
+        slots, ids = (2 ** math.ceil(math.log2(least)) for least in (capacity, vocab_size))
+        return {"tokens": min(8 * slots, ids), "pairs": 32 * slots, "ngrams": 2 * slots}
+
+    def near_a_step(self):
+        """How near a weight is to where it would be rounded otherwise."""
+        return min(abs(x * 64 % 1 - 0.5) / 64 for weights in self.weights.values() for x in weights)
 
     def keep(self, before, token, listed):
         self.token[token % self.sizes["token"]] = (token, listed)
         if before is not None:
-            self.pair[_hash([before, token]) % self.sizes["pair"]] = ((before, token), listed)
+            self.pair[place_of([before, token]) % self.sizes["pair"]] = ((before, token), listed)
 
     def keep_ngrams(self, text, token):
         for n in LENGTHS:
             if len(text) >= n:
                 key = tuple(text[-n:])
-                place = n, _hash(key) % self.sizes["ngram"]
+                place = n, place_of(key) % self.sizes["ngram"]
                 old_key, old = self.ngram.get(place, (None, []))
                 others = [t for t in old if t != token] if old_key == key else []
                 self.ngram[place] = (key, [token, *others][:3])
@@ -65,7 +69,7 @@ class Learned:
     def after_pair(self, text):
         if len(text) < 2:
             return []
-        key, listed = self.pair.get(_hash(text[-2:]) % self.sizes["pair"], (None, []))
+        key, listed = self.pair.get(place_of(text[-2:]) % self.sizes["pair"], (None, []))
         return listed if key == tuple(text[-2:]) else []
 
     def matches(self, text):
@@ -73,7 +77,7 @@ class Learned:
         found = {}
         for number, n in enumerate(LENGTHS, start=1):
             if len(text) >= n:
-                key, tokens = self.ngram.get((n, _hash(text[-n:]) % self.sizes["ngram"]), (None, []))
+                key, tokens = self.ngram.get((n, place_of(text[-n:]) % self.sizes["ngram"]), (None, []))
                 if key == tuple(text[-n:]):
                     found |= {token: (number, place) for place, token in enumerate(tokens)}
         return found
@@ -96,7 +100,7 @@ class Learned:
                 self.gradient[name][i] = 0.0
 
 
-def _hash(tokens):
+def place_of(tokens):
     """The place of an n-gram: one token after the other, the newest first."""
     hashed = 0
     for token in reversed(tokens):
@@ -139,6 +143,7 @@ class Merged:
 
     def draft(self, text):
         self.learned.step()
+        self.gaps.append(self.learned.near_a_step())
         self.nodes, self.known, self.costs, heap = [(text[-1], NO_TOKEN, 0)], [None], [0], []
 
         def push_children(parent, path):

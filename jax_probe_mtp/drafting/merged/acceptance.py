@@ -20,6 +20,7 @@ from jax_probe_mtp.model.top_k import last_axis
 
 STEP = 64  # a weight's and a cost's steps in 1
 MOST = 12 * STEP  # sums are cut there
+# As in the research that this draft comes from. A weight moves by about 0.08 of an error at first, less with each that it had.
 LEARNING_RATE = 0.36
 INITIAL_ACCUMULATOR = 20.0
 _RULE = optax.adagrad(LEARNING_RATE, INITIAL_ACCUMULATOR)
@@ -69,7 +70,7 @@ def cost(sum_BX: jax.Array) -> jax.Array:
     return jnp.asarray(_COST)[sum_BX + MOST]
 
 
-@jax.jit
+@jax.jit  # without an outer `jit` too it is compiled once
 def learn_weights(weights: Weights, note_BN: jax.Array, is_asked_BN: jax.Array, is_accepted_BN: jax.Array) -> Weights:
     """Makes one step of AdaGrad along the log-likelihood of what a call accepted.
 

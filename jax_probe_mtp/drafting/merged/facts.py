@@ -9,6 +9,7 @@ import numpy as np
 from jax_probe_mtp.drafting.merged.keys import LENGTHS
 from jax_probe_mtp.drafting.merged.memory import NUM_BUCKETS, NUM_SUCCESSORS
 
+FORMAT = 1  # raised with every change of what keys, entries, facts or groups of weights mean
 NOT_LISTED = NUM_SUCCESSORS  # the rank of a token that is none of the successors
 NOTHING_LISTED = NUM_SUCCESSORS + 1  # the rank where the table has no entry
 MASK_CANDIDATES = 24  # looked at of a mask

@@ -45,7 +45,7 @@ class Level(flax.struct.PyTreeNode, kw_only=True):
     Attributes:
       context_BWL: int32 [B, W, 9], the newest tokens of the text that ends with each.
       parent_BW: int32 [B, W], place of its parent in the level above.
-      cost_BW: int32 [B, W], of the path, in 64ths of a nat; `NO_TOKEN`s cost most.
+      cost_BW: int32 [B, W], of the path, in 64ths of a nat; 0 of a `NO_TOKEN`.
       note_BW: int32 [B, W], `Facts.pack`.
     """
 
@@ -60,7 +60,9 @@ class Level(flax.struct.PyTreeNode, kw_only=True):
         return self.context_BWL[..., -1]
 
 
-@functools.partial(jax.jit, static_argnames=("sources", "num_drafts", "max_depth"))
+@functools.partial(
+    jax.jit, static_argnames=("sources", "num_drafts", "max_depth")
+)  # without an outer `jit` too it is compiled once
 def grow(
     memory: Memory,
     whole_YF: jax.Array,
@@ -152,20 +154,20 @@ def _descend(
     missing = width - key_BK.shape[1]
     if missing > 0:
         key_BK = jnp.pad(key_BK, ((0, 0), (0, missing)), constant_values=_NEVER)
-    key_BV, index_BV = smallest(key_BK, width)
-    is_there_BV = key_BV < _NEVER
-    index_BV = jnp.minimum(index_BV, token_BWC.shape[1] * C - 1)
-    parent_BV = index_BV // C
+    key_BI, index_BI = smallest(key_BK, width)
+    is_there_BI = key_BI < _NEVER
+    index_BI = jnp.minimum(index_BI, token_BWC.shape[1] * C - 1)
+    parent_BI = index_BI // C
 
     def take(value_BWC: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(value_BWC.reshape(B, -1), index_BV, axis=1)
+        return jnp.take_along_axis(value_BWC.reshape(B, -1), index_BI, axis=1)
 
-    token_BV = jnp.where(is_there_BV, take(token_BWC), NO_TOKEN)
-    path_BVL = jnp.take_along_axis(above.context_BWL, parent_BV[..., None], axis=1)
+    token_BI = jnp.where(is_there_BI, take(token_BWC), NO_TOKEN)
+    path_BIL = jnp.take_along_axis(above.context_BWL, parent_BI[..., None], axis=1)
     return Level(
-        context_BWL=jnp.concatenate([path_BVL[..., 1:], token_BV[..., None]], axis=2),
-        parent_BW=parent_BV,
-        cost_BW=jnp.where(is_there_BV, take(cost_BWC), 0),
+        context_BWL=jnp.concatenate([path_BIL[..., 1:], token_BI[..., None]], axis=2),
+        parent_BW=parent_BI,
+        cost_BW=jnp.where(is_there_BI, take(cost_BWC), 0),
         note_BW=take(note_BWC),
     )
 
@@ -176,7 +178,8 @@ def _ask(
     """Asks the sources what may follow W nodes.
 
     Returns:
-      Tokens int32 [B, W, C], what is known of each, and bool [B, W, C], False for one that is in the list before.
+      Tokens int32 [B, W, C], what is known of each, and bool [B, W, C], False for `NO_TOKEN` and for one that
+      was listed before.
     """
     B, W = above.token_BW.shape
     keys = keys_of(above.context_BWL)

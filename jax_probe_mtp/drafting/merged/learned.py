@@ -38,8 +38,13 @@ class Learned(flax.struct.PyTreeNode, kw_only=True):
     weights: Weights
 
 
-def begin(num_sets: int, sizes: Sizes) -> Learned:
-    """Begins with empty tables and the weights that come with the package."""
+def begin(num_sets: int, sizes: Sizes, tables: frozenset[str]) -> Learned:
+    """Begins with empty tables, of one entry where nobody asks them, and the weights that come with the package."""
+    sizes = Sizes(
+        tokens=sizes.tokens if "successors" in tables else 1,
+        pairs=sizes.pairs if "pairs" in tables else 1,
+        ngrams=sizes.ngrams if "ngrams" in tables else 1,
+    )
     return Learned(memory=empty_memory(num_sets, sizes), weights=begin_weights(num_sets))
 
 
@@ -92,7 +97,7 @@ def read_chunk(learned: Learned, chunk: PromptChunk) -> Learned:
 
 
 def learn(
-    learned: Learned, recent_BL: jax.Array, call: FinishedCall, *, has_ngrams: bool, is_learning: bool
+    learned: Learned, recent_BL: jax.Array, call: FinishedCall, *, tables: frozenset[str], is_learning: bool
 ) -> Learned:
     """Learns of a call: the weights from the children of accepted nodes, the tables from all nodes and the new tokens.
 
@@ -100,7 +105,8 @@ def learn(
       learned: of Y sets.
       recent_BL: int32 [B, 9], the newest tokens before the call, its root last.
       call: what it gave.
-      has_ngrams, is_learning: whether tokens enter the table of n-grams, and the weights change; static.
+      tables: those that are asked; static.
+      is_learning: whether the weights change; static.
     """
     tree, memory, weights = call.tree, learned.memory, learned.weights
     N = tree.token_BN.shape[1]
@@ -112,11 +118,12 @@ def learn(
         assert tree.note_BN is not None
         is_asked_BN = jnp.take_along_axis(is_accepted_BN, above_BN, axis=1) & is_node_BN & ~is_root_BN
         weights = learn_weights(weights, tree.note_BN, is_asked_BN, is_accepted_BN)
-    before_BN = jnp.where(is_root_BN, recent_BL[:, -2:-1], jnp.take_along_axis(tree.token_BN, above_BN, axis=1))
-    # What the text itself said stays, not what a rejected draft with the same token would have.
-    order_BN = jnp.where(is_node_BN, last_axis(N, 2) + N * is_accepted_BN.astype(jnp.int32), -1)
-    memory = _keep(memory, tree.token_BN, before_BN, order_BN, call.logits_BNV, call.sampling)
-    if has_ngrams:
+    if {"successors", "pairs"} & tables:
+        before_BN = jnp.where(is_root_BN, recent_BL[:, -2:-1], jnp.take_along_axis(tree.token_BN, above_BN, axis=1))
+        # What the text itself said stays, not what a rejected draft with the same token would have.
+        order_BN = jnp.where(is_node_BN, last_axis(N, 2) + N * is_accepted_BN.astype(jnp.int32), -1)
+        memory = _keep(memory, tree.token_BN, before_BN, order_BN, call.logits_BNV, call.sampling)
+    if "ngrams" in tables:
         new_BP = call.new_token_BP
         is_new_BP = last_axis(new_BP.shape[1], 2) < call.num_new_B[:, None]
         keys = keys_of(_contexts(jnp.concatenate([recent_BL, new_BP], axis=1)))

@@ -1,7 +1,7 @@
 """What the tables of a merged draft remember: successors of a token, of two tokens, and n-grams of the text.
 
-All are arrays of entries that are found by a hash. An entry holds its key, which is compared, so that what two keys share is
-a place and never an answer; the newer key takes the place.
+All are arrays of entries that are found by a hash. An entry holds another hash of its key, which is compared: two keys may
+share a place, which the newer one takes, but hardly ever an answer.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ NUM_FOLLOWERS = 3
 NUM_BUCKETS = 8  # of a successor's log-probability
 BUCKET_WIDTH = 0.3  # of the root of its size: bucket 0 is above -0.09, bucket 7 below -4.41
 ID_BITS = 24  # the log-probability's bucket stands above an id
+MAX_IDS = 1 << ID_BITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Sizes:
     ngrams: int  # of each length
 
     @classmethod
-    def of_row(cls, capacity: int) -> "Sizes":
-        """Sizes the tables of one row by the slots of its text: 1.6 MB with 1,024."""
+    def of_row(cls, capacity: int, vocab_size: int) -> "Sizes":
+        """Sizes the tables of one row by the slots of its text: 1.7 MB with 1,024."""
         slots = power_of_two(capacity)
-        return cls(tokens=8 * slots, pairs=32 * slots, ngrams=2 * slots)
+        return cls(tokens=min(8 * slots, power_of_two(vocab_size)), pairs=32 * slots, ngrams=2 * slots)
 
     @classmethod
     def of_all(cls, vocab_size: int) -> "Sizes":
@@ -120,7 +121,7 @@ def _checked(entry_XE: jax.Array, check_X: jax.Array, is_whole_X: jax.Array) -> 
     return jnp.where(is_own_X[..., None], entry_XE[..., 1:], NO_TOKEN)
 
 
-@jax.jit
+@jax.jit  # without an outer `jit` too it is compiled once
 def keep_successors(
     memory: Memory, token_YR: jax.Array, keys_YRn: Keys, packed_YRC: jax.Array, order_YR: jax.Array
 ) -> Memory:
@@ -134,9 +135,9 @@ def keep_successors(
       order_YR: int32 [Y, R], all different: of two that share a place the larger one stays; below 0 leaves no trace.
     """
     pair = keys_YRn.of(2)
-    used_YR, pair_order_YR = order_YR, jnp.where(pair.is_whole_Xn, order_YR, -1)
+    pair_order_YR = jnp.where(pair.is_whole_Xn, order_YR, -1)
     return memory.replace(
-        token_YSE=_write(memory.token_YSE, token_YR.astype(jnp.uint32), token_YR, packed_YRC, used_YR),
+        token_YSE=_write(memory.token_YSE, token_YR.astype(jnp.uint32), token_YR, packed_YRC, order_YR),
         pair_YSE=_write(memory.pair_YSE, pair.slot_Xn, pair.check_Xn, packed_YRC, pair_order_YR),
     )
 
@@ -154,7 +155,7 @@ def _write(
     return table_YSE.at[jnp.arange(Y, dtype=jnp.int32)[:, None], place_YR].set(entry_YRE, mode="drop")
 
 
-@jax.jit
+@jax.jit  # without an outer `jit` too it is compiled once
 def keep_ngrams(memory: Memory, keys_YRn: Keys, next_YR: jax.Array, is_used_YR: jax.Array) -> Memory:
     """Writes which token followed R n-grams of each length, as if one after the other in the order given.
 

@@ -21,11 +21,11 @@ from jax_probe_mtp.drafting.candidates import NO_TOKEN, Candidates
 from jax_probe_mtp.drafting.mask_probe import ProbeRows
 from jax_probe_mtp.drafting.mask_tokens import AUTO
 from jax_probe_mtp.drafting.merged.acceptance import MOST, STEP
-from jax_probe_mtp.drafting.merged.facts import MASK_CANDIDATES
+from jax_probe_mtp.drafting.merged.facts import FORMAT, MASK_CANDIDATES
 from jax_probe_mtp.drafting.merged.grow import MAX_NODES, grow
 from jax_probe_mtp.drafting.merged.keys import CONTEXT
 from jax_probe_mtp.drafting.merged.learned import Learned, begin, learn, newest, read_chunk, read_prompts
-from jax_probe_mtp.drafting.merged.memory import NUM_SUCCESSORS, Sizes
+from jax_probe_mtp.drafting.merged.memory import MAX_IDS, NUM_SUCCESSORS, Sizes
 from jax_probe_mtp.drafting.probe import Probe
 from jax_probe_mtp.drafting.shown import FinishedCall, Model, PromptChunk, Prompts, ReadPrompts, Text
 from jax_probe_mtp.drafting.source import DraftSource, SourceState, check_whole
@@ -33,6 +33,7 @@ from jax_probe_mtp.drafting.tree import Tree
 from jax_probe_mtp.model.config import ModelConfig
 
 TABLES = ("successors", "pairs", "ngrams")
+MASK_OPTIONS = ("mask_init", "mask_offset", "mask_ema", "rank_with_noise")
 MAX_DEPTH = 8
 # The share of all paths that go through a node, in 2^20ths, by its cost in 64ths of a nat.
 _SHARE = np.round(np.exp(-np.arange(1 + MAX_DEPTH * MOST) / STEP) * (1 << 20)).astype(np.int32)
@@ -101,17 +102,20 @@ class Merged(DraftSource):
         for name in ("warm", "is_learning", "rank_with_noise"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
-        if self.without is not None and not set(self.without.split("+")) <= set(TABLES):
-            raise ValueError(
-                f"without must name some of {', '.join(TABLES)} with a + between (mask_owners 0 leaves out masks), got "
-                f"{self.without!r}."
-            )
+        if self.without is not None:
+            named = self.without.split("+") if isinstance(self.without, str) else [self.without]
+            if not set(named) <= set(TABLES):
+                raise ValueError(
+                    f"without must name some of {', '.join(TABLES)} with a + between (mask_owners 0 leaves out masks), got "
+                    f"{self.without!r}."
+                )
+            object.__setattr__(self, "without", "+".join(name for name in TABLES if name in named))
         if not self.num_owned and not self.tables:
             raise ValueError("nothing is left to draft from: keep one of the tables, or mask_owners above 0.")
         if self.num_owned:
             object.__setattr__(self, "mask_ema", self._probe.mask_ema)  # checks the options, and gives one name
-        elif (self.mask_init, self.mask_offset, self.mask_ema) != (AUTO, type(self).mask_offset, None):
-            raise ValueError("mask_owners 0 leaves no masks: leave mask_init, mask_offset and mask_ema out.")
+        elif any(getattr(self, name) != getattr(type(self), name) for name in MASK_OPTIONS):
+            raise ValueError(f"mask_owners 0 leaves no masks: leave {', '.join(MASK_OPTIONS)} out.")
 
     @property
     def num_owned(self) -> int:
@@ -163,6 +167,10 @@ class Merged(DraftSource):
         return self.warm
 
     @property
+    def shared_format(self) -> int:
+        return FORMAT
+
+    @property
     def needs_shared(self) -> str | None:
         return self._probe.needs_shared if self.num_owned else None
 
@@ -172,6 +180,10 @@ class Merged(DraftSource):
             raise ValueError(
                 f"a merged draft looks at the {least} best tokens, but the vocabulary has {cfg.vocab_size}; use another draft "
                 f"source."
+            )
+        if cfg.vocab_size > MAX_IDS:
+            raise ValueError(
+                f"the tables hold ids below {MAX_IDS}, but the vocabulary has {cfg.vocab_size}; use another draft."
             )
         if self.num_owned:
             self._probe.check(cfg, prompt_length)
@@ -183,7 +195,7 @@ class Merged(DraftSource):
     def complete_shared(self, cfg: ModelConfig, brought: Any) -> Any:
         if not self.warm or type(brought) is MergedShared:
             return brought
-        return MergedShared(masks=brought, learned=begin(1, Sizes.of_all(cfg.vocab_size)))
+        return MergedShared(masks=brought, learned=begin(1, Sizes.of_all(cfg.vocab_size), self.tables))
 
     def start(self, model: Model, prompts: Prompts, shared: Any) -> SourceState:
         B = prompts.length_B.size
@@ -191,7 +203,9 @@ class Merged(DraftSource):
             rows=MergedRows(
                 recent_BL=newest(prompts.token_BT, prompts.length_B),
                 probe=self._probe.start(model, prompts, self._masks_of(shared)).rows if self.num_owned else (),
-                learned=() if self.warm else begin(B, Sizes.of_row(prompts.capacity)),
+                learned=()
+                if self.warm
+                else begin(B, Sizes.of_row(prompts.capacity, model.cfg.vocab_size), self.tables),
             ),
             shared=shared,
         )
@@ -200,6 +214,8 @@ class Merged(DraftSource):
         return self._with_learned(state, read_prompts(self._learned(state), prompts))
 
     def read(self, state: SourceState, chunk: PromptChunk) -> SourceState:
+        if not {"successors", "pairs"} & self.tables:
+            return state
         return self._with_learned(state, read_chunk(self._learned(state), chunk))
 
     def try_masks(self, state: SourceState, prompts: ReadPrompts) -> SourceState:
@@ -246,7 +262,7 @@ class Merged(DraftSource):
             self._learned(state),
             rows.recent_BL,
             call,
-            has_ngrams="ngrams" in self.tables,
+            tables=self.tables,
             is_learning=self.is_learning,
         )
         text_BT = jnp.concatenate([rows.recent_BL, call.new_token_BP], axis=1)

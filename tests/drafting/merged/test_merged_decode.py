@@ -68,7 +68,7 @@ def compare_weights(weight_F, learned):
 )
 def test_every_tree_is_the_slow_builders(repetitive, source, temperature):
     calls = list(trace(repetitive.params, batch(source, PROMPTS, SEEDS, temperature), BASE, source))
-    learned = [reference.Learned(WEIGHTS, **reference.Learned.sizes_of_row(CAPACITY)) for _ in PROMPTS]
+    learned = [reference.Learned(WEIGHTS, **reference.Learned.sizes_of_row(CAPACITY, BASE.vocab_size)) for _ in PROMPTS]
     draws = [{"temperature": temperature, "seed": seed} if temperature else {} for seed in SEEDS]
     how = how_of(source) | ({"mask_init": source.mask_init} if source.num_owned else {})
     rows, gap = reference.merged_batch(repetitive.reference, PROMPTS, learned, draws, max_new_tokens=NEW_TOKENS, **how)
@@ -131,7 +131,9 @@ def test_what_is_left_out_is_not_drafted_from(repetitive):
         result = jit_decode(repetitive.params, batch(source, prompts, SEEDS), BASE, source)
         return dict(zip(source.kinds, result.accepted_by_kind_BZ.sum(axis=0).tolist(), strict=True))
 
-    assert set(kinds()) == {"successors", "pairs", "ngrams", "masks", "several"}
+    everything = kinds()
+    assert everything["several"] > 0
+    assert everything["masks"] > 0
     alone = kinds(without="pairs+ngrams+successors", mask_owners=8)
     assert alone["masks"] > 0
     assert sum(alone.values()) == alone["masks"]
