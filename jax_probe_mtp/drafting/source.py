@@ -1,15 +1,15 @@
 """Where drafts come from: the one interface between the decode loop and whatever proposes the next tree.
 
-    check        whether model and prompt fit                  before anything runs
-    init_shared  what all rows share                           once, where the caller brings nothing
-    complete_shared  the rest of it                            once, where the caller brings a part
-    start        the state of new rows                         for each batch, and each prompt that enters one
-    read         a piece of the prompt went through the model  during the prefill
-    try_masks    all of the prompt went through the model      at the end of the prefill
-    masks        the mask tokens of the next call              before a call, where the source uses any
-    propose      candidates for the next tree                  before a call
-    owners       which nodes own mask tokens                   before a call, where not all do
-    learn        what the call gave                            after a call
+    check            whether model and prompt fit                  before anything runs
+    init_shared      what all rows share                           once, where the caller brings nothing
+    complete_shared  the rest of that                              once, where the caller brings a part
+    start            the state of new rows                         for each batch, and each prompt that enters one
+    read             a piece of the prompt went through the model  during the prefill
+    try_masks        all of the prompt went through the model      at the end of the prefill
+    masks            the mask tokens of the next call              before a call, where the source uses any
+    propose          candidates for the next tree                  before a call
+    owners           which nodes own mask tokens                   before a call, where not all do
+    learn            what the call gave                            after a call
 
 `propose` and the number of its candidates are all that a source must write. Any proposal is safe: verification decides
 what is emitted, so a bad source can only be slow. docs/extending.md shows a source in a dozen lines.

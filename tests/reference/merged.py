@@ -44,10 +44,6 @@ class Learned:
         slots, ids = (2 ** math.ceil(math.log2(least)) for least in (capacity, vocab_size))
         return {"tokens": min(8 * slots, ids), "pairs": 32 * slots, "ngrams": 2 * slots}
 
-    def near_a_step(self):
-        """How near a weight is to where it would be rounded otherwise."""
-        return min(abs(x * 64 % 1 - 0.5) / 64 for weights in self.weights.values() for x in weights)
-
     def keep(self, before, token, listed):
         self.token[token % self.sizes["token"]] = (token, listed)
         if before is not None:
@@ -143,7 +139,6 @@ class Merged:
 
     def draft(self, text):
         self.learned.step()
-        self.gaps.append(self.learned.near_a_step())
         self.nodes, self.known, self.costs, heap = [(text[-1], NO_TOKEN, 0)], [None], [0], []
 
         def push_children(parent, path):
