@@ -70,7 +70,7 @@ def cost(sum_BX: jax.Array) -> jax.Array:
     return jnp.asarray(_COST)[sum_BX + MOST]
 
 
-@jax.jit  # without an outer `jit` too it is compiled once
+@jax.jit  # as `grow`
 def learn_weights(weights: Weights, note_BN: jax.Array, is_asked_BN: jax.Array, is_accepted_BN: jax.Array) -> Weights:
     """Makes one step of AdaGrad along the log-likelihood of what a call accepted.
 

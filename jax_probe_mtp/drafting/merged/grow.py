@@ -60,9 +60,8 @@ class Level(flax.struct.PyTreeNode, kw_only=True):
         return self.context_BWL[..., -1]
 
 
-@functools.partial(
-    jax.jit, static_argnames=("sources", "num_drafts", "max_depth")
-)  # without an outer `jit` too it is compiled once
+# Compiled by itself, so that outside of a loop, too, it is compiled once.
+@functools.partial(jax.jit, static_argnames=("sources", "num_drafts", "max_depth"))
 def grow(
     memory: Memory,
     whole_YF: jax.Array,

@@ -121,7 +121,7 @@ def _checked(entry_XE: jax.Array, check_X: jax.Array, is_whole_X: jax.Array) -> 
     return jnp.where(is_own_X[..., None], entry_XE[..., 1:], NO_TOKEN)
 
 
-@jax.jit  # without an outer `jit` too it is compiled once
+@jax.jit  # as `grow`
 def keep_successors(
     memory: Memory, token_YR: jax.Array, keys_YRn: Keys, packed_YRC: jax.Array, order_YR: jax.Array
 ) -> Memory:
@@ -155,7 +155,7 @@ def _write(
     return table_YSE.at[jnp.arange(Y, dtype=jnp.int32)[:, None], place_YR].set(entry_YRE, mode="drop")
 
 
-@jax.jit  # without an outer `jit` too it is compiled once
+@jax.jit  # as `grow`
 def keep_ngrams(memory: Memory, keys_YRn: Keys, next_YR: jax.Array, is_used_YR: jax.Array) -> Memory:
     """Writes which token followed R n-grams of each length, as if one after the other in the order given.
 
