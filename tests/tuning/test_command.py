@@ -154,9 +154,9 @@ def test_a_tree_that_is_chosen_keeps_them(run, model, tuned, monkeypatch):
         (["--draft", "plain", "--masks", "1.st"], "not plain"),
         (
             ["--draft", "probe:5+3", "--masks", "1.st"],
-            "1.st holds 1 masks, but the tree of probe:5+3@mask_init=tuned has 2",
+            "1.st holds 1 masks, but a node of probe:5+3@mask_init=tuned owns 2",
         ),
-        (["--tree", "4", "--masks", "2.st"], "2.st holds 2 masks, but the tree of probe:4@mask_init=tuned has 1"),
+        (["--tree", "4", "--masks", "2.st"], "2.st holds 2 masks, but a node of probe:4@mask_init=tuned owns 1"),
         (["--draft", "probe:4@mask_init=zero", "--masks", "1.st"], "take the place of mask_init zero; leave it out"),
         (["--draft", "probe:4@mask_init=tuned"], "probe:4@mask_init=tuned needs tuned masks: give --masks FILE"),
         (["--masks-of-relative"], "--masks-of-relative says whose --masks may be taken; give --masks too"),
