@@ -113,7 +113,7 @@ class MasksFlags:
         return source
 
     def check(self, source: DraftSource) -> None:
-        """Raises ValueError where a source needs masks and there are none, or not one for each of its depths."""
+        """Raises ValueError where a source needs masks and there are none, or not as many as a node owns."""
         if not source.needs_shared:
             return
         if self._tuned is None:

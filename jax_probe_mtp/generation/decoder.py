@@ -55,8 +55,8 @@ class Decoder:
     def _run(self, stream: ContinuousDecoder, prompts: Sequence[Prompt]) -> Iterator[Generation]:
         in_order = InOrder()
         for update in stream.run(in_order.watch(enumerate(prompts))):
-            self._shared = stream.shared  # also for a caller who leaves early
             yield from (generation for _, generation in in_order.add(update.finished))
+        self._shared = stream.shared  # not before: what a run that fails gave its calls is gone
 
     def stream(self, prompts: Sequence[Prompt], settings: Settings, *, streams_text: bool = False) -> ContinuousDecoder:
         """Makes what decodes these prompts, with no more rows than prompts; each is checked."""
@@ -91,5 +91,5 @@ class Decoder:
 
     def _stream_text(self, stream: ContinuousDecoder, prompt: Prompt) -> Iterator[str]:
         for update in stream.run([(0, prompt)]):
-            self._shared = stream.shared
             yield from (text for _, text in update.new_text)
+        self._shared = stream.shared
