@@ -19,7 +19,7 @@ from checkpoints_convert.mapping.names import HF, rows_for
 from checkpoints_convert.mapping.transforms import LAYOUTS
 from jax_probe_mtp.errors import Parser, exit_status, one_line
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.params import Params
+from jax_probe_mtp.model.params import Params, by_head
 from jax_probe_mtp.model.transformer import full_logits
 
 MAX_DELTA = 1e-3  # rounding of two float32 models; 1.4e-4 was seen
@@ -88,7 +88,8 @@ def torch_model(cfg: ModelConfig, params: Params, dtype: str = "float32") -> Any
         for row in rows_for(HF, cfg):
             for i in range(cfg.num_layers) if "{}" in row.source else [None]:
                 leaf = params[row.target] if i is None else params["layers"][i][row.target]
-                values = LAYOUTS[row.layout].export(np.asarray(leaf, np.float32))
+                leaf = np.asarray(leaf, np.float32).reshape(by_head(cfg).get(row.target, leaf.shape))
+                values = LAYOUTS[row.layout].export(leaf)
                 tensors.pop(row.source.format(i)).copy_(torch.from_numpy(values))
         if cfg.rope_divisors:
             model.model.rotary_emb.inv_freq /= torch.tensor(cfg.rope_divisors)

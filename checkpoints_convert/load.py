@@ -123,7 +123,7 @@ def open_checkpoint(
             eos_token_ids=given_ids(eos_token_ids, metadata.config.vocab_size),
             name=str(model),
             dtype=dtype,
-            read_params=functools.partial(load_params, path, metadata.config, dtype),
+            read_params=functools.partial(load_params, path, metadata.config, dtype, version=metadata.version),
             generation_defaults=metadata.generation_defaults,
         )
     opened = open_source(model, revision=revision, endpoint=endpoint, eos_token_ids=eos_token_ids)

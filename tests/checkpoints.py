@@ -90,16 +90,17 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         "lm_head.weight": params["head"],
     }
     for i, layer in enumerate(params["layers"]):
-        qkv = layer["qkv"]  # [D, K, G + 2, h]
+        K, h = checkpoint.config.num_kv_heads, checkpoint.config.head_dim
+        qkv = layer["qkv"].reshape(D, K, -1, h)  # [D, K, G + 2, h]
         weights = {
             "input_layernorm": layer["attn_norm"],
             "self_attn.q_proj": qkv[:, :, :-2].reshape(D, -1).T,
             "self_attn.k_proj": qkv[:, :, -2].reshape(D, -1).T,
             "self_attn.v_proj": qkv[:, :, -1].reshape(D, -1).T,
-            "self_attn.o_proj": layer["out"].reshape(-1, D).T,
+            "self_attn.o_proj": layer["out"].T,
             "post_attention_layernorm": layer["mlp_norm"],
-            "mlp.gate_proj": layer["gate_up"][:, 0].T,
-            "mlp.up_proj": layer["gate_up"][:, 1].T,
+            "mlp.gate_proj": layer["gate"].T,
+            "mlp.up_proj": layer["up"].T,
             "mlp.down_proj": layer["down"].T,
         }
         tensors |= {f"model.layers.{i}.{name}.weight": value for name, value in weights.items()}

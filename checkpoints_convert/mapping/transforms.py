@@ -99,6 +99,4 @@ LAYOUTS = {
     "k_bias": Layout(lambda bias: bias[:, -2], 2),
     "v_bias": Layout(lambda bias: bias[:, -1], 2),
     "out": Layout(lambda out: out.transpose(3, 0, 1, 2), 1),  # [K, G, h, D] -> [D, K, G, h]
-    "gate": Layout(lambda gate_up: gate_up[:, 0].T, 1),  # [D, 2, F] -> [F, D]
-    "up": Layout(lambda gate_up: gate_up[:, 1].T, 1),
 }

@@ -13,7 +13,7 @@ from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.mapping.tensor_source import OpenedModel, TensorSource
 from checkpoints_convert.mapping.transforms import LAYOUTS, Layout, Part
 from checkpoints_convert.params.placement import ReadPart, place, wanted_params
-from jax_probe_mtp.model.params import Params, abstract_params
+from jax_probe_mtp.model.params import Params, abstract_params, by_head
 
 CHUNK_BYTES = 8 << 20  # of float32 rows read at once: a few temporaries of this size are all that converting adds
 DTYPES = ("float32", "bfloat16")
@@ -21,9 +21,10 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """A leaf of ours and the tensors that fill it."""
+    """A leaf of ours and the tensors that fill it; `by_head` is its shape with an index for each head, where it has heads."""
 
     shape: tuple[int, ...]
+    by_head: tuple[int, ...]
     pieces: tuple[tuple[str, Layout], ...]
 
 
@@ -47,8 +48,9 @@ def plan(model: OpenedModel) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
     planned = []
     for path, leaf in leaves:
         layer = path[1].idx if len(path) > 1 else None
+        shape = by_head(model.config).get(path[-1].key, leaf.shape)
         try:
-            probe = _probe(leaf.shape)
+            probe = _probe(shape)
         except ValueError:
             raise CheckpointError(
                 f"{model.where}: its config asks for a parameter of shape {list(leaf.shape)}."
@@ -62,7 +64,7 @@ def plan(model: OpenedModel) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
             used.add(name)
             pieces.append((name, layout))
         assert sum(layout.view(probe).size for _, layout in pieces) == leaf.size, path
-        planned.append(_Leaf(leaf.shape, tuple(pieces)))
+        planned.append(_Leaf(leaf.shape, shape, tuple(pieces)))
     for name in tensors:
         if name not in used and not any(re.fullmatch(pattern, name) for pattern in model.ignored):
             raise CheckpointError(
@@ -127,9 +129,12 @@ def _read_part(leaf: _Leaf, source: TensorSource, dtype: np.dtype, part: Part | 
     target = np.zeros([len(axis) for axis in part], dtype)
     within = tuple(range(n)[axis.start : axis.stop] for n, axis in zip(leaf.shape, part, strict=True))
     not_padding = target[tuple(slice(len(axis)) for axis in within)]
+    if leaf.by_head != leaf.shape:  # no vocabulary, so no padding
+        within = part_by_head(within, leaf.shape, leaf.by_head)
+        not_padding = target.reshape([len(axis) for axis in within])
     for name, layout in leaf.pieces:
         view = layout.view(not_padding)
-        rows, *columns = layout.file_ranges(_probe(leaf.shape), within)
+        rows, *columns = layout.file_ranges(_probe(leaf.by_head), within)
         rows_each = math.prod(view.shape[1 : layout.row_axes])  # of the file, in one entry of the view's first axis
         row_size = math.prod(source.tensors[name].shape[1:])
         step = max(1, CHUNK_BYTES // (4 * rows_each * row_size))
@@ -139,6 +144,25 @@ def _read_part(leaf: _Leaf, source: TensorSource, dtype: np.dtype, part: Part | 
             # Casting to bfloat16 rounds to the nearest, ties to even.
             view[i:j] = block.reshape(j - i, *view.shape[1:])
     return target
+
+
+def part_by_head(part: Part, shape: tuple[int, ...], apart: tuple[int, ...]) -> Part:
+    """Says which part of a leaf with an index for each head a part of the leaf is: whole kv heads.
+
+    Args:
+      part: of the leaf.
+      shape: of the leaf; each axis is the product of axes that stand side by side in `apart`.
+      apart: shape of the leaf with an index for each head.
+    """
+    ranges: list[range] = []
+    for axis, size in zip(part, shape, strict=True):
+        first = end = len(ranges)
+        while math.prod(apart[first:end]) < size or end == first:
+            end += 1
+        inner = math.prod(apart[first + 1 : end])
+        assert axis.start % inner == axis.stop % inner == 0, (part, apart)
+        ranges += [range(axis.start // inner, axis.stop // inner), *map(range, apart[first + 1 : end])]
+    return tuple(ranges)
 
 
 def tensors_are_equal(source: TensorSource, a: str, b: str) -> bool:

@@ -18,7 +18,7 @@ from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model.config import ModelConfig
 
 METADATA = "jax_probe_mtp.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of what is written; 1 is read too
 MAX_LAYERS = 1024  # the largest models of our families have 126
 
 
@@ -32,6 +32,7 @@ class Metadata:
       eos_token_ids: ids that end a text.
       source: what it was converted from.
       generation_defaults: sampling and penalties that the source asked for; empty in folders of earlier versions.
+      version: of the format.
     """
 
     config: ModelConfig
@@ -39,9 +40,11 @@ class Metadata:
     eos_token_ids: tuple[int, ...]
     source: dict[str, Any]
     generation_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    version: int = FORMAT_VERSION
 
     def as_json(self) -> dict[str, Any]:
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
+        return {"format_version": values.pop("version"), **values}
 
 
 def is_converted(folder: Path) -> bool:
@@ -57,8 +60,8 @@ def read_metadata(folder: Path) -> Metadata:
     """
     fields = Fields(read_json(folder / METADATA), str(folder / METADATA))
     version = fields.integer("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{fields.where} has format version {version}, this program reads {FORMAT_VERSION}.")
+    if not 1 <= version <= FORMAT_VERSION:
+        raise CheckpointError(f"{fields.where} has format version {version}, this program reads 1 to {FORMAT_VERSION}.")
     if not (folder / PARAMS).is_dir():
         raise CheckpointError(f"{folder / PARAMS} is missing; convert again.")
     cfg = _model_config(Fields(fields.get("config", dict, "an object"), f"{fields.where}: config"))
@@ -74,6 +77,7 @@ def read_metadata(folder: Path) -> Metadata:
         eos_token_ids=tuple(ids),
         source=fields.get("source", dict, "an object"),
         generation_defaults=writable(fields.get("generation_defaults", dict, "an object", {})),
+        version=version,
     )
 
 

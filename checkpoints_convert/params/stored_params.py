@@ -5,6 +5,7 @@ import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,9 +17,10 @@ from checkpoints_convert.mapping.transforms import Part
 from checkpoints_convert.params.placement import place, wanted_params
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.params import Params, abstract_params
+from jax_probe_mtp.model.params import Params, abstract_params, by_head
 
 PARAMS = "params"
+GATE_UP = "gate_up"  # in version 1
 STORED_DTYPES = ("<f4", "bfloat16")  # by zarr's names
 
 
@@ -59,7 +61,7 @@ def save_params(folder: Path, params: Params) -> None:
         checkpointer.save(folder / PARAMS, args=ocp.args.PyTreeSave(params))
 
 
-def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = None) -> Params:
+def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = None, *, version: int) -> Params:
     """Reads `folder/params` onto the default device or a mesh.
 
     Leaf by leaf: a restore of the whole tree holds most of it twice (1.7 times its size, against 1.06). A leaf is one
@@ -71,6 +73,8 @@ def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = 
       cfg: the model.
       dtype: dtype of the arrays; stored ones are cast.
       mesh: the devices, as `mesh.sharded_params` uses them; None is the default device.
+      version: of the folder's format. In 1 the heads of `qkv`, `qkv_bias` and `out` had axes of their own, and gate and up
+        were one array [D, 2, F].
 
     Returns:
       The tree of `abstract_params(cfg)`, or on a mesh of `sharded_params(cfg, mesh)`.
@@ -81,9 +85,11 @@ def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = 
     import orbax.checkpoint as ocp
 
     _check_layout(folder / PARAMS)
-    leaves, treedef = jax.tree.flatten_with_path(abstract_params(cfg, jax.numpy.dtype(dtype)))
-    wanted = jax.tree.leaves(wanted_params(cfg, dtype, mesh))
-    restore_args = [ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype) for leaf in wanted]
+    ours = abstract_params(cfg, jax.numpy.dtype(dtype))
+    leaves, treedef = jax.tree.flatten_with_path(ours if version > 1 else _as_in_version_1(ours, cfg))
+    number_of = {path: i for i, (path, _) in enumerate(leaves)}
+    wanted = jax.tree.leaves_with_path(wanted_params(cfg, dtype, mesh))
+    restore_args = [ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype) for _, leaf in leaves]
     with _without_orbax_notes(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
 
         def restore(i: int) -> np.ndarray:
@@ -106,9 +112,35 @@ def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = 
                 ) from None
             return stored
 
+        def read(path: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray:
+            """Restores what is ours at a path."""
+            if path in number_of:
+                return restore(number_of[path]).reshape(shape)
+            stored_D2F = restore(number_of[(*path[:-1], jax.tree_util.DictKey(GATE_UP))])
+            return np.ascontiguousarray(stored_D2F[:, ("gate", "up").index(path[-1].key)])
+
+        shapes = [leaf.shape for leaf in jax.tree.leaves(ours)]
         # No name for what was restored: it would be held while the next is.
-        arrays = [place(functools.partial(_cut, restore(i)), leaf) for i, leaf in enumerate(wanted)]
-    return jax.tree.unflatten(treedef, arrays)
+        arrays = [
+            place(functools.partial(_cut, read(path, shape)), leaf)
+            for (path, leaf), shape in zip(wanted, shapes, strict=True)
+        ]
+    return jax.tree.unflatten(jax.tree.structure(ours), arrays)
+
+
+def _as_in_version_1(params: Params, cfg: ModelConfig) -> Params:
+    """Gives the parameters that a folder of version 1 holds."""
+
+    def of_layer(layer: Params) -> Params:
+        apart = {
+            name: jax.ShapeDtypeStruct(shape, layer[name].dtype)
+            for name, shape in by_head(cfg).items()
+            if name in layer
+        }
+        both = jax.ShapeDtypeStruct((cfg.width, 2, cfg.mlp_width), layer["gate"].dtype)
+        return {name: leaf for name, leaf in layer.items() if name not in ("gate", "up")} | apart | {GATE_UP: both}
+
+    return params | {"layers": [of_layer(layer) for layer in params["layers"]]}
 
 
 def _check_layout(params: Path) -> None:

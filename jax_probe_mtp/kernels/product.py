@@ -74,11 +74,11 @@ def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> 
 
 
 def is_supported(num_rows: int, x_dtype: jnp.dtype, *weights: jax.Array) -> bool:
-    """Says whether the kernels take so many rows and these weights, [D, I] or [D, 2, F]."""
+    """Says whether the kernels take so many rows and these weights, each [D, I]."""
     return (
         num_rows <= MAX_ROWS
         and x_dtype == jnp.bfloat16
-        and all(choose_tiles(weight.shape[0], weight.shape[-1]) is not None for weight in weights)
+        and all(choose_tiles(*weight.shape) is not None for weight in weights)
     )
 
 
@@ -99,40 +99,38 @@ def product_parts(
     tiles = tiles or choose_tiles(*weight_DI.shape)
     assert tiles is not None, f"no tiles for {weight_DI.shape}: ask is_supported first"
     block = pl.BlockSpec((weight_DI.shape[0] // tiles.parts, tiles.columns), lambda i, p: (p, i))
-    return _call(x_MD, weight_DI, [block], tiles, jnp.float32, interpret)
+    return _call(x_MD, [weight_DI], block, tiles, jnp.float32, interpret)
 
 
 def gated_product(
-    x_MD: jax.Array, gate_up_D2F: jax.Array, *, tiles: Tiles | None = None, interpret: bool = False
+    x_MD: jax.Array, gate_DF: jax.Array, up_DF: jax.Array, *, tiles: Tiles | None = None, interpret: bool = False
 ) -> jax.Array:
     """Computes silu(x gate) (x up), [M, F] in x's dtype, rounded once. Takes the arguments of `product_parts`."""
-    D, _, F = gate_up_D2F.shape
-    tiles = tiles or choose_tiles(D, F, num_weights=2)
-    assert tiles is not None, f"no tiles for {gate_up_D2F.shape}: ask is_supported first"
-    gate = pl.BlockSpec((D, None, tiles.columns), lambda i, p: (0, 0, i))
-    up = pl.BlockSpec((D, None, tiles.columns), lambda i, p: (0, 1, i))
-    return _call(x_MD, gate_up_D2F, [gate, up], tiles, x_MD.dtype, interpret)[0]
+    tiles = tiles or choose_tiles(*gate_DF.shape, num_weights=2)
+    assert tiles is not None, f"no tiles for {gate_DF.shape}: ask is_supported first"
+    block = pl.BlockSpec((gate_DF.shape[0], tiles.columns), lambda i, p: (0, i))
+    return _call(x_MD, [gate_DF, up_DF], block, tiles, x_MD.dtype, interpret)[0]
 
 
 def _call(
     x_MD: jax.Array,
-    weight: jax.Array,
-    blocks: Sequence[pl.BlockSpec],
+    weights: Sequence[jax.Array],
+    block: pl.BlockSpec,
     tiles: Tiles,
     out_dtype: jnp.dtype,
     interpret: bool,
 ) -> jax.Array:
-    (M, D), I = x_MD.shape, weight.shape[-1]
+    (M, D), I = x_MD.shape, weights[0].shape[1]
     m = max(pl.next_power_of_2(M), 16)
     return pl.pallas_call(
         functools.partial(_product_kernel, num_rows=M),
         grid=(I // tiles.columns, tiles.parts),
-        in_specs=[pl.BlockSpec((m, D // tiles.parts), lambda i, p: (0, p)), *blocks],
+        in_specs=[pl.BlockSpec((m, D // tiles.parts), lambda i, p: (0, p)), *[block] * len(weights)],
         out_specs=pl.BlockSpec((None, m, tiles.columns), lambda i, p: (p, 0, i)),
         out_shape=jax.ShapeDtypeStruct((tiles.parts, M, I), out_dtype),
         compiler_params=plgpu.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),
         interpret=interpret,
-    )(x_MD, *[weight] * len(blocks))
+    )(x_MD, *weights)
 
 
 def _product_kernel(x_ref: Any, *refs: Any, num_rows: int) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.mesh import mesh_of
-from jax_probe_mtp.model.params import Params, abstract_params
+from jax_probe_mtp.model.params import Params, abstract_params, by_head
 
 
 def weights_digest(params: Params) -> str:
@@ -68,12 +68,19 @@ def model_identity(checkpoint: Checkpoint) -> dict[str, str]:
     mesh = mesh_of(checkpoint.params)
     on_all_devices = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # where every process can read it
 
+    # As weights lay when the first of these hashes went into files: gate and up one array, heads with axes of their own.
+    shape_of = by_head(checkpoint.config)
+    both = {"gate": ("gate_up", (checkpoint.config.width, 2, checkpoint.config.mlp_width))}
+
     def first_values(params: Params) -> Params:
         return jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:16].astype(jnp.float32), params)
 
     values = jax.jit(first_values, out_shardings=on_all_devices)(checkpoint.params)
     shapes = abstract_params(checkpoint.config)
     for (path, leaf), shape in zip(jax.tree_util.tree_leaves_with_path(values), jax.tree.leaves(shapes), strict=True):
-        digest.update(f"{jax.tree_util.keystr(path)} {shape.shape}".encode())
-        digest.update(np.asarray(leaf).tobytes())
+        if path[-1] == jax.tree_util.DictKey("up"):
+            continue
+        name, then = both.get(path[-1].key, (path[-1].key, shape_of.get(path[-1].key, shape.shape)))
+        digest.update(f"{jax.tree_util.keystr((*path[:-1], jax.tree_util.DictKey(name)))} {then}".encode())
+        digest.update(np.asarray(leaf)[: then[-1]].tobytes())
     return {"name": Path(checkpoint.name).name, "fingerprint": digest.hexdigest()[:16]}

@@ -61,10 +61,11 @@ def decoder_layer(
             parts_PMD = sum_parts(cfg, jnp.sum(parts_PMD, axis=0, keepdims=True))
         return add_norm(x_MD, parts_PMD, norm_D, eps=cfg.norm_eps, **kernel)
 
-    qkv_PMI = product(normed_MD, layer["qkv"].reshape(D, -1))
+    qkv_PMI = product(normed_MD, layer["qkv"])
+    K, G, h = cfg.num_kv_heads, cfg.queries_per_kv, cfg.head_dim
     q_BKGTh, k_BKSh, v_BKSh = split_qkv(
-        qkv_PMI.reshape(-1, B, T, *layer["qkv"].shape[1:]),
-        layer.get("qkv_bias"),
+        qkv_PMI.reshape(-1, B, T, K, G + 2, h),
+        layer["qkv_bias"].reshape(K, G + 2, h) if cfg.has_qkv_bias else None,
         (layer["q_norm"], layer["k_norm"]) if cfg.has_qk_norm else None,
         rope,
         k_BKSh,
@@ -74,10 +75,12 @@ def decoder_layer(
         **kernel,
     )
     mixed_BTKGh = attend(q_BKGTh, k_BKSh, v_BKSh)
-    x_MD, normed_MD = add(x_MD, product(mixed_BTKGh.reshape(B * T, -1), layer["out"].reshape(-1, D)), layer["mlp_norm"])
-    if is_supported(B * T, x_MD.dtype, layer["gate_up"]):
-        inner_MF = gated_product(normed_MD, layer["gate_up"], **kernel)
+    x_MD, normed_MD = add(x_MD, product(mixed_BTKGh.reshape(B * T, -1), layer["out"]), layer["mlp_norm"])
+    gate_and_up = layer["gate"], layer["up"]
+    if is_supported(B * T, x_MD.dtype, *gate_and_up):
+        inner_MF = gated_product(normed_MD, *gate_and_up, **kernel)
     else:
-        inner_MF = layers.gated_inner(normed_MD, layer["gate_up"])
+        gate_MF, up_MF = (layers.product("md,df->mf", normed_MD, weight_DF) for weight_DF in gate_and_up)
+        inner_MF = jax.nn.silu(gate_MF) * up_MF
     x_MD, normed_MD = add(x_MD, product(inner_MF, layer["down"]), next_norm_D)
     return x_MD.reshape(B, T, D), normed_MD.reshape(B, T, D), k_BKSh, v_BKSh

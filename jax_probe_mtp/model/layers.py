@@ -158,13 +158,7 @@ def anchored_attention(
     return out_BKGTh.transpose(0, 3, 1, 2, 4).astype(q_BTKGh.dtype)
 
 
-def gated_inner(x_MD: jax.Array, gate_up_D2F: jax.Array) -> jax.Array:
-    """Computes silu(gate(x)) * up(x), gate and up read as one matrix; x [..., D] to [..., F]."""
-    gate_up_MI = product("...d,di->...i", x_MD, gate_up_D2F.reshape(x_MD.shape[-1], -1))
-    gate_MF, up_MF = jnp.split(gate_up_MI, 2, axis=-1)
-    return jax.nn.silu(gate_MF) * up_MF
-
-
-def gated_mlp(x_BTD: jax.Array, gate_up_D2F: jax.Array, down_FD: jax.Array) -> jax.Array:
+def gated_mlp(x_BTD: jax.Array, gate_DF: jax.Array, up_DF: jax.Array, down_FD: jax.Array) -> jax.Array:
     """Computes down(silu(gate(x)) * up(x))."""
-    return product("btf,fd->btd", gated_inner(x_BTD, gate_up_D2F), down_FD)
+    gate_BTF, up_BTF = product("btd,df->btf", x_BTD, gate_DF), product("btd,df->btf", x_BTD, up_DF)
+    return product("btf,fd->btd", jax.nn.silu(gate_BTF) * up_BTF, down_FD)

@@ -15,8 +15,9 @@ Params = dict[str, Any]
 def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
     """Gives the shape and dtype of every parameter, as a tree of `jax.ShapeDtypeStruct`.
 
-    q, k and v are one matrix, gate and up another: one product reads them (fewer, larger reads). Their axes stay apart
-    in the shape, so that they can be split over devices by kv head and by F.
+    Every matrix has two axes, in the order in which products read it: with more, compilers copy it into an order that suits
+    a neighbour, in every call. q, k and v are one matrix, which one product reads; its columns go by kv head, so that devices
+    can split them.
 
     Args:
       cfg: the model.
@@ -24,9 +25,9 @@ def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
 
     Returns:
       `embed` [V, D]; `layers`, a list of L dicts; `final_norm` [D]; `head` [V, D] unless tied. Of a layer:
-      `attn_norm` [D]; `qkv` [D, K, G + 2, h], a kv head's G queries, then its key, then its value; `qkv_bias`
-      [K, G + 2, h] and `q_norm`, `k_norm` [h] where the model has them; `out` [K, G, h, D]; `mlp_norm` [D];
-      `gate_up` [D, 2, F]; `down` [F, D].
+      `attn_norm` [D]; `qkv` [D, K (G + 2) h], for each kv head its G queries, its key, its value; `qkv_bias`
+      [K (G + 2) h] and `q_norm`, `k_norm` [h] where the model has them; `out` [K G h, D]; `mlp_norm` [D];
+      `gate` and `up` [D, F]; `down` [F, D].
     """
 
     def leaf(*shape: int) -> jax.ShapeDtypeStruct:
@@ -35,14 +36,15 @@ def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
     D, F, K, G, h = cfg.width, cfg.mlp_width, cfg.num_kv_heads, cfg.queries_per_kv, cfg.head_dim
     layer = {
         "attn_norm": leaf(D),
-        "qkv": leaf(D, K, G + 2, h),
-        "out": leaf(K, G, h, D),
+        "qkv": leaf(D, K * (G + 2) * h),
+        "out": leaf(K * G * h, D),
         "mlp_norm": leaf(D),
-        "gate_up": leaf(D, 2, F),
+        "gate": leaf(D, F),
+        "up": leaf(D, F),
         "down": leaf(F, D),
     }
     if cfg.has_qkv_bias:
-        layer["qkv_bias"] = leaf(K, G + 2, h)
+        layer["qkv_bias"] = leaf(K * (G + 2) * h)
     if cfg.has_qk_norm:
         layer |= {"q_norm": leaf(h), "k_norm": leaf(h)}
     params: Params = {
@@ -53,6 +55,12 @@ def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
     if not cfg.is_tied:
         params["head"] = leaf(cfg.vocab_size, D)
     return params
+
+
+def by_head(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Gives shapes in which heads have an index: of `qkv` [D, K, G + 2, h], `qkv_bias` [K, G + 2, h], `out` [K, G, h, D]."""
+    D, K, G, h = cfg.width, cfg.num_kv_heads, cfg.queries_per_kv, cfg.head_dim
+    return {"qkv": (D, K, G + 2, h), "qkv_bias": (K, G + 2, h), "out": (K, G, h, D)}
 
 
 def check_params(params: Params, cfg: ModelConfig) -> None:
@@ -90,7 +98,7 @@ def partition_specs(cfg: ModelConfig) -> Params:
     Returns:
       A tree of `jax.sharding.PartitionSpec`, one a leaf of `abstract_params(cfg)`.
     """
-    axis_of = {"embed": 0, "head": 0, "qkv": 1, "qkv_bias": 0, "out": 0, "gate_up": 2, "down": 0}
+    axis_of = {"embed": 0, "head": 0, "qkv": 1, "qkv_bias": 0, "out": 0, "gate": 1, "up": 1, "down": 0}
 
     def spec(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
         name = path[-1].key
@@ -111,10 +119,18 @@ def random_params(cfg: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float
       A tree of the shapes of `abstract_params`.
     """
     leaves, treedef = jax.tree.flatten_with_path(abstract_params(cfg, dtype))
-    arrays = []
-    for (path, leaf), leaf_key in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
-        noise = jax.random.normal(leaf_key, leaf.shape, jnp.float32)
+    keys = iter(jax.random.split(key, len(leaves) - cfg.num_layers))
+    arrays, ups = [], list[jax.Array]()
+    for path, leaf in leaves:
         name = path[-1].key
+        if name == "up":  # drawn with its gate
+            noise = ups.pop()
+        elif name == "gate":
+            both_D2F = jax.random.normal(next(keys), (leaf.shape[0], 2, leaf.shape[1]), jnp.float32)
+            noise = both_D2F[:, 0]
+            ups.append(both_D2F[:, 1])
+        else:
+            noise = jax.random.normal(next(keys), leaf.shape, jnp.float32)
         if name.endswith("norm"):
             value = 1 + 0.1 * noise
         elif name in ("embed", "head"):
@@ -122,8 +138,6 @@ def random_params(cfg: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float
         elif name == "qkv_bias":
             value = 0.1 * noise
         else:
-            fan_out = 1 if name == "out" else leaf.ndim - 1  # every other matrix has its input axis first
-            fan_in = leaf.size // leaf.shape[-1] if fan_out == 1 else leaf.shape[0]
-            value = noise * fan_in**-0.5
+            value = noise * leaf.shape[0] ** -0.5
         arrays.append(value.astype(leaf.dtype))
     return jax.tree.unflatten(treedef, arrays)

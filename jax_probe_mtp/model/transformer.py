@@ -105,11 +105,12 @@ def decoder_layer(
     """
     x_BTD, normed_BTD, k_BKSh, v_BKSh = stream
     G = cfg.queries_per_kv
-    # All products are of two axes: with more XLA may copy a weight into the order that suits a neighbour, in every call.
-    qkv_BTI = layers.product("btd,di->bti", normed_BTD, layer["qkv"].reshape(cfg.width, -1))
-    qkv_BTKnh = qkv_BTI.reshape(*x_BTD.shape[:2], *layer["qkv"].shape[1:])
+    qkv_BTI = layers.product("btd,di->bti", normed_BTD, layer["qkv"])
+    # Else the order that suits the heads goes back to the weight, which a TPU's program then copies into it once a run.
+    qkv_BTI = jax.lax.optimization_barrier(qkv_BTI)
     if cfg.has_qkv_bias:
-        qkv_BTKnh += layer["qkv_bias"][None, None]
+        qkv_BTI += layer["qkv_bias"][None, None]
+    qkv_BTKnh = qkv_BTI.reshape(*x_BTD.shape[:2], cfg.num_kv_heads, G + 2, cfg.head_dim)
     q_BTKGh, k_BTKh, v_BTKh = qkv_BTKnh[:, :, :, :G], qkv_BTKnh[:, :, :, G], qkv_BTKnh[:, :, :, G + 1]
     if cfg.has_qk_norm:
         q_BTKGh = layers.rms_norm(q_BTKGh, layer["q_norm"], cfg.norm_eps)
@@ -117,9 +118,9 @@ def decoder_layer(
     q_BTKGh, k_BTKh = layers.rotate(q_BTKGh, *rope), layers.rotate(k_BTKh, *rope)
     mixed_BTKGh, k_BKSh, v_BKSh = mix(q_BTKGh, k_BTKh, v_BTKh, k_BKSh, v_BKSh)
     mixed_BTI = mixed_BTKGh.reshape(*x_BTD.shape[:2], -1)
-    x_BTD += sum_parts(cfg, layers.product("bti,id->btd", mixed_BTI, layer["out"].reshape(-1, cfg.width)))
+    x_BTD += sum_parts(cfg, layers.product("bti,id->btd", mixed_BTI, layer["out"]))
     normed_BTD = layers.rms_norm(x_BTD, layer["mlp_norm"], cfg.norm_eps)
-    x_BTD += sum_parts(cfg, layers.gated_mlp(normed_BTD, layer["gate_up"], layer["down"]))
+    x_BTD += sum_parts(cfg, layers.gated_mlp(normed_BTD, layer["gate"], layer["up"], layer["down"]))
     return x_BTD, layers.rms_norm(x_BTD, next_norm_D, cfg.norm_eps), k_BKSh, v_BKSh
 
 

@@ -38,7 +38,8 @@ from jax_probe_mtp.model.config import ModelConfig
 PRODUCTS = ("qkv", "out", "gate_up", "down")
 HOWS = ("xla", "kernel")
 MAX_ERROR = 1e-2  # of a norm: bfloat16's rounding is 2e-3, and XLA rounds gate and up before it multiplies them
-Product = Callable[[jax.Array, jax.Array], jax.Array]  # x [M, D] and a weight -> [M, I], or parts of it [P, M, I]
+Weight = tuple[jax.Array, ...]  # one, or gate and up
+Product = Callable[..., jax.Array]  # x [M, D] and a weight's arrays -> [M, I], or parts of it [P, M, I]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,27 +78,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(is_wrong)
 
 
-def _weights(cfg: ModelConfig, name: str, gigabytes: float) -> list[jax.Array]:
+def _weights(cfg: ModelConfig, name: str, gigabytes: float) -> list[Weight]:
     heads, h = cfg.num_heads, cfg.head_dim
     shape: tuple[int, ...] = {
         "qkv": (cfg.width, (heads + 2 * cfg.num_kv_heads) * h),
         "out": (heads * h, cfg.width),
-        "gate_up": (cfg.width, 2, cfg.mlp_width),
+        "gate_up": (cfg.width, cfg.mlp_width),  # and another one
         "down": (cfg.mlp_width, cfg.width),
     }[name]
     draw = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16) * jnp.bfloat16(shape[0] ** -0.5))
-    first = draw(jax.random.key(0))
-    count = max(2, round(gigabytes * 1e9 / first.nbytes))
-    return [first, *(draw(jax.random.key(i)) for i in range(1, count))]
+    each = 2 if name == "gate_up" else 1
+    first = tuple(draw(jax.random.key(i)) for i in range(each))
+    count = max(2, round(gigabytes * 1e9 / _bytes(first)))
+    return [first, *(tuple(draw(jax.random.key(each * i + j)) for j in range(each)) for i in range(1, count))]
+
+
+def _bytes(weight: Weight) -> int:
+    return sum(array.nbytes for array in weight)
 
 
 def _measure(
-    how: str, name: str, weights: list[jax.Array], rows: int, args: argparse.Namespace
+    how: str, name: str, weights: list[Weight], rows: int, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    x_MD = jax.random.normal(jax.random.key(7), (rows, len(weights[0])), jnp.bfloat16)
+    x_MD = jax.random.normal(jax.random.key(7), (rows, len(weights[0][0])), jnp.bfloat16)
     xs = [x_MD + 0 for _ in weights]  # one for each: XLA may join products that share a factor
-    expected = [_in_float32(x_MD, weight, name) for weight in weights]
-    for number, tiles in enumerate(_tilings(how, name, weights[0].shape, args.search)):
+    expected = [_in_float32(x_MD, *weight) for weight in weights]
+    for number, tiles in enumerate(_tilings(how, name, weights[0][0].shape, args.search)):
         run: dict[str, Any] = {"product": name, "rows": rows, "how": how, "is_chosen": number == 0}
         run |= {"tiles": tiles._asdict() if tiles else None, "us": None, "error": None, "refused": None}
         try:
@@ -107,16 +113,14 @@ def _measure(
             continue
         error = max(_error(got, expected_MI) for got, expected_MI in zip(results, expected, strict=True))
         median = statistics.median(us)
-        bandwidth = weights[0].nbytes / median * 1e6
+        bandwidth = _bytes(weights[0]) / median * 1e6
         yield run | {"us": median, "us_repeats": us, "bytes_per_second": bandwidth, "error": error}
 
 
-def _in_float32(x_MD: jax.Array, weight: jax.Array, name: str) -> jax.Array:
-    """Makes the product in float32, [M, I]."""
-    product = functools.partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
-    if name != "gate_up":
-        return product(x_MD, weight)
-    return jax.nn.silu(product(x_MD, weight[:, 0])) * product(x_MD, weight[:, 1])
+def _in_float32(x_MD: jax.Array, *weight: jax.Array) -> jax.Array:
+    """Makes the product in float32, [M, I], of two weights the gated one."""
+    products = [jnp.matmul(x_MD, each, precision="highest", preferred_element_type=jnp.float32) for each in weight]
+    return products[0] if len(products) == 1 else jax.nn.silu(products[0]) * products[1]
 
 
 def _error(got: jax.Array, expected_MI: jax.Array) -> float:
@@ -130,16 +134,16 @@ def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[T
     if how == "xla":
         return [None]
     num_weights = 2 if name == "gate_up" else 1
-    chosen = choose_tiles(shape[0], shape[-1], num_weights=num_weights)
+    chosen = choose_tiles(*shape, num_weights=num_weights)
     if chosen is None:
         return []
     others = [
         tiles
         for columns in (32, 64, 128, 256)
         for parts in ((1, 2, 3, 4, 6, 8) if num_weights == 1 else (1,))
-        if shape[-1] % columns == 0 and shape[0] % (STEP * parts) == 0
+        if shape[1] % columns == 0 and shape[0] % (STEP * parts) == 0
         for warps, stages in itertools.product((4, 8), (3, 4, 5, 6))
-        if (tiles := Tiles(columns, parts, warps, stages)) != chosen and 60 <= shape[-1] // columns * parts <= 400
+        if (tiles := Tiles(columns, parts, warps, stages)) != chosen and 60 <= shape[1] // columns * parts <= 400
     ]
     return [chosen, *random.Random(0).sample(others, min(search, len(others)))]
 
@@ -147,18 +151,19 @@ def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[T
 def _product(how: str, name: str, tiles: Tiles | None) -> Product:
     is_gated = name == "gate_up"
     if how == "xla":
-        return layers.gated_inner if is_gated else functools.partial(layers.product, "md,di->mi")
+        plain = functools.partial(layers.product, "md,di->mi")
+        return (lambda x, gate, up: jax.nn.silu(plain(x, gate)) * plain(x, up)) if is_gated else plain
     by_kernel = gated_product if is_gated else product_parts
     return functools.partial(by_kernel, tiles=tiles, interpret=jax.default_backend() != "gpu")
 
 
 def _time(
-    product: Product, xs: list[jax.Array], weights: list[jax.Array], args: argparse.Namespace
+    product: Product, xs: list[jax.Array], weights: list[Weight], args: argparse.Namespace
 ) -> tuple[list[jax.Array], list[float]]:
     """Gives the products of the last call, and microseconds of one product, a number per repeat."""
 
-    def run_all(xs: list[jax.Array], weights: list[jax.Array], last: list[jax.Array] | None) -> list[jax.Array]:
-        return [product(x, weight) for x, weight in zip(xs, weights, strict=True)]
+    def run_all(xs: list[jax.Array], weights: list[Weight], last: list[jax.Array] | None) -> list[jax.Array]:
+        return [product(x, *weight) for x, weight in zip(xs, weights, strict=True)]
 
     shapes = jax.eval_shape(run_all, xs, weights, None)
     # Results stay where they are: a recorded graph of kernels would have to learn of new places at each call.

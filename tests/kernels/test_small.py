@@ -140,9 +140,9 @@ def test_the_parts_of_a_product(M, tiles):
 
 @pytest.mark.parametrize("M", [1, 30, 64])
 def test_the_gated_product(M):
-    x_MD, gate_up_D2F = normal(2, M, 128), normal(3, 128, 2, 96) / 8
-    got = gated_product(x_MD, gate_up_D2F, interpret=True)
-    gate, up = as64(x_MD) @ as64(gate_up_D2F)[:, 0], as64(x_MD) @ as64(gate_up_D2F)[:, 1]
+    x_MD, gate_DF, up_DF = normal(2, M, 128), normal(3, 128, 96) / 8, normal(4, 128, 96) / 8
+    got = gated_product(x_MD, gate_DF, up_DF, interpret=True)
+    gate, up = as64(x_MD) @ as64(gate_DF), as64(x_MD) @ as64(up_DF)
     assert got.dtype == jnp.bfloat16
     assert relative_error(got, gate / (1 + np.exp(-gate)) * up) < 2**-8
 
@@ -152,7 +152,7 @@ def test_which_products_there_are_kernels_for():
         return product.is_supported(rows, dtype, jax.ShapeDtypeStruct(shape, dtype))
 
     assert takes(1, 4096, 6144)
-    assert takes(64, 4096, 2, 14336)
+    assert takes(64, 4096, 14336)
     assert not takes(65, 4096, 6144)
     assert not takes(1, 4096, 6144, dtype=jnp.float32)
     assert not takes(1, 4096 + 32, 6144)  # the summed axis is read 64 rows at a time
@@ -178,12 +178,12 @@ def test_narrow_weights_get_narrow_tiles():
 
 
 def test_the_products_and_norms_lower_for_a_gpu():
-    arrays = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((30, 4096), (4096, 6144), (4096, 2, 14336), (4096,))]
-    x, weight, gate_up, norm = arrays
+    arrays = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((30, 4096), (4096, 6144), (4096, 14336), (4096,))]
+    x, weight, gate, norm = arrays
     parts = jax.ShapeDtypeStruct((4, 30, 4096), jnp.float32)
     for function, *args in (
         (product_parts, x, weight),
-        (gated_product, x, gate_up),
+        (gated_product, x, gate, gate),
         (lambda x, parts, norm: add_norm(x, parts, norm, eps=1e-5), x, parts, norm),
     ):
         assert lowered_for_cuda(function, *args).count("__gpu$xla.gpu.triton") == 1

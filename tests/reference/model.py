@@ -9,6 +9,12 @@ class Model:
 
     def __init__(self, params, cfg):
         self.p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+        K, G, h = cfg.num_kv_heads, cfg.num_heads // cfg.num_kv_heads, cfg.head_dim
+        for layer in self.p["layers"]:  # an index for each head
+            layer["qkv"] = layer["qkv"].reshape(-1, K, G + 2, h)
+            layer["out"] = layer["out"].reshape(K, G, h, -1)
+            if cfg.has_qkv_bias:
+                layer["qkv_bias"] = layer["qkv_bias"].reshape(K, G + 2, h)
         self.cfg = cfg
         self.known = {}
 
@@ -54,6 +60,6 @@ class Model:
                     attended += weight / weight.sum(1, keepdims=True) @ value @ layer["out"][kv, g]
             x_TD = x_TD + attended
             y = norm(x_TD, layer["mlp_norm"])
-            gate, up = y @ layer["gate_up"][:, 0], y @ layer["gate_up"][:, 1]
+            gate, up = y @ layer["gate"], y @ layer["up"]
             x_TD = x_TD + (gate / (1 + np.exp(-gate)) * up) @ layer["down"]
         return norm(x_TD, self.p["final_norm"]) @ self.p.get("head", self.p["embed"]).T

@@ -23,6 +23,10 @@ def assert_leaves_match(params, tensors, family):
         np.testing.assert_array_equal(params["head"], tensors["lm_head.weight"])
     for i, layer in enumerate(params["layers"]):
         layer = jax.tree.map(np.asarray, layer)
+        layer["qkv"] = layer["qkv"].reshape(D, K, G + 2, h)
+        layer["out"] = layer["out"].reshape(K, G, h, D)
+        if family == "qwen2":
+            layer["qkv_bias"] = layer["qkv_bias"].reshape(K, G + 2, h)
 
         def hf(name, i=i):
             return tensors[f"model.layers.{i}.{name}"]
@@ -41,8 +45,8 @@ def assert_leaves_match(params, tensors, family):
                     assert layer["qkv_bias"][kv, G, j] == hf("self_attn.k_proj.bias")[kv * h + j]
                     assert layer["qkv_bias"][kv, G + 1, j] == hf("self_attn.v_proj.bias")[kv * h + j]
         for f in range(F):
-            np.testing.assert_array_equal(layer["gate_up"][:, 0, f], hf("mlp.gate_proj.weight")[f])
-            np.testing.assert_array_equal(layer["gate_up"][:, 1, f], hf("mlp.up_proj.weight")[f])
+            np.testing.assert_array_equal(layer["gate"][:, f], hf("mlp.gate_proj.weight")[f])
+            np.testing.assert_array_equal(layer["up"][:, f], hf("mlp.up_proj.weight")[f])
             np.testing.assert_array_equal(layer["down"][f], hf("mlp.down_proj.weight")[:, f])
         np.testing.assert_array_equal(layer["attn_norm"], hf("input_layernorm.weight"))
         np.testing.assert_array_equal(layer["mlp_norm"], hf("post_attention_layernorm.weight"))

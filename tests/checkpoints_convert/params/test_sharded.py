@@ -211,13 +211,14 @@ def test_every_part_is_the_whole_s_and_is_read_once(measured, family, kind):
         layer = {
             "embed": [tokens, 32],
             "attn_norm": [32],
-            "qkv": [32, 8 // tensor, 5, 4],
-            "out": [8 // tensor, 3, 4, 32],
+            "qkv": [32, 8 // tensor * 5 * 4],
+            "out": [8 // tensor * 3 * 4, 32],
             "mlp_norm": [32],
-            "gate_up": [32, 2, 160 // tensor],
+            "gate": [32, 160 // tensor],
+            "up": [32, 160 // tensor],
             "down": [160 // tensor, 32],
         }
-        layer |= {"qkv_bias": [8 // tensor, 5, 4]} if family == "qwen2" else {}
+        layer |= {"qkv_bias": [8 // tensor * 5 * 4]} if family == "qwen2" else {}
         layer |= {"q_norm": [4], "k_norm": [4]} if family == "qwen3" else {}
         assert found["shapes"] == layer
 

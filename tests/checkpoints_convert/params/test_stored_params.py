@@ -1,12 +1,16 @@
 """The parameters on disk: what their notes say is not believed."""
 
 import json
+import shutil
 
+import jax
+import numpy as np
 import pytest
-from support.checkpoints.hf_folders import D
+from support.checkpoints.hf_folders import D, F, G, K, h
 
 from checkpoints_convert import CheckpointError, load_checkpoint
 from checkpoints_convert.mapping.fields import MAX_BYTES
+from checkpoints_convert.params.stored_params import save_params
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,26 @@ def test_sizes_in_an_array_s_notes_are_not_believed(converted, change, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=rf"\['embed'\] cannot be restored \(.*{message}"):
         load_checkpoint(converted)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_folder_of_version_1_still_loads(converted, dtype):
+    """There the heads had axes of their own, and gate and up were one array."""
+    expected = load_checkpoint(converted, dtype=dtype).params
+    stored = jax.tree.map(np.asarray, load_checkpoint(converted).params)
+    for layer in stored["layers"]:
+        layer["gate_up"] = np.stack([layer.pop("gate"), layer.pop("up")], axis=1)
+        layer["qkv"] = layer["qkv"].reshape(D, K, G + 2, h)
+        layer["qkv_bias"] = layer["qkv_bias"].reshape(K, G + 2, h)
+        layer["out"] = layer["out"].reshape(K, G, h, D)
+        assert layer["gate_up"].shape == (D, 2, F)
+    shutil.rmtree(converted / "params")
+    save_params(converted, stored)
+    notes = converted / "jax_probe_mtp.json"
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"format_version": 1}))
+    got = load_checkpoint(converted, dtype=dtype).params
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, got, expected)))
 
 
 def test_arrays_of_another_format_are_not_followed(converted):

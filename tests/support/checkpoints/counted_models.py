@@ -14,7 +14,7 @@ from checkpoints_convert.huggingface.safetensors import SafetensorsSource
 from checkpoints_convert.mapping.names import GGUF, HF, rows_for
 from checkpoints_convert.mapping.tensor_source import OpenedModel
 from checkpoints_convert.mapping.transforms import LAYOUTS
-from jax_probe_mtp.model.params import random_params
+from jax_probe_mtp.model.params import by_head, random_params
 
 
 class Counting:
@@ -48,13 +48,13 @@ def opened(cfg, source, rows):
 
 def write_models(folder, cfg):
     """Writes a random model as safetensors, and as GGUF with types in turn."""
-    params = jax.tree.map(np.asarray, random_params(cfg, jax.random.key(1)))
+    params, apart = jax.tree.map(np.asarray, random_params(cfg, jax.random.key(1))), by_head(cfg)
 
     def tensors(rows):
         for row in rows:
             for i in range(cfg.num_layers) if "{}" in row.source else [None]:
                 leaf = params[row.target] if i is None else params["layers"][i][row.target]
-                yield row.source.format(i), LAYOUTS[row.layout].export(leaf)
+                yield row.source.format(i), LAYOUTS[row.layout].export(leaf.reshape(apart.get(row.target, leaf.shape)))
 
     folder.mkdir()
     hf_rows, gguf_rows = rows_for(HF, cfg), rows_for(GGUF, cfg)

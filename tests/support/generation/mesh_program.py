@@ -166,13 +166,20 @@ def decode_slowly(model, source, decode_again, prompt):
 
 def random_checkpoint(cfg):
     """Makes a model like those of `random_params`, its numbers NumPy's: compiling that takes as long as all else of a case."""
-    draw = np.random.default_rng(3)
+    draw, ups = np.random.default_rng(3), []
 
     def leaf(path, wanted):
-        noise, name = draw.standard_normal(wanted.shape, np.float32), path[-1].key
+        name = path[-1].key
+        if name == "up":  # drawn with its gate
+            noise = ups.pop()
+        elif name == "gate":
+            noise, up = np.moveaxis(draw.standard_normal((cfg.width, 2, cfg.mlp_width), np.float32), 1, 0)
+            ups.append(up)
+        else:
+            noise = draw.standard_normal(wanted.shape, np.float32)
         if name.endswith("norm"):
             return jax.device_put(1 + 0.1 * noise)
-        fan_in = {"embed": cfg.width, "head": cfg.width, "out": noise.size // cfg.width, "qkv_bias": 100}
+        fan_in = {"embed": cfg.width, "head": cfg.width, "qkv_bias": 100}
         return jax.device_put(noise * fan_in.get(name, wanted.shape[0]) ** -0.5)
 
     params = jax.tree_util.tree_map_with_path(leaf, abstract_params(cfg))
