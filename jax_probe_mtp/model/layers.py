@@ -68,8 +68,9 @@ def attention(q_BTKGh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, can_atte
     scores = scores.reshape(B, K, G, T, -1)
     scores = jnp.where(can_attend_BTS[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BKSh.dtype).reshape(B, K, G * T, -1)
-    out_BKRh = product("bkrs,bksh->bkrh", weights, v_BKSh)
-    return out_BKRh.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4)
+    # float32 is asked for as in `linear`, else CPUs convert the cache.
+    out_BKRh = product("bkrs,bksh->bkrh", weights, v_BKSh, out_dtype=jnp.float32)
+    return out_BKRh.astype(q_BTKGh.dtype).reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4)
 
 
 def side_attention(
@@ -158,7 +159,25 @@ def anchored_attention(
     return out_BKGTh.transpose(0, 3, 1, 2, 4).astype(q_BTKGh.dtype)
 
 
+def linear(x: jax.Array, weight_IO: jax.Array) -> jax.Array:
+    """Multiplies rows x [..., I] with a weight; [..., O] in x's dtype, rounded once.
+
+    In bfloat16 it asks for float32 and rounds itself: asked for bfloat16, XLA's compiler for CPUs converts every weight in
+    every call, and takes six times as long. And it never multiplies one row alone, for which CPUs convert the weight all the
+    same, and which TPUs keep out of their matrix units (by their compiler's count four times slower).
+    """
+    if x.dtype != jnp.bfloat16:
+        return product("...i,io->...o", x, weight_IO)
+    x_MI = x.reshape(-1, x.shape[-1])
+    out_MO = product("mi,io->mo", never_one_row(x_MI), weight_IO, out_dtype=jnp.float32)[: len(x_MI)]
+    return out_MO.astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def never_one_row(x_MI: jax.Array) -> jax.Array:
+    """Gives the rows, with one of zeros behind a row that is alone."""
+    return jnp.pad(x_MI, ((0, 1), (0, 0))) if len(x_MI) == 1 else x_MI
+
+
 def gated_mlp(x_BTD: jax.Array, gate_DF: jax.Array, up_DF: jax.Array, down_FD: jax.Array) -> jax.Array:
     """Computes down(silu(gate(x)) * up(x))."""
-    gate_BTF, up_BTF = product("btd,df->btf", x_BTD, gate_DF), product("btd,df->btf", x_BTD, up_DF)
-    return product("btf,fd->btd", jax.nn.silu(gate_BTF) * up_BTF, down_FD)
+    return linear(jax.nn.silu(linear(x_BTD, gate_DF)) * linear(x_BTD, up_DF), down_FD)

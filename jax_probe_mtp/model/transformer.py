@@ -105,7 +105,7 @@ def decoder_layer(
     """
     x_BTD, normed_BTD, k_BKSh, v_BKSh = stream
     G = cfg.queries_per_kv
-    qkv_BTI = layers.product("btd,di->bti", normed_BTD, layer["qkv"])
+    qkv_BTI = layers.linear(normed_BTD, layer["qkv"])
     # Else the order that suits the heads goes back to the weight, which a TPU's program then copies into it once a run.
     qkv_BTI = jax.lax.optimization_barrier(qkv_BTI)
     if cfg.has_qkv_bias:
@@ -118,7 +118,7 @@ def decoder_layer(
     q_BTKGh, k_BTKh = layers.rotate(q_BTKGh, *rope), layers.rotate(k_BTKh, *rope)
     mixed_BTKGh, k_BKSh, v_BKSh = mix(q_BTKGh, k_BTKh, v_BTKh, k_BKSh, v_BKSh)
     mixed_BTI = mixed_BTKGh.reshape(*x_BTD.shape[:2], -1)
-    x_BTD += sum_parts(cfg, layers.product("bti,id->btd", mixed_BTI, layer["out"]))
+    x_BTD += sum_parts(cfg, layers.linear(mixed_BTI, layer["out"]))
     normed_BTD = layers.rms_norm(x_BTD, layer["mlp_norm"], cfg.norm_eps)
     x_BTD += sum_parts(cfg, layers.gated_mlp(normed_BTD, layer["gate"], layer["up"], layer["down"]))
     return x_BTD, layers.rms_norm(x_BTD, next_norm_D, cfg.norm_eps), k_BKSh, v_BKSh
@@ -152,7 +152,20 @@ def text_layer(cfg: ModelConfig, start: jax.Array | int, can_attend_BTS: jax.Arr
 def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
     """Computes next-token logits, float32 [B, T, V], of what `forward` gives; never rounded to a shorter dtype on the way."""
     head_VD = params["embed"] if cfg.is_tied else params["head"]
-    logits_BTV = layers.product("btd,vd->btv", hidden_BTD, head_VD, out_dtype=jnp.float32)
+
+    def of_rows(hidden_MD: jax.Array) -> jax.Array:
+        return layers.product("md,vd->mv", hidden_MD, head_VD, out_dtype=jnp.float32)
+
+    def of_several(hidden_MD: jax.Array) -> jax.Array:
+        return of_rows(layers.never_one_row(hidden_MD))[: len(hidden_MD)]
+
+    hidden_MD = hidden_BTD.reshape(-1, cfg.width)
+    if len(hidden_MD) == 1 and hidden_BTD.dtype == jnp.bfloat16:
+        # As in `layers.linear`; GPUs multiply one row as fast as they read the weight.
+        logits_MV = jax.lax.platform_dependent(hidden_MD, cuda=of_rows, rocm=of_rows, default=of_several)
+    else:
+        logits_MV = of_rows(hidden_MD)
+    logits_BTV = logits_MV.reshape(*hidden_BTD.shape[:2], -1)
     if not cfg.is_sharded:
         return logits_BTV
     return jax.lax.all_gather(logits_BTV, TENSOR, axis=2, tiled=True)[..., : cfg.vocab_size]
