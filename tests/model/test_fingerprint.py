@@ -1,13 +1,16 @@
 """The fingerprint of a model: the same for the same weights, another for others."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint
+from conftest import FAMILIES
 
 from jax_probe_mtp.model.fingerprint import local_weights_digest, model_identity, weights_digest
-from jax_probe_mtp.model.params import random_params
+from jax_probe_mtp.model.params import abstract_params, random_params
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +24,21 @@ def test_identity_tells_models_apart(tiny, checkpoint):
     assert same["name"] == "tiny"
     other = make_checkpoint(type(tiny)(tiny.cfg, random_params(tiny.cfg, jax.random.key(99)), tiny.reference))
     assert model_identity(other)["fingerprint"] != same["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [("llama", "d5d8e64e4eacd659"), ("qwen2", "c299d2b909d9f6f6"), ("qwen3", "fecc9b6ce41c3ee6")],
+)
+def test_fingerprints_are_those_of_the_first_layout(family, expected):
+    """Given by the code whose gate and up were one array: files of tuned masks hold such fingerprints."""
+    cfg = FAMILIES[family]
+    numbers = [
+        np.arange(leaf.size, dtype=np.float32).reshape(leaf.shape) for leaf in jax.tree.leaves(abstract_params(cfg))
+    ]
+    params = jax.device_put(jax.tree.unflatten(jax.tree.structure(abstract_params(cfg)), numbers))
+    checkpoint = make_checkpoint(SimpleNamespace(params=params, cfg=cfg))
+    assert model_identity(checkpoint)["fingerprint"] == expected
 
 
 def changed(params, change):
