@@ -190,17 +190,9 @@ def compile_program(
     return programs.get(run_steps, request, _on(state, sharding), donate=(2,), **how)
 
 
-def decode(
-    params: Params,
-    prompt_BT: jax.Array,
-    request: Request,
-    cfg: ModelConfig,
-    source: DraftSource,
-    decode_cfg: DecodeConfig,
-) -> DecodeState:
+def decode(params: Params, prompt_BT: jax.Array, request: Request, **static: Any) -> DecodeState:
     """Decodes a batch: what `decoding.loop.decode` does, its state as the result."""
-    state = prefill(params, prompt_BT, request, cfg, source, decode_cfg)
-    return run_steps(params, request, state, cfg, source, decode_cfg)
+    return run_steps(params, request, prefill(params, prompt_BT, request, **static), **static)
 
 
 def _on(tree: Any, sharding: Any) -> Any:
