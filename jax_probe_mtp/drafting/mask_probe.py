@@ -195,10 +195,11 @@ class MaskProbe(DraftSource):
         size = self.num_kept - int(self.prune)
         return Children(token_BWC=id_BWC[..., :size], feature_BWCf=score_BWC[..., :size, None])
 
-    def under(self, root_B: jax.Array, rows: ProbeRows) -> jax.Array:
-        """Gives what the first mask proposes under the root, int32 [B, C], best first."""
-        id_BC, _ = self._but(root_B, rows.id_BMC[:, 0], rows.score_BMC[:, 0])
-        return id_BC[:, : self.num_kept - int(self.prune)]
+    def under(self, root_B: jax.Array, rows: ProbeRows) -> tuple[jax.Array, jax.Array]:
+        """Gives what the first mask proposes under the root, best first, int32 [B, C], with its log-probabilities."""
+        id_BC, score_BC = self._but(root_B, rows.id_BMC[:, 0], rows.score_BMC[:, 0])
+        size = self.num_kept - int(self.prune)
+        return id_BC[:, :size], score_BC[:, :size]
 
     def learn(self, state: SourceState, call: FinishedCall) -> SourceState:
         """Moves the masks to the new tokens, and takes the C best of each mask with their log-probabilities."""

@@ -17,10 +17,13 @@ NAMES = (
     "pair rank",
     "pair bucket",
     "mask rank",
+    "mask bucket",
     "match, newest",
     "match, older",
     "longer match of another",
     "depth",
+    "successor bucket, mask rank",
+    "pair bucket, match",
 )
 
 
@@ -133,9 +136,14 @@ class Merged:
     def listed(self, logits):
         """The eight best tokens, each with its log-probability's bucket."""
         best, gap = successors(logits / self.temperature)
-        at = [math.sqrt(-score) / 0.3 for _, score in best]
-        self.gaps += [gap, *(abs(x - round(x)) for x in at if x < 7.5)]
-        return [(token, min(7, math.floor(x))) for (token, _), x in zip(best, at, strict=True)]
+        self.gaps.append(gap)
+        return [(token, self.bucket(score, 0.3)) for token, score in best]
+
+    def bucket(self, score, width):
+        at = math.sqrt(-score) / width
+        if at < 7.5:
+            self.gaps.append(abs(at - round(at)))
+        return min(7, math.floor(at))
 
     def draft(self, text):
         self.learned.step()
@@ -165,34 +173,34 @@ class Merged:
             {token: (rank, bucket) for rank, (token, bucket) in enumerate(listed)}
             for listed in (self.learned.after_token(text[-1]), self.learned.after_pair(text))
         )
-        matched, guessed = self.learned.matches(text), {}
+        matched, guessed = self.learned.matches(text), {}  # token -> rank, bucket
         has_mask = depth == 0 and self.probe is not None and self.probe.asked is not None
         if has_mask:
             order = [int(t) for t in np.argsort(-self.probe.asked[0], kind="stable") if t != text[-1]]
-            guessed = {token: rank for rank, token in enumerate(order[:MASK_CANDIDATES])}
+            scores = self.probe.log_probabilities[0]
+            guessed = {t: (rank, self.bucket(scores[t], 0.4)) for rank, t in enumerate(order[:MASK_CANDIDATES])}
         result = {}
         for token in [*after_token, *after_pair, *matched, *guessed]:
             rank, bucket = after_token.get(token, (8 if after_token else 9, 8))
             pair_rank, pair_bucket = after_pair.get(token, (8 if after_pair else 9, 8))
             match, place = matched.get(token, (0, 0))
             longest = max((number for number, _ in matched.values()), default=0)
-            result[token] = {
+            known = result[token] = {
                 "successor rank, pair unknown": 10 if after_pair else rank,
                 "successor rank, pair known": rank if after_pair else 10,
                 "successor bucket": bucket,
                 "pair rank": pair_rank,
                 "pair bucket": pair_bucket,
-                "mask rank": self.mask_bucket(guessed.get(token)) if has_mask else 7,
+                "mask rank": min(5, guessed[token][0].bit_length()) if token in guessed else 6 if has_mask else 7,
+                "mask bucket": guessed[token][1] if token in guessed else 8,
                 "match, newest": match if place == 0 else 0,
                 "match, older": match if place > 0 else 0,
                 "longer match of another": longest if longest > match else 0,
                 "depth": depth,
             }
+            known["successor bucket, mask rank"] = 8 * bucket + known["mask rank"]
+            known["pair bucket, match"] = 7 * pair_bucket + known["match, newest"]
         return result
-
-    @staticmethod
-    def mask_bucket(rank):
-        return 6 if rank is None else min(5, (rank).bit_length())
 
     def owners(self):
         """The nodes where the walk most likely ends."""

@@ -50,10 +50,17 @@ class Probe:
         result = self.model.logits(np.concatenate([self.model.embed(text), self.masks]))[len(text) :]
         if self.temperature:
             result = result / self.temperature
+        self.log_probabilities = log_softmax(result)
+        if self.temperature:
             if self.rank_with_noise:
                 drawn = [noise(self.seed, len(text) + 1 + i, result.shape[1]) for i in range(len(result))]
                 result = result + np.stack(drawn)
         return result
+
+
+def log_softmax(logits):
+    above = logits - logits.max(-1, keepdims=True)
+    return above - np.log(np.exp(above).sum(-1, keepdims=True))
 
 
 def first_masks(model, prompt, *, init, num_masks, offset, seed):

@@ -15,6 +15,7 @@ from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN, Candidates
 from jax_probe_mtp.drafting.merged import acceptance
 from jax_probe_mtp.drafting.merged.facts import (
     MASK_CANDIDATES,
+    MASK_RANKS,
     NO_MASK,
     NOT_LISTED,
     NOT_OF_MASK,
@@ -66,7 +67,7 @@ def grow(
     memory: Memory,
     whole_YF: jax.Array,
     recent_BL: jax.Array,
-    mask_id_BC: jax.Array | None,
+    mask_BC: jax.Array | None,
     sources: frozenset[str],
     num_drafts: int,
     max_depth: int,
@@ -77,8 +78,8 @@ def grow(
       memory: Y tables.
       whole_YF: int32 [Y, F], weights in 64ths.
       recent_BL: int32 [B, 9], the newest tokens, the root last.
-      mask_id_BC: int32 [B, 24], what the mask proposes under the root, best first; `NO_TOKEN` where it knows nothing. None
-        without masks.
+      mask_BC: int32 [B, 24], what the mask proposes under the root, packed, best first; `NO_TOKEN` where it knows nothing.
+        None without masks.
       sources: which of the tables are asked.
       num_drafts: W, paths that are followed from each depth; static.
       max_depth: of the tree; static.
@@ -87,7 +88,7 @@ def grow(
     zero_B1 = jnp.zeros((B, 1), jnp.int32)
     root = Level(context_BWL=recent_BL[:, None], parent_BW=zero_B1, cost_BW=zero_B1, note_BW=zero_B1)
     descend = functools.partial(_descend, memory, whole_YF, sources=sources, width=num_drafts)
-    first = descend(root, jnp.int32(0), mask_id_BC)
+    first = descend(root, jnp.int32(0), mask_BC)
 
     def go_on(above: Level, depth: jax.Array) -> tuple[Level, Level]:
         below = descend(above, depth, None)
@@ -134,14 +135,14 @@ def _descend(
     whole_YF: jax.Array,
     above: Level,
     depth: jax.Array,
-    mask_id_BC: jax.Array | None,
+    mask_BC: jax.Array | None,
     *,
     sources: frozenset[str],
     width: int,
 ) -> Level:
     """Finds the W cheapest paths that are one token longer; of equal cost the better parent's, then the lower token's."""
     B = above.token_BW.shape[0]
-    token_BWC, note_BWC, is_first_BWC = _ask(memory, above, depth, mask_id_BC, sources)
+    token_BWC, note_BWC, is_first_BWC = _ask(memory, above, depth, mask_BC, sources)
     C = token_BWC.shape[2]
     step_BWC = acceptance.cost(acceptance.sum_of_weights(whole_YF, note_BWC.reshape(B, -1))).reshape(token_BWC.shape)
     cost_BWC = above.cost_BW[..., None] + step_BWC
@@ -172,7 +173,7 @@ def _descend(
 
 
 def _ask(
-    memory: Memory, above: Level, depth: jax.Array, mask_id_BC: jax.Array | None, sources: frozenset[str]
+    memory: Memory, above: Level, depth: jax.Array, mask_BC: jax.Array | None, sources: frozenset[str]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Asks the sources what may follow W nodes.
 
@@ -190,8 +191,9 @@ def _ask(
     lists = [of_token, of_pair]
     if "ngrams" in sources:
         lists.append(followers(memory, keys).reshape(B, W, -1))
-    if mask_id_BC is not None:
-        lists.append(mask_id_BC[:, None])
+    if mask_BC is not None:
+        of_mask, bucket_of_mask = unpack(mask_BC[:, None])
+        lists.append(of_mask)
     token_BWC = jnp.concatenate(lists, axis=2)
     is_same_BWCC = token_BWC[..., :, None] == token_BWC[..., None, :]
     zero_BWC = jnp.zeros(token_BWC.shape, jnp.int32)
@@ -202,10 +204,17 @@ def _ask(
         value_BWCJ = jnp.broadcast_to(value_J, is_same_BWCJ.shape)
         return jnp.min(jnp.where(is_same_BWCJ, value_BWCJ, otherwise), axis=-1)
 
-    def rank_and_bucket(first: int, listed_BW8: jax.Array, bucket_BW8: jax.Array) -> tuple[jax.Array, jax.Array]:
-        absent_BW11 = jnp.where(listed_BW8[..., :1] == NO_TOKEN, NOTHING_LISTED, NOT_LISTED)[..., None] * NUM_BUCKETS
-        both_BW8 = last_axis(NUM_SUCCESSORS, 3) * NUM_BUCKETS + bucket_BW8
-        both_BWC = least(first, both_BW8[..., None, :], absent_BW11)
+    def rank_and_bucket(
+        first: int,
+        listed_BWJ: jax.Array,
+        bucket_BWJ: jax.Array,
+        rank_J: np.ndarray,
+        not_listed: int,
+        nothing_listed: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        absent_BW11 = jnp.where(listed_BWJ[..., :1] == NO_TOKEN, nothing_listed, not_listed)[..., None] * NUM_BUCKETS
+        both_BWJ = jnp.asarray(rank_J * NUM_BUCKETS) + bucket_BWJ
+        both_BWC = least(first, both_BWJ[..., None, :], absent_BW11)
         return both_BWC // NUM_BUCKETS, both_BWC % NUM_BUCKETS
 
     match_BWC = age_BWC = best_BWC = zero_BWC
@@ -218,19 +227,22 @@ def _ask(
         is_there_BWJ = token_BWC[..., first : first + length_J.size] != NO_TOKEN
         length_BWJ = jnp.broadcast_to(length_J + 1, is_there_BWJ.shape)
         best_BWC += jnp.max(jnp.where(is_there_BWJ, length_BWJ, 0), axis=-1, keepdims=True)
-    mask_rank_BWC = zero_BWC + NO_MASK
-    if mask_id_BC is not None:
-        rank_C = np.arange(MASK_CANDIDATES, dtype=np.int32)
-        absent_B111 = jnp.where(mask_id_BC[:, :1] == NO_TOKEN, NO_MASK, NOT_OF_MASK)[:, None, :, None]
-        mask_rank_BWC = least(token_BWC.shape[2] - MASK_CANDIDATES, rank_C, absent_B111)
-    rank_BWC, bucket_BWC = rank_and_bucket(0, of_token, bucket_of_token)
-    pair_rank_BWC, pair_bucket_BWC = rank_and_bucket(NUM_SUCCESSORS, of_pair, bucket_of_pair)
+    mask_rank_BWC, mask_bucket_BWC = zero_BWC + NO_MASK, zero_BWC
+    if mask_BC is not None:
+        first = token_BWC.shape[2] - MASK_CANDIDATES
+        mask_rank_BWC, mask_bucket_BWC = rank_and_bucket(
+            first, of_mask, bucket_of_mask, MASK_RANKS, NOT_OF_MASK, NO_MASK
+        )
+    ranks = np.arange(NUM_SUCCESSORS, dtype=np.int32), NOT_LISTED, NOTHING_LISTED
+    rank_BWC, bucket_BWC = rank_and_bucket(0, of_token, bucket_of_token, *ranks)
+    pair_rank_BWC, pair_bucket_BWC = rank_and_bucket(NUM_SUCCESSORS, of_pair, bucket_of_pair, *ranks)
     facts = Facts(
         successor_rank=rank_BWC,
         successor_bucket=bucket_BWC,
         pair_rank=pair_rank_BWC,
         pair_bucket=pair_bucket_BWC,
         mask_rank=mask_rank_BWC,
+        mask_bucket=mask_bucket_BWC,
         match=match_BWC,
         match_age=age_BWC,
         best_match=best_BWC,

@@ -19,6 +19,7 @@ NUM_SUCCESSORS = 8
 NUM_FOLLOWERS = 3
 NUM_BUCKETS = 8  # of a successor's log-probability
 BUCKET_WIDTH = 0.3  # of the root of its size: bucket 0 is above -0.09, bucket 7 below -4.41
+MASK_BUCKET_WIDTH = 0.4  # the same of what a mask guesses, which is less sure: bucket 7 is below -7.84
 ID_BITS = 24  # the log-probability's bucket stands above an id
 MAX_IDS = 1 << ID_BITS
 
@@ -76,10 +77,10 @@ def empty_memory(num_tables: int, sizes: Sizes) -> Memory:
     )
 
 
-def pack(id_X: jax.Array, score_X: jax.Array) -> jax.Array:
-    """Packs ids with the buckets of their log-probabilities, int32."""
+def pack(id_X: jax.Array, score_X: jax.Array, width: float = BUCKET_WIDTH) -> jax.Array:
+    """Packs ids with the buckets of their log-probabilities, int32; `NO_TOKEN` stays what it is."""
     root_X = jnp.sqrt(jnp.maximum(-score_X, 0))
-    bucket_X = jnp.minimum(jnp.floor(root_X / BUCKET_WIDTH), NUM_BUCKETS - 1).astype(jnp.int32)
+    bucket_X = jnp.minimum(jnp.floor(root_X / width), NUM_BUCKETS - 1).astype(jnp.int32)
     return id_X | (bucket_X << ID_BITS)
 
 

@@ -25,7 +25,7 @@ from jax_probe_mtp.drafting.merged.facts import FORMAT, MASK_CANDIDATES
 from jax_probe_mtp.drafting.merged.grow import MAX_NODES, grow
 from jax_probe_mtp.drafting.merged.keys import CONTEXT
 from jax_probe_mtp.drafting.merged.learned import Learned, begin, learn, newest, read_chunk, read_prompts
-from jax_probe_mtp.drafting.merged.memory import MAX_IDS, NUM_SUCCESSORS, Sizes
+from jax_probe_mtp.drafting.merged.memory import MASK_BUCKET_WIDTH, MAX_IDS, NUM_SUCCESSORS, Sizes, pack
 from jax_probe_mtp.drafting.probe import Probe
 from jax_probe_mtp.drafting.shown import FinishedCall, Model, PromptChunk, Prompts, ReadPrompts, Text
 from jax_probe_mtp.drafting.source import DraftSource, SourceState, check_whole
@@ -229,15 +229,15 @@ class Merged(DraftSource):
 
     def propose(self, state: SourceState, text: Text) -> Candidates:
         learned, rows = self._learned(state), state.rows
-        mask_id_BC = None
+        mask_BC = None
         if self.num_owned:
             probe: ProbeRows = rows.probe
-            mask_id_BC = self._probe.under(rows.recent_BL[:, -1], probe)
+            mask_BC = pack(*self._probe.under(rows.recent_BL[:, -1], probe), MASK_BUCKET_WIDTH)
         return grow(
             learned.memory,
             learned.weights.whole_YF,
             rows.recent_BL,
-            mask_id_BC,
+            mask_BC,
             self.tables,
             num_drafts=self.num_nodes - 1,
             max_depth=self.max_depth,

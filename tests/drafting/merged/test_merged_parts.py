@@ -28,13 +28,22 @@ UNKNOWN = {
     "successor_bucket": 0,
     "pair_rank": 9,
     "pair_bucket": 0,
-    "mask_rank": 24,
+    "mask_rank": 6,
+    "mask_bucket": 0,
     "match": 0,
     "match_age": 0,
     "best_match": 5,
     "depth": 7,
 }
-MOST = UNKNOWN | {"successor_bucket": 7, "pair_bucket": 7, "mask_rank": 25, "match": 6, "match_age": 2, "best_match": 6}
+MOST = UNKNOWN | {
+    "successor_bucket": 7,
+    "pair_bucket": 7,
+    "mask_rank": 7,
+    "mask_bucket": 7,
+    "match": 6,
+    "best_match": 6,
+}
+MOST |= {"match_age": 2}
 
 
 def note(**known):
@@ -52,7 +61,7 @@ def test_facts_come_out_as_they_went_in():
         ({"successor_rank": 7}, 0),
         ({"pair_rank": 0}, 1),
         ({"match": 1}, 2),
-        ({"mask_rank": 23}, 3),
+        ({"mask_rank": 5}, 3),
         ({"mask_rank": 0, "pair_rank": 7}, 4),
         ({"match": 6, "successor_rank": 0, "pair_rank": 3, "mask_rank": 1}, 4),
     ],
