@@ -15,14 +15,10 @@ import numpy as np
 
 from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN, Candidates, Children, Paths, fixed_candidates
 from jax_probe_mtp.drafting.shown import FinishedCall, Model, PromptChunk, Prompts, Text
-from jax_probe_mtp.drafting.source import DraftSource, SourceState, check_whole
+from jax_probe_mtp.drafting.source import MAX_NODES, DraftSource, SourceState, check_whole
+from jax_probe_mtp.drafting.successors import NUM_SUCCESSORS, best_successors, read_pieces
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.sampling import Sampling, scale
-from jax_probe_mtp.model.top_k import top_k
 
-NUM_SUCCESSORS = 8
-HARVEST_TOKENS = 64  # prompt tokens whose logits, [B, 64, V], are in memory at a time
-MAX_NODES = 256
 MAX_DEPTH = 6  # as deep as the paper's tree; 4 to 16 give tau 2.13 to 2.17 with 60 nodes (SmolLM2, 26 prompts)
 # The paper's tree, level by level in breadth-first order: how many children each node of the level above has, always the
 # best of its successors; nodes left out at the end of a level have none.
@@ -113,20 +109,12 @@ class Recycle(DraftSource):
         return SourceState(rows=empty_table(prompts.token_BT.shape[0], model.cfg.vocab_size), shared=shared)
 
     def read(self, state: SourceState, chunk: PromptChunk) -> SourceState:
-        U = chunk.token_BU.shape[1]
-        size = min(U, HARVEST_TOKENS)
+        def keep(
+            table: Table, token_BR: jax.Array, before_BR: jax.Array, is_used_BR: jax.Array, logits_BRV: jax.Array
+        ) -> Table:
+            return harvest(table, token_BR, is_used_BR, *best_successors(logits_BRV, chunk.sampling))
 
-        def read_piece(i: jax.Array, table: Table) -> Table:
-            first = jnp.minimum(i * size, U - size)  # the last piece may overlap the one before and be read again
-            token_BR, is_used_BR = (
-                jax.lax.dynamic_slice_in_dim(values, first, size, axis=1)
-                for values in (chunk.token_BU, chunk.is_used_BU)
-            )
-            return harvest(table, token_BR, is_used_BR, _scaled(chunk.logits(first, size), chunk.sampling))
-
-        num_used = jnp.max(jnp.sum(chunk.is_used_BU, axis=1))  # the used ones come first
-        table = jax.lax.fori_loop(0, (num_used + size - 1) // size, read_piece, self._table(state))
-        return self._with_table(state, table)
+        return self._with_table(state, read_pieces(chunk, keep, self._table(state)))
 
     def propose(self, state: SourceState, text: Text) -> Candidates:
         """Follows the table from the root: the paper's fixed tree, or enough paths to find the best N - 1 of them.
@@ -169,8 +157,8 @@ class Recycle(DraftSource):
 
     def learn(self, state: SourceState, call: FinishedCall) -> SourceState:
         is_used_BN = (call.tree.token_BN != NO_TOKEN) & (call.num_new_B > 0)[:, None]
-        logits_BNV = _scaled(call.logits_BNV, call.sampling)
-        return self._with_table(state, harvest(self._table(state), call.tree.token_BN, is_used_BN, logits_BNV))
+        best = best_successors(call.logits_BNV, call.sampling)
+        return self._with_table(state, harvest(self._table(state), call.tree.token_BN, is_used_BN, *best))
 
     def _table(self, state: SourceState) -> Table:
         table: Table = state.shared if self.warm else state.rows
@@ -186,7 +174,7 @@ def empty_table(num_tables: int, vocab_size: int) -> Table:
     return Table(id_YVC=jnp.full(shape, NO_TOKEN, jnp.int32), score_YVC=jnp.full(shape, -jnp.inf, jnp.float32))
 
 
-def harvest(table: Table, token_BR: jax.Array, is_used_BR: jax.Array, logits_BRV: jax.Array) -> Table:
+def harvest(table: Table, token_BR: jax.Array, is_used_BR: jax.Array, id_BRC: jax.Array, score_BRC: jax.Array) -> Table:
     """Writes the best successors of each row's token. Where a token is there twice the last one wins.
 
     In a shared table the rows come in the order of the batch, and a scatter leaves open which of two writes to one place
@@ -196,11 +184,10 @@ def harvest(table: Table, token_BR: jax.Array, is_used_BR: jax.Array, logits_BRV
       table: Y is B or 1.
       token_BR: int32 [B, R], the tokens that were in the call.
       is_used_BR: bool [B, R], False for rows that must leave no trace.
-      logits_BRV: float32 [B, R, V], after those tokens, over the temperature of rows that are sampled.
+      id_BRC: int32 [B, R, 8], their best successors.
+      score_BRC: float32 [B, R, 8].
     """
     Y, V, C = table.id_YVC.shape
-    best_BRC, id_BRC = top_k(logits_BRV, C)
-    score_BRC = jnp.minimum(best_BRC - jax.nn.logsumexp(logits_BRV, axis=-1, keepdims=True), 0)
     token_YR = jnp.where(is_used_BR, token_BR, V).reshape(Y, -1)
     is_same_YRR = token_YR[:, :, None] == token_YR[:, None, :]
     is_later_1RR = jnp.triu(jnp.ones(is_same_YRR.shape[1:], jnp.bool_), k=1)[None]
@@ -208,13 +195,9 @@ def harvest(table: Table, token_BR: jax.Array, is_used_BR: jax.Array, logits_BRV
     at = table.id_YVC.at[jnp.arange(Y)[:, None], target_YR]
     score_at = table.score_YVC.at[jnp.arange(Y)[:, None], target_YR]
     return table.replace(
-        id_YVC=at.set(id_BRC.astype(jnp.int32).reshape(Y, -1, C), mode="drop"),
+        id_YVC=at.set(id_BRC.reshape(Y, -1, C), mode="drop"),
         score_YVC=score_at.set(score_BRC.reshape(Y, -1, C), mode="drop"),
     )
-
-
-def _scaled(logits_BRV: jax.Array, sampling: Sampling | None) -> jax.Array:
-    return logits_BRV if sampling is None else scale(logits_BRV, sampling.temperature_B)
 
 
 def _static_tree(table: Table, root_B: jax.Array) -> Candidates:

@@ -26,6 +26,8 @@ from jax_probe_mtp.drafting.shown import FinishedCall, Model, PromptChunk, Promp
 from jax_probe_mtp.drafting.tree import Tree
 from jax_probe_mtp.model.config import ModelConfig
 
+MAX_NODES = 256  # of a tree, where a source lets its user choose
+
 
 class SourceState(flax.struct.PyTreeNode, kw_only=True):
     """What a source keeps between calls.

@@ -14,15 +14,20 @@ from support.drafting.trees import make_tree, nodes_of
 
 from jax_probe_mtp.drafting import Recycle
 from jax_probe_mtp.drafting.candidates import NO_TOKEN, Paths
-from jax_probe_mtp.drafting.recycle import NUM_SUCCESSORS, Table, empty_table, harvest
+from jax_probe_mtp.drafting.recycle import Table, empty_table, harvest
 from jax_probe_mtp.drafting.shown import FinishedCall, Model, Text
 from jax_probe_mtp.drafting.source import SourceState
+from jax_probe_mtp.drafting.successors import NUM_SUCCESSORS, best_successors
 from jax_probe_mtp.drafting.tree import build_tree
 from jax_probe_mtp.model.sampling import Sampling
 
 V, C = 48, NUM_SUCCESSORS
 DECOY = 40  # V - C tokens before it: the successors that a table by hand leaves out
-jit_harvest = jax.jit(harvest)
+
+
+@jax.jit
+def jit_harvest(table, token_BR, is_used_BR, logits_BRV):
+    return harvest(table, token_BR, is_used_BR, *best_successors(logits_BRV, None))
 
 
 def state_of(table, source):

@@ -51,10 +51,9 @@ class Probe:
         if self.temperature:
             result = result / self.temperature
         self.log_probabilities = log_softmax(result)
-        if self.temperature:
-            if self.rank_with_noise:
-                drawn = [noise(self.seed, len(text) + 1 + i, result.shape[1]) for i in range(len(result))]
-                result = result + np.stack(drawn)
+        if self.temperature and self.rank_with_noise:
+            drawn = [noise(self.seed, len(text) + 1 + i, result.shape[1]) for i in range(len(result))]
+            result = result + np.stack(drawn)
         return result
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.drafting.merged.keys import LENGTHS
-from jax_probe_mtp.drafting.merged.memory import NUM_BUCKETS, NUM_SUCCESSORS
+from jax_probe_mtp.drafting.merged.memory import NUM_BUCKETS
+from jax_probe_mtp.drafting.successors import NUM_SUCCESSORS
 
 FORMAT = 2  # raised with every change of what keys, entries, facts or groups of weights mean
 NOT_LISTED = NUM_SUCCESSORS  # the rank of a token that is none of the successors

@@ -26,16 +26,15 @@ from jax_probe_mtp.drafting.merged.keys import LENGTHS, keys_of
 from jax_probe_mtp.drafting.merged.memory import (
     NUM_BUCKETS,
     NUM_FOLLOWERS,
-    NUM_SUCCESSORS,
     Memory,
     followers,
     successors_of_pair,
     successors_of_token,
     unpack,
 )
+from jax_probe_mtp.drafting.successors import NUM_SUCCESSORS
 from jax_probe_mtp.model.top_k import last_axis, smallest
 
-MAX_NODES = 256
 _NODE_BITS, _TOKEN_BITS = 8, 6  # of a node's place in its level, and of a token's among its parent's candidates
 _NEVER = np.int32(np.iinfo(np.int32).max)
 

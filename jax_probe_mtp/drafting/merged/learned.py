@@ -10,7 +10,6 @@ from jax_probe_mtp.drafting.candidates import NO_PARENT, NO_TOKEN
 from jax_probe_mtp.drafting.merged.acceptance import Weights, begin_weights, learn_weights
 from jax_probe_mtp.drafting.merged.keys import CONTEXT, keys_of
 from jax_probe_mtp.drafting.merged.memory import (
-    NUM_SUCCESSORS,
     Memory,
     Sizes,
     empty_memory,
@@ -19,10 +18,10 @@ from jax_probe_mtp.drafting.merged.memory import (
     pack,
 )
 from jax_probe_mtp.drafting.shown import FinishedCall, PromptChunk, Prompts
-from jax_probe_mtp.model.sampling import Sampling, scale
-from jax_probe_mtp.model.top_k import last_axis, top_k
+from jax_probe_mtp.drafting.successors import best_successors, read_pieces
+from jax_probe_mtp.model.sampling import Sampling
+from jax_probe_mtp.model.top_k import last_axis
 
-READ_TOKENS = 64  # prompt tokens whose logits, [B, 64, V], are in memory at a time
 NGRAM_TOKENS = 256  # prompt tokens whose n-grams are compared with each other at a time
 
 
@@ -79,21 +78,14 @@ def read_prompts(learned: Learned, prompts: Prompts) -> Learned:
 
 def read_chunk(learned: Learned, chunk: PromptChunk) -> Learned:
     """Keeps what the model ranks best after each token of a piece of the prompts."""
-    U = chunk.token_BU.shape[1]
-    size = min(U, READ_TOKENS)
 
-    def read_piece(i: jax.Array, memory: Memory) -> Memory:
-        first = jnp.minimum(i * size, U - size)  # the last piece may overlap the one before and be read again
-        token_BR, before_BR, is_used_BR = (
-            jax.lax.dynamic_slice_in_dim(values, first, size, axis=1)
-            for values in (chunk.token_BU, chunk.before_BU, chunk.is_used_BU)
-        )
-        order_BR = jnp.where(is_used_BR, last_axis(size, 2), -1)
-        return _keep(memory, token_BR, before_BR, order_BR, chunk.logits(first, size), chunk.sampling)
+    def keep(
+        memory: Memory, token_BR: jax.Array, before_BR: jax.Array, is_used_BR: jax.Array, logits_BRV: jax.Array
+    ) -> Memory:
+        order_BR = jnp.where(is_used_BR, last_axis(token_BR.shape[1], 2), -1)
+        return _keep(memory, token_BR, before_BR, order_BR, logits_BRV, chunk.sampling)
 
-    num_used = jnp.max(jnp.sum(chunk.is_used_BU, axis=1))  # the used ones come first
-    memory = jax.lax.fori_loop(0, (num_used + size - 1) // size, read_piece, learned.memory)
-    return learned.replace(memory=memory)
+    return learned.replace(memory=read_pieces(chunk, keep, learned.memory))
 
 
 def learn(
@@ -146,10 +138,7 @@ def _keep(
     sampling: Sampling | None,
 ) -> Memory:
     """Keeps the best successors of R tokens a row; where rows share the tables, a later row's go before an earlier one's."""
-    if sampling is not None:
-        logits_BRV = scale(logits_BRV, sampling.temperature_B)
-    best_BRC, id_BRC = top_k(logits_BRV, NUM_SUCCESSORS)
-    packed_BRC = pack(id_BRC.astype(jnp.int32), best_BRC - jax.nn.logsumexp(logits_BRV, axis=-1, keepdims=True))
+    packed_BRC = pack(*best_successors(logits_BRV, sampling))
     context_BRL = jnp.stack([before_BR, token_BR], axis=-1)
     context_BRL = jnp.pad(context_BRL, ((0, 0), (0, 0), (CONTEXT - 2, 0)), constant_values=NO_TOKEN)
     B, R = token_BR.shape

@@ -13,9 +13,9 @@ import numpy as np
 
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
 from jax_probe_mtp.drafting.merged.keys import LENGTHS, Keys
+from jax_probe_mtp.drafting.successors import NUM_SUCCESSORS
 from jax_probe_mtp.model.top_k import last_axis
 
-NUM_SUCCESSORS = 8
 NUM_FOLLOWERS = 3
 NUM_BUCKETS = 8  # of a successor's log-probability
 BUCKET_WIDTH = 0.3  # of the root of its size: bucket 0 is above -0.09, bucket 7 below -4.41

@@ -22,13 +22,14 @@ from jax_probe_mtp.drafting.mask_probe import ProbeRows
 from jax_probe_mtp.drafting.mask_tokens import AUTO
 from jax_probe_mtp.drafting.merged.acceptance import MOST, STEP
 from jax_probe_mtp.drafting.merged.facts import FORMAT, MASK_CANDIDATES
-from jax_probe_mtp.drafting.merged.grow import MAX_NODES, grow
+from jax_probe_mtp.drafting.merged.grow import grow
 from jax_probe_mtp.drafting.merged.keys import CONTEXT
 from jax_probe_mtp.drafting.merged.learned import Learned, begin, learn, newest, read_chunk, read_prompts
-from jax_probe_mtp.drafting.merged.memory import MASK_BUCKET_WIDTH, MAX_IDS, NUM_SUCCESSORS, Sizes, pack
+from jax_probe_mtp.drafting.merged.memory import MASK_BUCKET_WIDTH, MAX_IDS, Sizes, pack
 from jax_probe_mtp.drafting.probe import Probe
 from jax_probe_mtp.drafting.shown import FinishedCall, Model, PromptChunk, Prompts, ReadPrompts, Text
-from jax_probe_mtp.drafting.source import DraftSource, SourceState, check_whole
+from jax_probe_mtp.drafting.source import MAX_NODES, DraftSource, SourceState, check_whole
+from jax_probe_mtp.drafting.successors import NUM_SUCCESSORS
 from jax_probe_mtp.drafting.tree import Tree
 from jax_probe_mtp.model.config import ModelConfig
 
