@@ -95,7 +95,7 @@ class Learned:
         for name in NAMES:
             for i, gradient in enumerate(self.gradient[name]):
                 self.squares[name][i] += gradient**2
-                self.weights[name][i] -= 0.36 * gradient / math.sqrt(self.squares[name][i] + 1e-7)
+                self.weights[name][i] -= 0.1 * gradient / math.sqrt(self.squares[name][i] + 1e-7)
                 self.gradient[name][i] = 0.0
 
 
