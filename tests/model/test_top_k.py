@@ -50,6 +50,15 @@ def test_rare_large_values_in_a_plain_of_ties(best, seed):
     assert_same(best(values, k), by_sorting(values, k))
 
 
+@pytest.mark.parametrize("k", [8, 25])
+@pytest.mark.parametrize("num_levels", [2, 30, 10**6])
+def test_a_large_vocabulary_takes_a_stage_for_the_maxima_too(k, num_levels):
+    V = 2 * topk.FEW * topk.COUNTED_BLOCK + 37
+    values = np.random.default_rng(k).integers(num_levels, size=(3, V)).astype(np.float32)
+    values[0, -5:] = num_levels
+    assert_same(WAYS["by counting"](values, k), by_sorting(values, k))
+
+
 def test_all_of_the_best_in_one_block_and_one_in_each(best):
     V, k = 32 * BLOCK, 32
     together, apart = np.zeros((2, V), np.float32)
