@@ -14,9 +14,9 @@ FORMAT = 2  # raised with every change of what keys, entries, facts or groups of
 NOT_LISTED = NUM_SUCCESSORS  # the rank of a token that is none of the successors
 NOTHING_LISTED = NUM_SUCCESSORS + 1  # the rank where the table has no entry
 MASK_CANDIDATES = 24  # looked at of a mask
-# Of each of them: ranks 0, 1, 2-3, 4-7, 8-15 and later count alike.
-MASK_RANKS = np.searchsorted((1, 2, 4, 8, 16), np.arange(MASK_CANDIDATES), side="right").astype(np.int32)
-NOT_OF_MASK = int(MASK_RANKS[-1]) + 1
+MASK_EDGES = (1, 2, 4, 8, 16)  # of them, ranks 0, 1, 2-3, 4-7, 8-15 and later count alike
+MASK_RANKS = np.searchsorted(MASK_EDGES, np.arange(MASK_CANDIDATES), side="right").astype(np.int32)
+NOT_OF_MASK = len(MASK_EDGES) + 1
 NO_MASK = NOT_OF_MASK + 1
 _BITS = {
     "successor_rank": 4,

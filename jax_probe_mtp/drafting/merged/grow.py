@@ -1,10 +1,12 @@
 """Grows the tree of a merged draft, level by level: asks every source what may follow each node, and keeps the best paths.
 
 Equal tokens under one parent are one candidate, which has what all sources know of it. From each depth as many paths are
-followed as a tree of N nodes can have there, so the candidates hold the best N - 1 paths, and no search gives better ones.
+followed as a tree of N nodes can have there, so the best N - 1 paths are among them, and no search gives better ones. A GPU
+runs all of it as one kernel (`grow_kernel.py`).
 """
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -22,6 +24,7 @@ from jax_probe_mtp.drafting.merged.facts import (
     NOTHING_LISTED,
     Facts,
 )
+from jax_probe_mtp.drafting.merged.grow_kernel import Drafts, grow_in_kernel, is_supported
 from jax_probe_mtp.drafting.merged.keys import LENGTHS, keys_of
 from jax_probe_mtp.drafting.merged.memory import (
     NUM_BUCKETS,
@@ -36,6 +39,7 @@ from jax_probe_mtp.drafting.successors import NUM_SUCCESSORS
 from jax_probe_mtp.model.top_k import last_axis, smallest
 
 _NODE_BITS, _TOKEN_BITS = 8, 6  # of a node's place in its level, and of a token's among its parent's candidates
+_NUMBER_BITS = 11  # of a path's place among those of all depths
 _NEVER = np.int32(np.iinfo(np.int32).max)
 
 
@@ -71,7 +75,7 @@ def grow(
     num_drafts: int,
     max_depth: int,
 ) -> Candidates:
-    """Lists the best paths of each depth.
+    """Finds the best N - 1 paths, best first; of equal ones the shorter, then the better parent's, then the lower token's.
 
     Args:
       memory: Y tables.
@@ -80,9 +84,36 @@ def grow(
       mask_BC: int32 [B, 24], what the mask proposes under the root, packed, best first; `NO_TOKEN` where it knows nothing.
         None without masks.
       sources: which of the tables are asked.
-      num_drafts: W, paths that are followed from each depth; static.
+      num_drafts: N - 1; static.
       max_depth: of the tree; static.
     """
+    sizes: dict[str, Any] = {"sources": sources, "num_drafts": num_drafts, "max_depth": max_depth}
+    by_depth = functools.partial(grow_by_depth, **sizes)
+    in_kernel = functools.partial(grow_in_kernel, **sizes) if is_supported(memory) else by_depth
+    drafts = jax.lax.platform_dependent(memory, whole_YF, recent_BL, mask_BC, cuda=in_kernel, default=by_depth)
+    return Candidates(
+        token_BP=drafts.token_BP,
+        parent_BP=drafts.parent_BP,
+        depth_BP=drafts.depth_BP,
+        score_BP=jnp.where(
+            drafts.token_BP == NO_TOKEN, -jnp.inf, -drafts.cost_BP.astype(jnp.float32) / acceptance.STEP
+        ),
+        kind_BP=kind_of(drafts.note_BP),
+        note_BP=drafts.note_BP,
+    )
+
+
+def grow_by_depth(
+    memory: Memory,
+    whole_YF: jax.Array,
+    recent_BL: jax.Array,
+    mask_BC: jax.Array | None,
+    *,
+    sources: frozenset[str],
+    num_drafts: int,
+    max_depth: int,
+) -> Drafts:
+    """Grows the tree as JAX operations: `grow` says what it takes."""
     B = recent_BL.shape[0]
     zero_B1 = jnp.zeros((B, 1), jnp.int32)
     root = Level(context_BWL=recent_BL[:, None], parent_BW=zero_B1, cost_BW=zero_B1, note_BW=zero_B1)
@@ -101,17 +132,26 @@ def grow(
     def in_a_row(value_DBW: jax.Array) -> jax.Array:
         return jnp.moveaxis(value_DBW, 0, 1).reshape(B, -1)
 
-    depth_D = np.arange(1, max_depth + 1, dtype=np.int32)
-    first_of_above_D11 = jnp.asarray((depth_D - 2) * num_drafts)[:, None, None]
-    parent_DBW = jnp.where(first_of_above_D11 < 0, NO_PARENT, first_of_above_D11 + levels.parent_BW)
-    token_BP, cost_BP = in_a_row(levels.token_BW), in_a_row(levels.cost_BW)
-    return Candidates(
-        token_BP=token_BP,
-        parent_BP=in_a_row(parent_DBW),
-        depth_BP=jnp.broadcast_to(jnp.asarray(np.repeat(depth_D, num_drafts)), token_BP.shape),
-        score_BP=jnp.where(token_BP == NO_TOKEN, -jnp.inf, -cost_BP.astype(jnp.float32) / acceptance.STEP),
-        kind_BP=kind_of(in_a_row(levels.note_BW)),
-        note_BP=in_a_row(levels.note_BW),
+    token_BA, cost_BA = in_a_row(levels.token_BW), in_a_row(levels.cost_BW)
+    number_1A = last_axis(token_BA.shape[1], 2)
+    key_BP, kept_BP = smallest(
+        jnp.where(token_BA == NO_TOKEN, _NEVER, (cost_BA << _NUMBER_BITS) | number_1A), num_drafts
+    )
+    is_there_BP = key_BP < _NEVER
+
+    def keep(value_BA: jax.Array, otherwise: int) -> jax.Array:
+        return jnp.where(is_there_BP, jnp.take_along_axis(value_BA, kept_BP, axis=1), otherwise)
+
+    depth_BP = keep(jnp.broadcast_to(1 + number_1A // num_drafts, token_BA.shape), 1)
+    above_BP = (depth_BP - 2) * num_drafts + keep(in_a_row(levels.parent_BW), 0)  # below 0 of a child of the root
+    is_parent_BPP = kept_BP[:, None, :] == above_BP[:, :, None]
+    parent_BP = jnp.max(jnp.where(is_parent_BPP, last_axis(num_drafts, 3), NO_PARENT), axis=2)
+    return Drafts(
+        token_BP=keep(token_BA, NO_TOKEN),
+        parent_BP=jnp.where(depth_BP > 1, parent_BP, NO_PARENT),
+        depth_BP=depth_BP,
+        cost_BP=keep(cost_BA, 0),
+        note_BP=keep(in_a_row(levels.note_BW), 0),
     )
 
 
@@ -145,8 +185,7 @@ def _descend(
     C = token_BWC.shape[2]
     step_BWC = acceptance.cost(acceptance.sum_of_weights(whole_YF, note_BWC.reshape(B, -1))).reshape(token_BWC.shape)
     cost_BWC = above.cost_BW[..., None] + step_BWC
-    is_lower_BWCC = (token_BWC[..., None, :] < token_BWC[..., :, None]) & is_first_BWC[..., None, :]
-    place_BWC = jnp.sum(is_lower_BWCC, axis=-1, dtype=jnp.int32)
+    place_BWC = jnp.sum(token_BWC[..., None, :] < token_BWC[..., :, None], axis=-1, dtype=jnp.int32)
     node_1W1 = last_axis(above.token_BW.shape[1], 2)[..., None]
     key_BWC = (((cost_BWC << _NODE_BITS) | node_1W1) << _TOKEN_BITS) | place_BWC
     key_BK = jnp.where(is_first_BWC, key_BWC, _NEVER).reshape(B, -1)

@@ -1,5 +1,7 @@
 """Keys of the newest tokens of a text, by which tables are asked: of the last token, the last two, up to the last nine."""
 
+from collections.abc import Sequence
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -32,27 +34,40 @@ class Keys(flax.struct.PyTreeNode, kw_only=True):
 
 
 def keys_of(context_XL: jax.Array) -> Keys:
-    """Hashes the newest tokens, one more at a time.
+    """Hashes the newest tokens.
 
     Args:
       context_XL: int32 [..., 9], the newest token last, `NO_TOKEN` where there is none.
     """
-    slot = check = jnp.zeros(context_XL.shape[:-1], jnp.uint32)
+    slot, check, is_whole = zip(*hashes([context_XL[..., i] for i in range(CONTEXT)]), strict=True)
+    number_n = jnp.arange(len(LENGTHS))
+
+    def stack(arrays: Sequence[jax.Array]) -> jax.Array:
+        # Chosen, not stacked: so a GPU's program goes through the hashes once, not for each length anew.
+        shape = (*arrays[0].shape, len(LENGTHS))
+        stacked = jnp.broadcast_to(arrays[0][..., None], shape)
+        for i, array in enumerate(arrays[1:], start=1):
+            stacked = jnp.where(number_n == i, array[..., None], stacked)
+        return stacked
+
+    return Keys(slot_Xn=stack(slot), check_Xn=stack(check), is_whole_Xn=stack(is_whole))
+
+
+def hashes(tokens: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+    """Hashes one token after the other, the newest first; gives `Keys` of each of `LENGTHS`.
+
+    Args:
+      tokens: nine int32 arrays, the newest tokens last.
+    """
+    slot = check = jnp.zeros(tokens[0].shape, jnp.uint32)
     is_whole = jnp.ones(slot.shape, jnp.bool_)
-    slots, checks, wholes = [], [], []
-    for length in range(1, CONTEXT + 1):
-        token = context_XL[..., CONTEXT - length]
+    found = []
+    for length, token in enumerate(reversed(tokens), start=1):
         is_whole &= token != NO_TOKEN
         slot, check = _mix(slot, token, _SLOT, 16), _mix(check, token, _CHECK, 13)
         if length in LENGTHS:
-            slots.append(slot)
-            checks.append(check)
-            wholes.append(is_whole)
-    return Keys(
-        slot_Xn=jnp.stack(slots, axis=-1),
-        check_Xn=jax.lax.bitcast_convert_type(jnp.stack(checks, axis=-1), jnp.int32),
-        is_whole_Xn=jnp.stack(wholes, axis=-1),
-    )
+            found.append((slot, jax.lax.bitcast_convert_type(check, jnp.int32), is_whole))
+    return found
 
 
 def _mix(hashed: jax.Array, token: jax.Array, factor: int, shift: int) -> jax.Array:

@@ -105,7 +105,7 @@ def followers(memory: Memory, keys_BWn: Keys) -> jax.Array:
     Y, _, S, _ = memory.ngram_YnSE.shape
     B = keys_BWn.slot_Xn.shape[0]
     table_B11 = (jnp.arange(B, dtype=jnp.int32) % Y)[:, None, None]
-    slot_BWn = (keys_BWn.slot_Xn % jnp.uint32(S)).astype(jnp.int32)
+    slot_BWn = (keys_BWn.slot_Xn & jnp.uint32(S - 1)).astype(jnp.int32)
     entry_BWnE = memory.ngram_YnSE[table_B11, last_axis(len(LENGTHS), 3), slot_BWn]
     return _checked(entry_BWnE, keys_BWn.check_Xn, keys_BWn.is_whole_Xn)
 
@@ -113,7 +113,7 @@ def followers(memory: Memory, keys_BWn: Keys) -> jax.Array:
 def _look_up(table_YSE: jax.Array, slot_BW: jax.Array, check_BW: jax.Array, is_whole_BW: jax.Array) -> jax.Array:
     Y, S, _ = table_YSE.shape
     table_B1 = (jnp.arange(slot_BW.shape[0], dtype=jnp.int32) % Y)[:, None]
-    entry_BWE = table_YSE[table_B1, (slot_BW % jnp.uint32(S)).astype(jnp.int32)]
+    entry_BWE = table_YSE[table_B1, (slot_BW & jnp.uint32(S - 1)).astype(jnp.int32)]
     return _checked(entry_BWE, check_BW, is_whole_BW)
 
 
@@ -148,7 +148,7 @@ def _write(
 ) -> jax.Array:
     """Scatters entries; a scatter leaves open which of two writes to one place stays, so only one is made."""
     Y, S, _ = table_YSE.shape
-    place_YR = (slot_YR % jnp.uint32(S)).astype(jnp.int32)
+    place_YR = (slot_YR & jnp.uint32(S - 1)).astype(jnp.int32)
     is_beaten_YRR = (place_YR[:, :, None] == place_YR[:, None, :]) & (order_YR[:, None, :] > order_YR[:, :, None])
     is_kept_YR = (order_YR >= 0) & ~jnp.any(is_beaten_YRR, axis=2)
     place_YR = jnp.where(is_kept_YR, place_YR, S)  # S is outside: dropped
@@ -172,7 +172,7 @@ def keep_ngrams(memory: Memory, keys_YRn: Keys, next_YR: jax.Array, is_used_YR: 
     slot_YnR, check_YnR, is_whole_YnR = (
         jnp.moveaxis(x, 2, 1) for x in (keys_YRn.slot_Xn, keys_YRn.check_Xn, keys_YRn.is_whole_Xn)
     )
-    place_YnR = (slot_YnR % jnp.uint32(S)).astype(jnp.int32)
+    place_YnR = (slot_YnR & jnp.uint32(S - 1)).astype(jnp.int32)
     is_used_YnR = is_used_YR[:, None] & is_whole_YnR
     index = (jnp.arange(Y, dtype=jnp.int32)[:, None, None], jnp.arange(n, dtype=jnp.int32)[None, :, None], place_YnR)
     old_YnRE = table_YnSE[index]

@@ -32,6 +32,7 @@ from jax_probe_mtp.drafting.source import MAX_NODES, DraftSource, SourceState, c
 from jax_probe_mtp.drafting.successors import NUM_SUCCESSORS
 from jax_probe_mtp.drafting.tree import Tree
 from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.top_k import smallest
 
 TABLES = ("successors", "pairs", "ngrams")
 MASK_OPTIONS = ("mask_init", "mask_offset", "mask_ema", "rank_with_noise")
@@ -156,7 +157,7 @@ class Merged(DraftSource):
 
     @property
     def num_candidates(self) -> int:
-        return self.max_depth * (self.num_nodes - 1)
+        return self.num_nodes - 1
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -254,8 +255,7 @@ class Merged(DraftSource):
         of_children_BN = jnp.sum(
             jnp.where(is_child_BNN, jnp.maximum(share_BN, 0)[:, None, :], 0), axis=2, dtype=jnp.int32
         )
-        _, owner_BO = jax.lax.top_k(share_BN - of_children_BN, self.num_owned)
-        return owner_BO.astype(jnp.int32)
+        return smallest(of_children_BN - share_BN, self.num_owned)[1]
 
     def learn(self, state: SourceState, call: FinishedCall) -> SourceState:
         rows: MergedRows = state.rows
