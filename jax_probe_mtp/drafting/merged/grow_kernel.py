@@ -91,7 +91,7 @@ def grow_in_kernel(
     tables = (memory.token_YSE, memory.pair_YSE, memory.ngram_YnSE)
     results = pl.pallas_call(
         functools.partial(
-            _kernel,
+            _grow_kernel,
             table_sizes=[table.shape[-2] for table in tables],
             num_tables=whole_YF.shape[0],
             sources=sources,
@@ -116,7 +116,7 @@ def grow_in_kernel(
     return Drafts(*(values[:, :num_drafts] for values in results[: len(Drafts._fields)]))
 
 
-def _kernel(
+def _grow_kernel(
     token_ref: Any,
     pair_ref: Any,
     ngram_ref: Any,

@@ -131,7 +131,8 @@ def test_a_gpu_grows_the_tree_in_one_kernel():
     )
     program = functools.partial(grow, sources=ALL, num_drafts=56, max_depth=8)
     h200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=h200)):
+    automatic = {"axis_types": (jax.sharding.AxisType.Auto,), "abstract_device": h200}
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), **automatic)):
         text = jax.jit(program).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 1
     assert "stablehlo.while" not in text
