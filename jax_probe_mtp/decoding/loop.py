@@ -68,11 +68,14 @@ def run_steps(
     decode_cfg: DecodeConfig,
 ) -> DecodeState:
     """Steps until every row has ended. Donate `state` when this is jitted by itself: the cache is updated in place."""
-    return jax.lax.while_loop(
-        lambda state: ~jnp.all(state.is_done_B),
-        lambda state: step(params, request, state, cfg, source, decode_cfg),
-        state,
-    )
+
+    def go_on(state: DecodeState) -> DecodeState:
+        state = step(params, request, state.replace(cache=kv.whole(state.cache)), cfg, source, decode_cfg)
+        return state.replace(cache=kv.as_carried(state.cache))
+
+    begun = state.replace(cache=kv.as_carried(state.cache))
+    ended = jax.lax.while_loop(lambda state: ~jnp.all(state.is_done_B), go_on, begun)
+    return ended.replace(cache=kv.whole(ended.cache))
 
 
 def prefill(

@@ -20,6 +20,7 @@ from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeState, largest
 from jax_probe_mtp.decoding.step import step
 from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.model import cache as kv
 from jax_probe_mtp.model.config import DATA, ModelConfig
 from jax_probe_mtp.model.params import Params
 
@@ -137,11 +138,14 @@ def run_calls(
 
     def call(carry: tuple[jax.Array, DecodeState, jax.Array]) -> tuple[jax.Array, DecodeState, jax.Array]:
         i, state, length_BQ = carry
-        state = step(params, request, state, cfg, source, decode_cfg)
+        state = step(params, request, state.replace(cache=kv.whole(state.cache)), cfg, source, decode_cfg)
+        state = state.replace(cache=kv.as_carried(state.cache))
         return i + 1, state, jax.lax.dynamic_update_slice_in_dim(length_BQ, state.length_B[:, None], i, axis=1)
 
     no_length_BQ = jnp.full((start_B.shape[0], num_calls), -1, jnp.int32)
-    _, state, length_BQ = jax.lax.while_loop(is_going_on, call, (jnp.int32(0), state, no_length_BQ))
+    begun = state.replace(cache=kv.as_carried(state.cache))
+    _, ended, length_BQ = jax.lax.while_loop(is_going_on, call, (jnp.int32(0), begun, no_length_BQ))
+    state = ended.replace(cache=kv.whole(ended.cache))
 
     position_BU = start_B[:, None] + 1 + jnp.arange(num_calls * (source.max_depth + 1))[None]
     report = Report(

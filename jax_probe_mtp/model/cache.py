@@ -41,6 +41,24 @@ def allocate(cfg: ModelConfig, *, batch_size: int, capacity: int, scratch: int, 
     return KVCache(k=zeros[: cfg.num_layers], v=zeros[cfg.num_layers :], capacity=capacity)
 
 
+def as_carried(cache: KVCache) -> KVCache:
+    """Gives the cache as a loop carries it: [K, S + R, h] where there is one batch row.
+
+    XLA drops axes of 1 from its products. Where the carried array had one, XLA:CPU wrote each row twice, once into an array
+    without the axis for the product and once into the carried one, and copied the cache for it.
+    """
+    if isinstance(cache.k, tuple) and len(cache.k[0]) == 1:
+        return cache.replace(k=tuple(k[0] for k in cache.k), v=tuple(v[0] for v in cache.v))
+    return cache
+
+
+def whole(cache: KVCache) -> KVCache:
+    """Gives the cache that `as_carried` was given."""
+    if isinstance(cache.k, tuple) and cache.k[0].ndim == 3:
+        return cache.replace(k=tuple(k[None] for k in cache.k), v=tuple(v[None] for v in cache.v))
+    return cache
+
+
 def write_rows(slots_BKSh: jax.Array, rows_BTKh: jax.Array, start: jax.Array | int) -> jax.Array:
     """Puts T consecutive rows at slot `start`, one for all batch rows or int32 [B]; `start + T` must be within the slots."""
     rows_BKTh = rows_BTKh.swapaxes(1, 2)
@@ -49,7 +67,9 @@ def write_rows(slots_BKSh: jax.Array, rows_BTKh: jax.Array, start: jax.Array | i
         return jax.vmap(write)(slots_BKSh, rows_BKTh, start)
     # One batch row is no special case but in speed: a slice is written by one kernel, a scatter is not.
     first = jnp.reshape(start, -1)[0] if jnp.ndim(start) else start
-    return jax.lax.dynamic_update_slice_in_dim(slots_BKSh, rows_BKTh, first, axis=2)
+    if rows_BKTh.shape[0] > 1:
+        return jax.lax.dynamic_update_slice_in_dim(slots_BKSh, rows_BKTh, first, axis=2)
+    return jax.lax.dynamic_update_slice_in_dim(slots_BKSh[0], rows_BKTh[0], first, axis=1)[None]
 
 
 def keep_path(cache: KVCache, path_BP: jax.Array, length_B: jax.Array) -> KVCache:
@@ -72,6 +92,8 @@ def keep_path(cache: KVCache, path_BP: jax.Array, length_B: jax.Array) -> KVCach
         return jax.lax.dynamic_update_slice_in_dim(slots_KSh, rows_KPh, length, axis=1)
 
     def keep_all(path_BP: jax.Array, length_B: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
+        if len(path_BP) == 1:  # as in `write_rows`
+            return tuple(keep(array[0], path_BP[0], length_B[0])[None] for array in slots)
         return tuple(jax.vmap(keep)(array, path_BP, length_B) for array in slots)
 
     def by_kernel(path_BP: jax.Array, length_B: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:

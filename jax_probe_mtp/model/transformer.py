@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_probe_mtp.model import layers
-from jax_probe_mtp.model.cache import KVCache, allocate, write_rows
+from jax_probe_mtp.model.cache import KVCache, allocate, as_carried, whole, write_rows
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
 from jax_probe_mtp.model.params import Params
 
@@ -209,10 +209,13 @@ def read_text(
         position_BU = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BUS = jnp.arange(num_slots)[None, None] <= position_BU[..., None]
         x_BUD = embed(params, cfg, ids_BU)
-        hidden_BUD, cache = run_rows(params, cfg, x_BUD, position_BU, cache, text_layer(cfg, start, can_attend_BUS))
-        return cache, visit(carried, start, ids_BU, hidden_BUD)
+        run_layer = text_layer(cfg, start, can_attend_BUS)
+        hidden_BUD, cache = run_rows(params, cfg, x_BUD, position_BU, whole(cache), run_layer)
+        return as_carried(cache), visit(carried, start, ids_BU, hidden_BUD)
 
-    return jax.lax.fori_loop(0, (num_tokens + chunk - 1) // chunk, fill, (cache, carried))
+    num_pieces = (num_tokens + chunk - 1) // chunk
+    cache, carried = jax.lax.fori_loop(0, num_pieces, fill, (as_carried(cache), carried))
+    return whole(cache), carried
 
 
 def full_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:

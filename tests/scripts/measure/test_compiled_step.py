@@ -42,6 +42,27 @@ def test_a_cpu_converts_no_weights_and_no_cache_of_bfloat16(on_cpu):
         assert {move["what"] for move in matrices} <= {"params['embed']"}
 
 
+def test_a_cpu_writes_the_cache_of_one_row_in_place(tmp_path):
+    """Where a loop carried a batch axis of 1, XLA:CPU copied each array of the cache in every call of one row."""
+    flags = [
+        "--shape",
+        "tiny",
+        "--dtype",
+        "float32",
+        "--drafts",
+        "plain",
+        "probe:4",
+        "--capacity",
+        "128",
+        "--prompt",
+        "33",
+    ]
+    runs, _ = compiled(tmp_path / "r.json", *flags, "--programs", "decode")
+    for run in runs:
+        assert len(run["loops"]) == 2  # of the prompt's chunks, and of calls
+        assert [loop["moved"]["cache"] for loop in run["loops"]] == [0, 0]
+
+
 def test_the_table_says_what_was_compiled(on_cpu):
     _, out = on_cpu
     assert "plain, 1 rows, batch 1: steps" in out
