@@ -251,7 +251,7 @@ def _ask(
         nothing_listed: int,
     ) -> tuple[jax.Array, jax.Array]:
         absent_BW11 = jnp.where(listed_BWJ[..., :1] == NO_TOKEN, nothing_listed, not_listed)[..., None] * NUM_BUCKETS
-        both_BWJ = jnp.asarray(rank_J * NUM_BUCKETS) + bucket_BWJ
+        both_BWJ = jnp.asarray(rank_J * NUM_BUCKETS)[None, None] + bucket_BWJ
         both_BWC = least(first, both_BWJ[..., None, :], absent_BW11)
         return both_BWC // NUM_BUCKETS, both_BWC % NUM_BUCKETS
 

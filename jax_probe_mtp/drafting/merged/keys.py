@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
+from jax_probe_mtp.model.top_k import last_axis
 
 LENGTHS = (1, 2, 3, 4, 6, 9)  # of the n-grams that have a key
 CONTEXT = max(LENGTHS)  # L, tokens that the keys are made of
@@ -40,14 +41,13 @@ def keys_of(context_XL: jax.Array) -> Keys:
       context_XL: int32 [..., 9], the newest token last, `NO_TOKEN` where there is none.
     """
     slot, check, is_whole = zip(*hashes([context_XL[..., i] for i in range(CONTEXT)]), strict=True)
-    number_n = jnp.arange(len(LENGTHS))
 
     def stack(arrays: Sequence[jax.Array]) -> jax.Array:
         # Chosen, not stacked: so a GPU's program goes through the hashes once, not for each length anew.
-        shape = (*arrays[0].shape, len(LENGTHS))
-        stacked = jnp.broadcast_to(arrays[0][..., None], shape)
+        number_Xn = last_axis(len(LENGTHS), arrays[0].ndim + 1)
+        stacked = jnp.broadcast_to(arrays[0][..., None], (*arrays[0].shape, len(LENGTHS)))
         for i, array in enumerate(arrays[1:], start=1):
-            stacked = jnp.where(number_n == i, array[..., None], stacked)
+            stacked = jnp.where(number_Xn == i, array[..., None], stacked)
         return stacked
 
     return Keys(slot_Xn=stack(slot), check_Xn=stack(check), is_whole_Xn=stack(is_whole))
