@@ -24,7 +24,7 @@ class KVCache(flax.struct.PyTreeNode, kw_only=True):
 
     Attributes:
       k: L arrays [B, K, S + R, h] in the model's dtype; kv heads before slots, as the attention products read them. In
-        `stacked.py` they are one array, L in front.
+        `stacked.py` they are one array, L in front; in a loop they may lack a B of 1 (`as_carried`).
       v: the same for values.
       capacity: S; static.
     """

@@ -23,7 +23,7 @@ DRAFTS = [
     "merged:12",
     "merged:12@warm=1,without=pairs",
 ]
-# Models that have GPU kernels, and a vocabulary whose best are found in two stages.
+# Models that have GPU kernels, and a vocabulary whose best are found in stages.
 LARGE = dataclasses.replace(BASE, head_dim=64, width=128, num_heads=4, mlp_width=128, vocab_size=40_000)
 QWEN2 = dataclasses.replace(LARGE, family="qwen2", has_qkv_bias=True)
 QWEN3 = dataclasses.replace(LARGE, family="qwen3", has_qk_norm=True)

@@ -13,7 +13,7 @@ WAYS = {"by blocks": topk._by_blocks, "by counting": topk._by_counting}
 
 @pytest.fixture(params=WAYS)
 def best(request):
-    """The two stages in either way, whichever this platform takes."""
+    """The stages in either way, whichever this platform takes."""
     return jax.jit(WAYS[request.param], static_argnums=1)
 
 

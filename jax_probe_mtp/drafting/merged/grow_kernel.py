@@ -244,7 +244,20 @@ def _grow_kernel(
     first = (jnp.int32(0), jnp.int32(1), jnp.int32(_NEVER))
     _, _, limit = jax.lax.while_loop(lambda carry: (carry[0] < max_depth) & (carry[1] > 0), go_on, first)
 
-    # Of all that were kept at some time, the best in order.
+    _write_best(out, arena, (order_key_ref, order_from_ref), limit, place_W, barrier)
+
+
+def _write_best(
+    out: Sequence[Any],
+    arena: Paths,
+    order: tuple[Any, Any],
+    limit: Any,
+    place_W: jax.Array,
+    barrier: Callable[[], None],
+) -> None:
+    """Writes `Drafts` in order: of all paths that were kept at some time those below the last limit."""
+    order_key_ref, order_from_ref = order
+    place_A = jnp.arange(arena.key.shape[0] - 1, dtype=jnp.int32)
     key_A = plgpu.load(arena.key.at[place_A])
     to_A, number = places(key_A < limit, jnp.int32(0))
     put(order_key_ref, to_A, key_A, key_A < limit)
