@@ -26,9 +26,9 @@ HALF = LAYER + 61 * 24 + NORMS  # of two devices that share the weights; norms a
 ROW = 2 * 2 * 2 * 8  # numbers of a cache slot: keys and values of 2 layers, 2 heads of 8
 # 2 masks of 24 numbers; of each the 8 best tokens (7, and one more for pruning), an id and a score; lambda.
 MASKS = 4 * 2 * 24 + 2 * 8 * (4 + 4) + 4
-# Of 64 slots: 64 tokens, as few as there are, and 2,048 pairs of 9 numbers, 6 times 128 n-grams of 4; 231 weights and their
-# squares; nine tokens; a mask, lambda, and the 25 tokens that the mask last proposed, an id and a score.
-MERGED_ROW = 4 * (9 * (64 + 2048) + 4 * 6 * 128 + 2 * 231 + 9) + 4 * (24 + 1 + 2 * 25)
+# Of 64 slots as of 1,024: 64 tokens, as few as there are, and 32,768 pairs of 9 numbers, 6 times 2,048 n-grams of 4; 231
+# weights and their squares; nine tokens; a mask, lambda, and the 25 tokens that the mask last proposed, an id and a score.
+MERGED_ROW = 4 * (9 * (64 + 32768) + 4 * 6 * 2048 + 2 * 231 + 9) + 4 * (24 + 1 + 2 * 25)
 # Of 61 tokens: 64 entries, 16 times as many for pairs, 4 times as many for n-grams of each length.
 MERGED_SHARED = 4 * (9 * (64 + 1024) + 4 * 6 * 256 + 2 * 231)
 TABLE = 61 * 8 * (4 + 4)  # of each token 8 successors, an id and a score

@@ -44,7 +44,7 @@ class Learned:
 
     @staticmethod
     def sizes_of_row(capacity, vocab_size):
-        slots, ids = (2 ** math.ceil(math.log2(least)) for least in (capacity, vocab_size))
+        slots, ids = (2 ** math.ceil(math.log2(least)) for least in (max(capacity, 1024), vocab_size))
         return {"tokens": min(8 * slots, ids), "pairs": 32 * slots, "ngrams": 2 * slots}
 
     def keep(self, before, token, listed):

@@ -22,6 +22,7 @@ BUCKET_WIDTH = 0.3  # of the root of its size: bucket 0 is above -0.09, bucket 7
 MASK_BUCKET_WIDTH = 0.4  # the same of what a mask guesses, which is less sure: bucket 7 is below -7.84
 ID_BITS = 24  # the log-probability's bucket stands above an id
 MAX_IDS = 1 << ID_BITS
+LEAST_SLOTS = 1024  # smaller tables forget too much: a call of 64 rows writes 64 pairs, however short the text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Sizes:
 
     @classmethod
     def of_row(cls, capacity: int, vocab_size: int) -> "Sizes":
-        """Sizes the tables of one row by the slots of its text: 1.7 MB with 1,024."""
-        slots = power_of_two(capacity)
+        """Sizes the tables of one row by the slots of its text: 1.7 MB with 1,024 or fewer, in proportion above."""
+        slots = power_of_two(max(capacity, LEAST_SLOTS))
         return cls(tokens=min(8 * slots, power_of_two(vocab_size)), pairs=32 * slots, ngrams=2 * slots)
 
     @classmethod
