@@ -19,6 +19,7 @@ from jax_probe_mtp.drafting.tree import Tree, build_tree
 from jax_probe_mtp.model import cache as kv
 from jax_probe_mtp.model import sampling, transformer
 from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.logits import Logits
 from jax_probe_mtp.model.params import Params
 
 
@@ -61,23 +62,23 @@ def step_and_call(
     """Makes one call of the model, and says what it was."""
     tree = draft_tree(request, state, source)
     owner_BO = None if source.num_owners is None else source.owners(state.source, tree)
-    logits_BRV, cache = run_block(params, cfg, tree, owner_BO, state, source, decode_cfg)
+    logits, cache = run_block(params, cfg, tree, owner_BO, state, source, decode_cfg)
     accepted = verify.walk(
         tree,
-        _chooser(logits_BRV, tree, state.length_B, request),
+        _chooser(logits, tree, state.length_B, request),
         max_depth=source.max_depth,
         max_accept=request.max_accept,
         is_looped=request.draw is not None and decode_cfg.is_exact,
     )
     if source.num_rows > 1:
         cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
-    logprob_BP = emitted_logprobs(logits_BRV, accepted) if decode_cfg.has_logprobs else None
+    logprob_BP = emitted_logprobs(logits, accepted) if decode_cfg.has_logprobs else None
     after = _commit(request, state.replace(cache=cache), tree, accepted, logprob_BP)
     num_new_B = after.length_B - state.length_B
     finished = FinishedCall(
         model=Model(params, cfg),
         tree=tree,
-        logits_BRV=logits_BRV,
+        logits=logits,
         num_masks=source.num_masks,
         owner_BO=owner_BO,
         node_BP=accepted.node_BP,
@@ -108,7 +109,7 @@ def run_block(
     state: DecodeState,
     source: DraftSource,
     decode_cfg: DecodeConfig,
-) -> tuple[jax.Array, kv.KVCache]:
+) -> tuple[Logits, kv.KVCache]:
     """Runs the tree's nodes and their masks through the model.
 
     Returns:
@@ -122,31 +123,30 @@ def run_block(
     block = make_block(tree, owner_BO, state.length_B, state.cache.capacity, source)
     run_layer = block_layer(cfg, x_BRD.dtype, block, state.cache.k[0].shape[2], decode_cfg)
     hidden_BRD, cache = transformer.forward(params, cfg, x_BRD, block.position_BR, state.cache, run_layer)
-    return transformer.logits(params, cfg, hidden_BRD), cache
+    return transformer.split_logits(params, cfg, hidden_BRD), cache
 
 
 def _chooser(
-    logits_BRV: jax.Array, tree: Tree, length_B: jax.Array, request: Request
+    logits: Logits, tree: Tree, length_B: jax.Array, request: Request
 ) -> Callable[[jax.Array, jax.Array | int], jax.Array]:
     """Makes the function by which `verify.walk` asks for the model's own next token after a node of the tree."""
     if request.draw is None:  # all nodes at once: an argmax is cheap, and it is one kernel
-        greedy_BN = jnp.argmax(logits_BRV[:, : tree.token_BN.shape[1]], axis=-1).astype(jnp.int32)
+        greedy_BN = logits.first(tree.token_BN.shape[1]).argmax()
         return lambda node_B, depth: jnp.take_along_axis(greedy_BN, node_B[:, None], axis=1)[:, 0]
 
     def draw(
         node_B: jax.Array, depth: jax.Array | int
     ) -> jax.Array:  # of visited nodes alone: noise and cuts are not cheap
-        logits_BV = jnp.take_along_axis(logits_BRV, node_B[:, None, None], axis=1)[:, 0]
+        logits_BV = logits.rows(node_B[:, None]).whole()[:, 0]
         return sampling.next_token(logits_BV, length_B + depth + 1, request.draw)
 
     return draw
 
 
-def emitted_logprobs(logits_BRV: jax.Array, accepted: verify.Accepted) -> jax.Array:
+def emitted_logprobs(logits: Logits, accepted: verify.Accepted) -> jax.Array:
     """Computes a call's tokens' log-probabilities, float32 [B, P]: the model's own softmax, before temperature and cuts."""
-    logits_BPV = jnp.take_along_axis(logits_BRV, accepted.node_BP[..., None], axis=1)
-    chosen_BP1 = jnp.take_along_axis(logits_BPV, accepted.token_BP[..., None], axis=2)
-    return chosen_BP1[..., 0] - jax.nn.logsumexp(logits_BPV, axis=-1)
+    logits = logits.rows(accepted.node_BP)
+    return (logits.at(accepted.token_BP[..., None]) - logits.logsumexp())[..., 0]
 
 
 def _commit(

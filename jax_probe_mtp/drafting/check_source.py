@@ -16,6 +16,7 @@ from jax_probe_mtp.drafting.source import DraftSource, SourceState, check_is_sou
 from jax_probe_mtp.drafting.tree import Tree, build_tree
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.logits import Logits
 from jax_probe_mtp.model.params import random_params
 from jax_probe_mtp.model.transformer import full_forward
 
@@ -125,7 +126,7 @@ def _run(source: DraftSource, model: Model, rows: tuple[int, ...], jit: Callable
         call = FinishedCall(
             model=Model(params, model.cfg),
             tree=tree,
-            logits_BRV=logits_BRV,
+            logits=Logits.of(logits_BRV),
             num_masks=source.num_masks,
             owner_BO=owner_BO,
             node_BP=jnp.zeros((B, P), jnp.int32),

@@ -20,8 +20,8 @@ from jax_probe_mtp.drafting.mask_tokens import AUTO, INITS, MAX_OFFSET, TRIED, T
 from jax_probe_mtp.drafting.shown import FinishedCall, Model, Prompts, ReadPrompts, Text
 from jax_probe_mtp.drafting.source import DraftSource, SourceState
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.sampling import Sampling, gumbel_noise, scale
-from jax_probe_mtp.model.top_k import top_k
+from jax_probe_mtp.model.logits import Logits
+from jax_probe_mtp.model.sampling import Sampling, gumbel_noise
 
 
 class ProbeRows(flax.struct.PyTreeNode, kw_only=True):
@@ -209,7 +209,7 @@ class MaskProbe(DraftSource):
         has_masks_B11 = call.has_masks_B[:, None, None]
         rows = rows.replace(
             masks_BMD=update_masks(rows.masks_BMD, new_BPD, call.num_new_B, rows.ema_B),
-            id_BMC=jnp.where(has_masks_B11, id_BMC.astype(jnp.int32), NO_TOKEN),
+            id_BMC=jnp.where(has_masks_B11, id_BMC, NO_TOKEN),
             score_BMC=jnp.where(has_masks_B11, score_BMC, -jnp.inf),
         )
         return state.replace(rows=rows)
@@ -220,20 +220,20 @@ class MaskProbe(DraftSource):
         Sampled rows are ranked by logits / T, by default plus the noise that the position will draw with. Log-probabilities
         are those without the noise, but where the tree's shape follows from them and the noise should too.
         """
-        logits_BMV = call.mask_logits_BMV
+        logits = call.mask_logits
         if call.sampling is not None:
-            logits_BMV = scale(logits_BMV, call.sampling.temperature_B)
-        ranked_BMV = logits_BMV
+            logits = logits.scale(call.sampling.temperature_B)
+        ranked = logits
         if call.sampling is not None and self.rank_with_noise:
-            ranked_BMV = logits_BMV + self._noise(call.sampling, call.root_position_B, logits_BMV.shape[-1])
-        best_BMC, id_BMC = top_k(ranked_BMV, self.num_kept)
+            noise_BMV = self._noise(call.sampling, call.root_position_B, logits.vocab_size)
+            ranked = Logits.of(logits.whole() + noise_BMV)
+        best_BMC, id_BMC = ranked.top_k(self.num_kept)
         if self.noise_shapes_tree:
-            logits_BMV = ranked_BMV
-        elif ranked_BMV is not logits_BMV:
-            best_BMC = jnp.take_along_axis(logits_BMV, id_BMC, axis=-1)
-        total_BM1 = jax.nn.logsumexp(logits_BMV, axis=-1, keepdims=True)
+            logits = ranked
+        elif ranked is not logits:
+            best_BMC = logits.at(id_BMC)
         # Rounding may leave the logarithm of a probability above 0, and a child above its parent.
-        return id_BMC.astype(jnp.int32), jnp.minimum(best_BMC - total_BM1, 0)
+        return id_BMC, jnp.minimum(best_BMC - logits.logsumexp(), 0)
 
     def _noise(self, sampling: Sampling, root_position_B: jax.Array, vocab_size: int) -> jax.Array:
         """Draws the noise of the positions that the masks propose tokens for, float32 [B, M, V]; 0 for greedy rows."""

@@ -138,9 +138,9 @@ def choose_masks(prompts: ReadPrompts, tried: Tried) -> tuple[jax.Array, jax.Arr
 
     def hits(row: tuple[jax.Array, jax.Array]) -> jax.Array:  # one row's logits at a time are in memory
         hidden_QCD, target_Q = row
-        logits_QCV = prompts.logits(hidden_QCD.reshape(Q * C, D)).reshape(Q, C, -1)
-        true_QC1 = jnp.take_along_axis(logits_QCV, target_Q[:, None, None], axis=-1)
-        rank_QC = jnp.sum(~(logits_QCV <= true_QC1), axis=-1)  # NaN is no guess
+        logits = prompts.logits(hidden_QCD)
+        true_QC1 = logits.at(jnp.broadcast_to(target_Q[:, None, None], (Q, C, 1)))
+        rank_QC = logits.num_above(true_QC1)  # NaN is no guess
         return SOFT_HIT / (SOFT_HIT + rank_QC.astype(jnp.float32))
 
     hit_BQC = jax.lax.map(hits, (hidden_BQCD, target_BQ))

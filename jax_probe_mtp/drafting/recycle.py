@@ -18,6 +18,7 @@ from jax_probe_mtp.drafting.shown import FinishedCall, Model, PromptChunk, Promp
 from jax_probe_mtp.drafting.source import MAX_NODES, DraftSource, SourceState, check_whole
 from jax_probe_mtp.drafting.successors import NUM_SUCCESSORS, best_successors, read_pieces
 from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.logits import Logits
 
 MAX_DEPTH = 6  # as deep as the paper's tree; 4 to 16 give tau 2.13 to 2.17 with 60 nodes (SmolLM2, 26 prompts)
 # The paper's tree, level by level in breadth-first order: how many children each node of the level above has, always the
@@ -110,9 +111,9 @@ class Recycle(DraftSource):
 
     def read(self, state: SourceState, chunk: PromptChunk) -> SourceState:
         def keep(
-            table: Table, token_BR: jax.Array, before_BR: jax.Array, is_used_BR: jax.Array, logits_BRV: jax.Array
+            table: Table, token_BR: jax.Array, before_BR: jax.Array, is_used_BR: jax.Array, logits: Logits
         ) -> Table:
-            return harvest(table, token_BR, is_used_BR, *best_successors(logits_BRV, chunk.sampling))
+            return harvest(table, token_BR, is_used_BR, *best_successors(logits, chunk.sampling))
 
         return self._with_table(state, read_pieces(chunk, keep, self._table(state)))
 
@@ -157,7 +158,7 @@ class Recycle(DraftSource):
 
     def learn(self, state: SourceState, call: FinishedCall) -> SourceState:
         is_used_BN = (call.tree.token_BN != NO_TOKEN) & (call.num_new_B > 0)[:, None]
-        best = best_successors(call.logits_BNV, call.sampling)
+        best = best_successors(call.node_logits, call.sampling)
         return self._with_table(state, harvest(self._table(state), call.tree.token_BN, is_used_BN, *best))
 
     def _table(self, state: SourceState) -> Table:

@@ -10,6 +10,7 @@ from jax_probe_mtp.drafting.tree import Tree
 from jax_probe_mtp.model import side_rows, transformer
 from jax_probe_mtp.model.cache import KVCache
 from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.logits import Logits
 from jax_probe_mtp.model.params import Params
 from jax_probe_mtp.model.sampling import Sampling
 
@@ -88,10 +89,10 @@ class PromptChunk:
     hidden_BUD: jax.Array
     sampling: Sampling | None
 
-    def logits(self, first: jax.Array, num_tokens: int) -> jax.Array:
-        """Computes the logits after `num_tokens` tokens from place `first` on, float32 [B, num_tokens, V]."""
+    def logits(self, first: jax.Array, num_tokens: int) -> Logits:
+        """Computes the logits after `num_tokens` tokens from place `first` on, [B, num_tokens, V]."""
         hidden = jax.lax.dynamic_slice_in_dim(self.hidden_BUD, first, num_tokens, axis=1)
-        return transformer.logits(self.model.params, self.model.cfg, hidden)
+        return transformer.split_logits(self.model.params, self.model.cfg, hidden)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,9 +115,9 @@ class ReadPrompts:
         """Runs M rows beside each of Q places of the prompts, as `side_rows.side_hidden` does; the prompts stay as they are."""
         return side_rows.side_hidden(self.model.params, self.model.cfg, self.cache, x_BQMD, place_BQ)
 
-    def logits(self, hidden_RD: jax.Array) -> jax.Array:
-        """Computes logits, float32 [R, V], of hidden states."""
-        return transformer.logits(self.model.params, self.model.cfg, hidden_RD[None])[0]
+    def logits(self, hidden_BRD: jax.Array) -> Logits:
+        """Computes logits [B, R, V] of hidden states."""
+        return transformer.split_logits(self.model.params, self.model.cfg, hidden_BRD)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class FinishedCall:
     Attributes:
       model: the model.
       tree: the tree that was verified.
-      logits_BRV: float32 [B, R, V], of all rows: the nodes, then the masks owner by owner.
+      logits: [B, R, V], of all rows: the nodes, then the masks owner by owner. `logits.whole()` is an array.
       num_masks: k, masks of each owner; static.
       owner_BO: int32 [B, O], nodes that own masks; None where every node does.
       node_BP: int32 [B, P], the root, then the accepted nodes; the last of them repeats to the end.
@@ -139,7 +140,7 @@ class FinishedCall:
 
     model: Model
     tree: Tree
-    logits_BRV: jax.Array
+    logits: Logits
     num_masks: int
     owner_BO: jax.Array | None
     node_BP: jax.Array
@@ -150,9 +151,9 @@ class FinishedCall:
     sampling: Sampling | None
 
     @property
-    def logits_BNV(self) -> jax.Array:
-        """Gives the nodes' logits."""
-        return self.logits_BRV[:, : self.tree.token_BN.shape[1]]
+    def node_logits(self) -> Logits:
+        """Gives the nodes' logits [B, N, V]."""
+        return self.logits.first(self.tree.token_BN.shape[1])
 
     @property
     def has_masks_B(self) -> jax.Array:
@@ -162,11 +163,11 @@ class FinishedCall:
         return jnp.any(self.owner_BO == self.node_BP[:, -1:], axis=1)
 
     @property
-    def mask_logits_BMV(self) -> jax.Array:
-        """Gives the logits of the last accepted node's k masks; those of some other node where it owned none."""
+    def mask_logits(self) -> Logits:
+        """Gives the logits [B, k, V] of the last accepted node's masks; those of some other node where it owned none."""
         last_B1 = self.node_BP[:, -1:]
         place_B1 = last_B1
         if self.owner_BO is not None:
             place_B1 = jnp.argmax(self.owner_BO == last_B1, axis=1, keepdims=True).astype(jnp.int32)
         row_BM = self.tree.token_BN.shape[1] + place_B1 * self.num_masks + jnp.arange(self.num_masks)[None]
-        return jnp.take_along_axis(self.logits_BRV, row_BM[..., None], axis=1)
+        return self.logits.rows(row_BM)

@@ -7,28 +7,27 @@ import jax
 import jax.numpy as jnp
 
 from jax_probe_mtp.drafting.shown import PromptChunk
-from jax_probe_mtp.model.sampling import Sampling, scale
-from jax_probe_mtp.model.top_k import top_k
+from jax_probe_mtp.model.logits import Logits
+from jax_probe_mtp.model.sampling import Sampling
 
 NUM_SUCCESSORS = 8
 PIECE = 64  # prompt tokens whose logits, [B, 64, V], are in memory at a time
 Kept = TypeVar("Kept")
-Keep = Callable[[Kept, jax.Array, jax.Array, jax.Array, jax.Array], Kept]
+Keep = Callable[[Kept, jax.Array, jax.Array, jax.Array, Logits], Kept]
 
 
-def best_successors(logits_BRV: jax.Array, sampling: Sampling | None) -> tuple[jax.Array, jax.Array]:
+def best_successors(logits: Logits, sampling: Sampling | None) -> tuple[jax.Array, jax.Array]:
     """Takes the best 8 tokens after each of R, best first, int32 [B, R, 8], and their log-probabilities, float32.
 
     Args:
-      logits_BRV: float32.
+      logits: [B, R, V].
       sampling: how the rows draw: those that are sampled are taken over their temperature; None where all are greedy.
     """
     if sampling is not None:
-        logits_BRV = scale(logits_BRV, sampling.temperature_B)
-    best_BRC, id_BRC = top_k(logits_BRV, NUM_SUCCESSORS)
+        logits = logits.scale(sampling.temperature_B)
+    best_BRC, id_BRC = logits.top_k(NUM_SUCCESSORS)
     # Rounding may leave the logarithm of a probability above 0.
-    score_BRC = jnp.minimum(best_BRC - jax.nn.logsumexp(logits_BRV, axis=-1, keepdims=True), 0)
-    return id_BRC.astype(jnp.int32), score_BRC
+    return id_BRC, jnp.minimum(best_BRC - logits.logsumexp(), 0)
 
 
 def read_pieces(chunk: PromptChunk, keep: Keep[Kept], kept: Kept) -> Kept:
@@ -37,7 +36,7 @@ def read_pieces(chunk: PromptChunk, keep: Keep[Kept], kept: Kept) -> Kept:
     Args:
       chunk: of the prompts.
       keep: (what is kept, int32 [B, R] tokens, int32 [B, R] the tokens before them, bool [B, R] those that are no padding,
-        float32 [B, R, V] logits after them) -> what is kept.
+        [B, R, V] logits after them) -> what is kept.
       kept: what the first piece is added to.
     """
     U = chunk.token_BU.shape[1]

@@ -160,10 +160,10 @@ def _run_call(
     """Computes the logits [B, N, V] of a call's nodes, and the state with its root kept."""
     # A source with owners has as many in every call; which nodes they are does not matter here.
     owner_BO = None if source.num_owners is None else jnp.zeros((tree.token_BN.shape[0], source.num_owners), jnp.int32)
-    logits_BRV, cache = run_block(params, cfg, tree, owner_BO, state, source, decode_cfg)
+    logits, cache = run_block(params, cfg, tree, owner_BO, state, source, decode_cfg)
     if source.num_rows > 1:
         cache = kv.keep_path(cache, jnp.zeros((tree.token_BN.shape[0], 1), jnp.int32), state.length_B)
-    return logits_BRV[:, : source.num_nodes], state.replace(cache=cache)
+    return logits.first(source.num_nodes).whole(), state.replace(cache=cache)
 
 
 def _count_other(programs: Programs, logits_BNV: jax.Array, expected_11V: jax.Array, is_there_BN: np.ndarray) -> int:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.cache import KVCache, allocate, as_carried, whole, write_rows
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
+from jax_probe_mtp.model.logits import Logits
 from jax_probe_mtp.model.params import Params
 
 Visit = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]  # carried, start, ids [B, U], hidden [B, U, D] -> carried
@@ -150,7 +151,12 @@ def text_layer(cfg: ModelConfig, start: jax.Array | int, can_attend_BTS: jax.Arr
 
 
 def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
-    """Computes next-token logits, float32 [B, T, V], of what `forward` gives; never rounded to a shorter dtype on the way."""
+    """Computes next-token logits, float32 [B, T, V], of what `forward` gives; on a mesh whole on every device."""
+    return split_logits(params, cfg, hidden_BTD).whole()
+
+
+def split_logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> Logits:
+    """Computes next-token logits, each device those of its tokens; never rounded to a shorter dtype on the way."""
     head_VD = params["embed"] if cfg.is_tied else params["head"]
 
     def of_rows(hidden_MD: jax.Array) -> jax.Array:
@@ -166,9 +172,7 @@ def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array
     else:
         logits_MV = of_rows(hidden_MD)
     logits_BTV = logits_MV.reshape(*hidden_BTD.shape[:2], -1)
-    if not cfg.is_sharded:
-        return logits_BTV
-    return jax.lax.all_gather(logits_BTV, TENSOR, axis=2, tiled=True)[..., : cfg.vocab_size]
+    return Logits.of_part(logits_BTV, cfg.vocab_size) if cfg.is_sharded else Logits.of(logits_BTV)
 
 
 def read_text(

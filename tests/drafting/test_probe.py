@@ -13,6 +13,7 @@ from jax_probe_mtp.drafting.mask_probe import ProbeRows
 from jax_probe_mtp.drafting.shown import FinishedCall, Model, Prompts, Text
 from jax_probe_mtp.drafting.source import SourceState
 from jax_probe_mtp.drafting.tree import build_tree
+from jax_probe_mtp.model.logits import Logits
 
 ROOT = 7
 TEXT = Text(token_BT=jnp.asarray([[ROOT]]), root_position_B=jnp.asarray([0]))
@@ -86,7 +87,7 @@ def after_call(probe, masks, mask_logits_BMV, owner_BO=None):
     call = FinishedCall(
         model=Model({"embed": jnp.ones((4, 4))}, BASE),
         tree=make_tree([[ROOT]] * B, [[NO_PARENT]] * B, [[0]] * B),
-        logits_BRV=jnp.concatenate([jnp.zeros((B, 1, 4)), mask_logits_BMV], axis=1),
+        logits=Logits.of(jnp.concatenate([jnp.zeros((B, 1, 4)), mask_logits_BMV], axis=1)),
         num_masks=probe.num_masks,
         owner_BO=owner_BO,
         node_BP=jnp.zeros((B, 3), jnp.int32),

@@ -19,6 +19,7 @@ from jax_probe_mtp.drafting.shown import FinishedCall, Model, Text
 from jax_probe_mtp.drafting.source import SourceState
 from jax_probe_mtp.drafting.successors import NUM_SUCCESSORS, best_successors
 from jax_probe_mtp.drafting.tree import build_tree
+from jax_probe_mtp.model.logits import Logits
 from jax_probe_mtp.model.sampling import Sampling
 
 V, C = 48, NUM_SUCCESSORS
@@ -27,7 +28,7 @@ DECOY = 40  # V - C tokens before it: the successors that a table by hand leaves
 
 @jax.jit
 def jit_harvest(table, token_BR, is_used_BR, logits_BRV):
-    return harvest(table, token_BR, is_used_BR, *best_successors(logits_BRV, None))
+    return harvest(table, token_BR, is_used_BR, *best_successors(Logits.of(logits_BRV), None))
 
 
 def state_of(table, source):
@@ -127,7 +128,7 @@ def test_a_call_writes_what_active_rows_nodes_saw_over_the_temperature():
     call = FinishedCall(
         model=Model({}, BASE),
         tree=tree,
-        logits_BRV=jnp.asarray(logits_BNV),
+        logits=Logits.of(jnp.asarray(logits_BNV)),
         num_masks=0,
         owner_BO=None,
         node_BP=jnp.zeros((3, 3), jnp.int32),

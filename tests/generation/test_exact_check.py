@@ -23,6 +23,7 @@ from jax_probe_mtp.generation import exact_check
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.programs import Programs
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
+from jax_probe_mtp.model.logits import Logits
 
 PROMPTS = [[5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
 SEEDS = [7, 2**32 - 1, 5]
@@ -194,9 +195,9 @@ def test_one_row_of_logits_that_differs_is_enough(checkpoints, monkeypatch):
     checkpoint, (source, _) = checkpoints["float32"], CASES["probe-7"]
 
     def run_badly(*args):
-        logits_BRV, cache = run_block(*args)
-        last_place = logits_BRV[1, source.num_nodes - 1, 17]
-        return logits_BRV.at[1, source.num_nodes - 1, 17].set(last_place * (1 + 2**-20)), cache
+        logits, cache = run_block(*args)
+        place = 1, source.num_nodes - 1, 17
+        return Logits.of(logits.part_Xv.at[place].multiply(1 + 2**-20)), cache
 
     monkeypatch.setattr(exact_check, "run_block", run_badly)
     decode_cfg = DecodeConfig(capacity=CAPACITY, is_exact=True)

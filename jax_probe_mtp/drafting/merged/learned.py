@@ -19,6 +19,7 @@ from jax_probe_mtp.drafting.merged.memory import (
 )
 from jax_probe_mtp.drafting.shown import FinishedCall, PromptChunk, Prompts
 from jax_probe_mtp.drafting.successors import best_successors, read_pieces
+from jax_probe_mtp.model.logits import Logits
 from jax_probe_mtp.model.sampling import Sampling
 from jax_probe_mtp.model.top_k import last_axis
 
@@ -80,10 +81,10 @@ def read_chunk(learned: Learned, chunk: PromptChunk) -> Learned:
     """Keeps what the model ranks best after each token of a piece of the prompts."""
 
     def keep(
-        memory: Memory, token_BR: jax.Array, before_BR: jax.Array, is_used_BR: jax.Array, logits_BRV: jax.Array
+        memory: Memory, token_BR: jax.Array, before_BR: jax.Array, is_used_BR: jax.Array, logits: Logits
     ) -> Memory:
         order_BR = jnp.where(is_used_BR, last_axis(token_BR.shape[1], 2), -1)
-        return _keep(memory, token_BR, before_BR, order_BR, logits_BRV, chunk.sampling)
+        return _keep(memory, token_BR, before_BR, order_BR, logits, chunk.sampling)
 
     return learned.replace(memory=read_pieces(chunk, keep, learned.memory))
 
@@ -114,7 +115,7 @@ def learn(
         before_BN = jnp.where(is_root_BN, recent_BL[:, -2:-1], jnp.take_along_axis(tree.token_BN, above_BN, axis=1))
         # What the text itself said stays, not what a rejected draft with the same token would have.
         order_BN = jnp.where(is_node_BN, last_axis(N, 2) + N * is_accepted_BN.astype(jnp.int32), -1)
-        memory = _keep(memory, tree.token_BN, before_BN, order_BN, call.logits_BNV, call.sampling)
+        memory = _keep(memory, tree.token_BN, before_BN, order_BN, call.node_logits, call.sampling)
     if "ngrams" in tables:
         new_BP = call.new_token_BP
         is_new_BP = last_axis(new_BP.shape[1], 2) < call.num_new_B[:, None]
@@ -134,11 +135,11 @@ def _keep(
     token_BR: jax.Array,
     before_BR: jax.Array,
     order_BR: jax.Array,
-    logits_BRV: jax.Array,
+    logits: Logits,
     sampling: Sampling | None,
 ) -> Memory:
     """Keeps the best successors of R tokens a row; where rows share the tables, a later row's go before an earlier one's."""
-    packed_BRC = pack(*best_successors(logits_BRV, sampling))
+    packed_BRC = pack(*best_successors(logits, sampling))
     context_BRL = jnp.stack([before_BR, token_BR], axis=-1)
     context_BRL = jnp.pad(context_BRL, ((0, 0), (0, 0), (CONTEXT - 2, 0)), constant_values=NO_TOKEN)
     B, R = token_BR.shape
