@@ -16,9 +16,9 @@ SCRIPT = Path(compiled_step.__file__)
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiles for TPUs: needs libtpu")
 
 
-def compiled(output, *flags):
-    """In a process of its own: libtpu writes to stderr as it likes."""
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+def compiled(output, *flags, **more):
+    """In a process of its own: libtpu writes to stderr as it likes, and the number of devices is fixed when JAX starts."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)} | more
     command = [sys.executable, str(SCRIPT), *flags, "--output", str(output)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -63,6 +63,23 @@ def test_a_cpu_writes_the_cache_of_one_row_in_place(tmp_path):
         assert [loop["moved"]["cache"] for loop in run["loops"]] == [0, 0]
 
 
+def check_gathers_no_logits(run, vocabulary):
+    """Single numbers of each row travel; the logits of all rows are many times as much."""
+    [loop] = run["loops"]
+    logits = 4 * run["batch"] * run["rows"] * vocabulary
+    assert loop["moved"]["gathered"] < logits / 8
+
+
+def test_devices_that_share_a_vocabulary_gather_no_logits(tmp_path):
+    """The tables and masks of a source know the best tokens of all devices without them, and so does the walk."""
+    flags = ["--shape", "tiny", "--mesh", "tensor=2", "--batch", "2", "--dtype", "float32", "--capacity", "64"]
+    flags += ["--prompt", "33", "--drafts", "plain", "probe:4", "recycle:12", "--programs", "steps"]
+    runs, _ = compiled(tmp_path / "r.json", *flags, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    assert [run["rows"] for run in runs] == [1, 10, 12]
+    for run in runs:
+        check_gathers_no_logits(run, 512)
+
+
 def test_the_table_says_what_was_compiled(on_cpu):
     _, out = on_cpu
     assert "plain, 1 rows, batch 1: steps" in out
@@ -82,6 +99,17 @@ def test_a_tpu_copies_no_weights(tmp_path):
         large = [move for move in loop["moves"] if move["kind"] == "weights" and move["bytes"] > 1e5]
         assert {move["opcode"] for move in large} <= {"copy-start"}
     assert [move for move in run["once"] if move["kind"] == "weights" and move["bytes"] > 1e5] == []
+
+
+@needs_libtpu
+def test_tpus_that_share_a_vocabulary_gather_no_logits(tmp_path):
+    """One layer of an 8B model over eight chips; 30 rows of 8 texts gathered 123 MB in every call."""
+    flags = ["--topology", "v5e:2x4", "--mesh", "tensor=8", "--shape", "llama-3-8b", "--layers", "1", "--batch", "8"]
+    flags += ["--capacity", "256", "--prompt", "129", "--drafts", "probe:14", "--programs", "steps"]
+    [run], _ = compiled(tmp_path / "r.json", *flags)
+    check_gathers_no_logits(run, 128256)
+    [loop] = run["loops"]
+    assert loop["moved"]["weights"] == loop["moved"]["cache"] == 0
 
 
 @pytest.mark.parametrize(
