@@ -128,8 +128,9 @@ def prefill(
             ),
         )
 
-    num_tokens = largest(cfg, jnp.max(request.prompt_length_B) - 1)
-    cache, begun = transformer.read_text(params, cfg, prompt_BT, cache, num_tokens, chunk, read, begun)
+    if T > 1:  # else all are roots, and the model is neither traced nor compiled: so a job begins, with an empty batch
+        num_tokens = largest(cfg, jnp.max(request.prompt_length_B) - 1)
+        cache, begun = transformer.read_text(params, cfg, prompt_BT, cache, num_tokens, chunk, read, begun)
     begun = source.try_masks(
         begun, ReadPrompts(model=model, token_BT=prompt_BT, length_B=request.prompt_length_B, cache=cache)
     )

@@ -22,6 +22,7 @@ from support.decoding.row_batches import (
     Text,
     bits,
     copy_of,
+    jit_empty,
     of_reference,
     rows_of,
 )
@@ -214,3 +215,13 @@ def test_a_row_may_fill_its_capacity_from_any_prompt(tiny, length, new, slots):
     batch.run_until_done(2)
     for row, other in ((0, A), (2, C)):
         assert batch.new_tokens(row) == of_reference(tiny, "probe", other)[0]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_an_empty_batch_runs_no_model(busy, tiny, source):
+    """So a job does not trace and compile it once more before its first prompt."""
+    batch = busy(source)
+    begun = batch.source.init_shared(tiny.cfg)
+    text = jit_empty.lower(tiny.params, batch.request, begun, **batch.static).as_text()
+    assert "dot_general" not in text
+    assert "dot_general" in jax.jit(lambda x: x @ x).lower(jnp.ones((2, 2))).as_text()
