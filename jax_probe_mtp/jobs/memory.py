@@ -20,7 +20,8 @@ class Estimate:
 
     Attributes:
       weights: of the device's part of the parameters.
-      per_row: of one batch row: its cache, the logits of its part of a call in float32, what the draft source keeps.
+      per_row: of one batch row: its cache, its logits of a call in float32 over the device's part of the vocabulary, what the
+        draft source keeps.
       rows: batch rows of the device.
       shared: of what the draft source keeps for all rows together.
     """
@@ -69,7 +70,7 @@ def estimate(
     )
     R = source.num_rows
     slots = 2 * cfg.num_layers * (cfg.num_kv_heads // tensor) * (capacity + R)
-    row = slots * cfg.head_dim * jnp.dtype(dtype).itemsize + R * cfg.vocab_size * 4
+    row = slots * cfg.head_dim * jnp.dtype(dtype).itemsize + R * -(-cfg.vocab_size // tensor) * 4
     of_source_row, shared = _source_bytes(cfg, source, dtype, capacity)
     return Estimate(weights=weights, shared=shared, per_row=row + of_source_row, rows=batch_size // data)
 

@@ -40,8 +40,8 @@ TABLE = 61 * 8 * (4 + 4)  # of each token 8 successors, an id and a score
         # A tree of 7 + 3 drafts and a root, each with 2 masks: 33 rows a call.
         (Probe(widths=(7, 3)), {}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61 + MASKS, 6, 0),
         (Probe(widths=(7, 3)), {"data": 3}, 4 * WEIGHTS, 4 * ROW * (64 + 33) + 4 * 33 * 61 + MASKS, 2, 0),
-        (Probe(widths=(7, 3)), {"tensor": 2}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61 + MASKS, 6, 0),
-        (Probe(widths=(7, 3)), {"tensor": 2, "data": 6}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 61 + MASKS, 1, 0),
+        (Probe(widths=(7, 3)), {"tensor": 2}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 31 + MASKS, 6, 0),
+        (Probe(widths=(7, 3)), {"tensor": 2, "data": 6}, 4 * HALF, 2 * ROW * (64 + 33) + 4 * 33 * 31 + MASKS, 1, 0),
         # Masks stay in float32.
         (Probe(widths=(7, 3)), {"dtype": "bfloat16"}, 2 * WEIGHTS, 2 * ROW * (64 + 33) + 4 * 33 * 61 + MASKS, 6, 0),
         (Probe(widths=(7, 3)), {"capacity": 100}, 4 * WEIGHTS, 4 * ROW * (100 + 33) + 4 * 33 * 61 + MASKS, 6, 0),

@@ -22,7 +22,7 @@ BUCKET_WIDTH = 0.3  # of the root of its size: bucket 0 is above -0.09, bucket 7
 MASK_BUCKET_WIDTH = 0.4  # the same of what a mask guesses, which is less sure: bucket 7 is below -7.84
 ID_BITS = 24  # the log-probability's bucket stands above an id
 MAX_IDS = 1 << ID_BITS
-LEAST_SLOTS = 1024  # smaller tables forget too much: a call of 64 rows writes 64 pairs, however short the text
+LEAST_SLOTS = 1024  # below this a row's drafts do not depend on its capacity
 
 
 @dataclasses.dataclass(frozen=True)
