@@ -72,7 +72,9 @@ def test_a_decode_call_sums_and_gathers_no_weights(measured):
     # One row a device, 33 rows a call of 11 nodes with 2 masks each, 24 wide; at most 3 tokens a call.
     assert program["all-gather"] == sorted(
         [
-            "f32[1,33,62]",  # logits: two devices have 31 tokens each
+            *["f32[1,1,62]"]
+            * 3,  # whole logits of a node that the walk visits, for a draw: two devices have 31 tokens each
+            "f32[1,2,62]",  # and of its two masks, which are ranked with noise
             "s32[4,8]",  # the report: lengths after each of 8 calls
             "s32[4,24]",  # its tokens
             "f32[4,24]",  # their log-probabilities
@@ -81,8 +83,10 @@ def test_a_decode_call_sums_and_gathers_no_weights(measured):
             "s32[4,2]",  # accepted at depth 1 and 2
         ]
     )
-    # Attention's and the MLP's output; embeddings of the nodes, and of the tokens that the masks learn from; the loop's end.
-    assert program["all-reduce"] == sorted(["f32[1,33,24]", "f32[1,11,24]", "f32[1,3,24]", "s32[]"])
+    # Attention's and the MLP's output; embeddings of the nodes, and of the tokens that the masks learn from; the loop's end;
+    # logits of those tokens and the largest and the sum of all; of both masks the same, and the logits of their 8 best.
+    summed = ["f32[1,33,24]", "f32[1,11,24]", "f32[1,3,24]", "s32[]", "f32[1,3,1]", "f32[1,2,1]", "f32[1,2,8]"]
+    assert program["all-reduce"] == sorted(summed)
     assert program["others"] == []
     slots = 64 + 33  # capacity and scratch
     assert f"f32[1,1,{slots},8]" in program["shapes"]  # a device's part of the cache: one row, one kv head

@@ -209,9 +209,10 @@ def measure_program(decoder):
     """Lists what the decode program exchanges, and the shapes that it knows."""
     programs = {key[0].__name__: program for key, program in decoder.programs._compiled.items()}
     text = programs[run_calls.__name__].as_text()
+    summed = re.findall(r" = (\(.*?\)|\S+) all-reduce\(", text)  # several at a time, in parentheses
     return {
         "all-gather": sorted(re.findall(r" = (\S+?\])\S* all-gather\(", text)),
-        "all-reduce": sorted(set(re.findall(r" = (\S+?\])\S* all-reduce\(", text))),
+        "all-reduce": sorted({shape for line in summed for shape in re.findall(r"\w+\[[\d,]*\]", line)}),
         "others": re.findall(r" (all-to-all|collective-permute|reduce-scatter)\S*\(", text),
         "shapes": sorted(set(re.findall(r"\b\w+\[[\d,]*\]", text))),
     }
