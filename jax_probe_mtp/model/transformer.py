@@ -126,8 +126,13 @@ def decoder_layer(
 
 
 def attend_where(can_attend_BTS: jax.Array) -> Attend:
-    """Makes plain attention over all slots; bool [B, T, S], True where a row may read a slot."""
-    return functools.partial(layers.attention, can_attend_BTS=can_attend_BTS)
+    """Makes plain attention over the first S slots; bool [B, T, S], True where a row may read a slot."""
+    S = can_attend_BTS.shape[2]
+
+    def attend(q_BTKGh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array) -> jax.Array:
+        return layers.attention(q_BTKGh, k_BKSh[:, :, :S], v_BKSh[:, :, :S], can_attend_BTS)
+
+    return attend
 
 
 def write_then_attend(start: jax.Array | int, attend: Attend) -> Mix:
@@ -146,7 +151,7 @@ def write_then_attend(start: jax.Array | int, attend: Attend) -> Mix:
 
 
 def text_layer(cfg: ModelConfig, start: jax.Array | int, can_attend_BTS: jax.Array) -> RunLayer:
-    """Makes a plain layer for rows that begin at slot `start` and read the slots marked in bool [B, T, S]."""
+    """Makes a plain layer for rows that begin at slot `start` and read those of the first S slots marked in bool [B, T, S]."""
     return functools.partial(decoder_layer, cfg=cfg, mix=write_then_attend(start, attend_where(can_attend_BTS)))
 
 
@@ -204,7 +209,7 @@ def read_text(
       The filled cache, and what the last `visit` gave.
     """
     B, T = token_BT.shape
-    num_slots = cache.k[0].shape[2]
+    num_slots = min(T, cache.k[0].shape[2])  # those behind belong to no text yet
 
     def fill(i: jax.Array, carry: tuple[KVCache, Any]) -> tuple[KVCache, Any]:
         cache, carried = carry
