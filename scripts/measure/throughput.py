@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_probe_mtp.commands import options
+from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.commands.options import positive, positives
 from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings
@@ -47,17 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--longest", type=positive, default=400, help="tokens of the longest random prompt")
     parser.add_argument("--batch-sizes", type=positives, default="1,8")
     parser.add_argument("--drafts", default="plain;probe:14", help="as --runs of bench")
+    draft_options.add_masks(parser)
     parser.add_argument("--max-new-tokens", type=positive, default=64)
     parser.add_argument("--calls-per-chunk", type=positive, default=Settings().calls_per_chunk)
     parser.add_argument("--repeats", type=positive, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
-    whole_files.check_files({"--output": args.output}, [args.input])
+    whole_files.check_files({"--output": args.output}, [args.input, args.masks])
+    masks, runs = draft_options.MasksFlags(args), {name: parse_draft(name) for name in args.drafts.split(";")}
+    for source in runs.values():
+        masks.check(source)
     checkpoint = options.load(args)
+    masks.check_model(checkpoint)
     prompts = _prompts(args, checkpoint)
-    runs = {name: parse_draft(name) for name in args.drafts.split(";")}
     cells = [(draft, size) for size in args.batch_sizes for draft in runs]
-    decoders = {draft: Decoder(checkpoint, source) for draft, source in runs.items()}
+    decoders = {draft: Decoder(checkpoint, source, shared=masks.shared(source)) for draft, source in runs.items()}
     passes: dict[tuple[str, int], list[Stats]] = {cell: [] for cell in cells}
     tokens: dict[tuple[str, int], list[list[int]]] = {}
     for repeat in range(1 + args.repeats):
@@ -81,13 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output:
         made_with = environment(str(checkpoint.params["embed"].dtype))
         given = {
-            name: Path(value).name if name in ("model", "input") else value
+            name: Path(value).name if name in ("model", "input", "masks") else value
             for name, value in vars(args).items()
             if value
         }
         record = {
             "arguments": {name: value for name, value in given.items() if name != "output"},
             "prompts": len(prompts),
+            **masks.said,
         }
         whole_files.write_json(args.output, record | {"environment": made_with, "runs": rows})
     return 0

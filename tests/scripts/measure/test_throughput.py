@@ -38,6 +38,7 @@ def test_what_is_wrong_is_said_before_anything_runs(model, tmp_path, capsys):
         (["--output", str(prompts)], f"--output {prompts} is read by this command"),
         (["--output", str(tmp_path / "no" / "r.json")], "is in a folder that does not exist"),
         (["--drafts", "magic"], "draft 'magic': the name is none of"),
+        (["--drafts", "plain;merged:16@mask_init=tuned"], "needs tuned masks: give --masks FILE"),
     ]:
         assert exit_status(lambda more=more: throughput.main([*args, *more])) == 2
         out, err = capsys.readouterr()
