@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     whole_files.check_files({"--output": args.output}, [args.input, args.masks])
     masks, runs = draft_options.MasksFlags(args), {name: parse_draft(name) for name in args.drafts.split(";")}
-    for source in runs.values():
-        masks.check(source)
+    for draft_source in runs.values():
+        masks.check(draft_source)
     checkpoint = options.load(args)
     masks.check_model(checkpoint)
     prompts = _prompts(args, checkpoint)
