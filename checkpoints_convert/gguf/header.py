@@ -68,11 +68,25 @@ class _Cursor:
         self.most_text -= size
         if self.most_text < 0:
             raise CheckpointError(f"{self.where}: with {what} its texts have more than {_MAX_TEXT} bytes, too many.")
-        raw = self.data[start : self.at]
+        return self.decoded(start, what)
+
+    def texts(self, count: int, what: str) -> Iterator[int]:
+        """Goes through texts in a row, and gives where each begins; it ends at `at`. A vocabulary has 100,000 and more."""
+        size_at, data, most = struct.Struct("<Q").unpack_from, self.data, len(self.data)
+        for _ in range(count):
+            start = self.at + 8
+            if start <= most and start + (size := size_at(data, self.at)[0]) <= most:
+                self.at = start + size
+            else:
+                self.skip(self.number("Q", what), what)  # says what is wrong
+            yield start
+
+    def decoded(self, start: int, what: str) -> str:
+        """Reads the text from `start` to here."""
         try:
-            return raw.decode("utf-8")
+            return str(self.data[start : self.at], "utf-8")
         except UnicodeDecodeError:
-            raise CheckpointError(f"{self.where}: {what} at byte {self.at - len(raw)} is not UTF-8 text.") from None
+            raise CheckpointError(f"{self.where}: {what} at byte {start} is not UTF-8 text.") from None
 
     def value(self, kind: int, what: str) -> Any:
         if kind == _STRING:
@@ -89,8 +103,8 @@ class _Cursor:
         if kind == _STRING:
             if count > (len(self.data) - self.at) // 8:  # each needs 8 bytes for its length alone
                 raise CheckpointError(f"{self.where}: {what} claims {count} texts, more than the file can hold.")
-            for _ in range(count):
-                self.skip(self.number("Q", what), what)
+            for _ in self.texts(count, what):
+                pass
         elif kind in _SCALARS:
             self.skip(count * struct.calcsize("<" + _SCALARS[kind]), what)
         else:
@@ -118,8 +132,8 @@ class GGUFArray:
         with _mapped(self.path) as data:
             cursor = _Cursor(data, self.path, self.start, most_text=len(data))
             if self.kind == _STRING:
-                for _ in range(self.count):
-                    yield cursor.text(self.key)
+                for start in cursor.texts(self.count, self.key):
+                    yield cursor.decoded(start, self.key)
             else:
                 dtype = np.dtype("<" + _SCALARS[self.kind])
                 yield from np.frombuffer(cursor.take(self.count * dtype.itemsize, self.key), dtype).tolist()

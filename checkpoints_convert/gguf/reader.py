@@ -11,6 +11,7 @@ from checkpoints_convert.gguf.header import GGUFTensor
 from checkpoints_convert.mapping.tensor_source import TensorInfo
 
 FLOATS = ("F32", "F16", "BF16")
+_ROW_BYTES = 1 << 16  # of a row that is dequantized; its numbers take up to eight times as much
 READABLE = (*FLOATS, "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 
 
@@ -48,9 +49,17 @@ class GGUFSource:
             raise CheckpointError(f"{self._path}: tensor {name!r} ended after {raw.size} of {count} bytes.")
         raw = raw.reshape(stop - start, row_bytes)
         if columns is None:
-            return quants.dequantize(raw, tensor.kind).reshape(stop - start, *tensor.shape[1:])
+            values = quants.dequantize(_fewer_rows(raw), tensor.kind)
+            return values.reshape(stop - start, *tensor.shape[1:])
         # Numbers are packed in blocks: those that hold the columns, then what of them is asked for.
         block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
         first, last = columns.start // block, -(-columns.stop // block)
         values = quants.dequantize(raw[:, first * block_bytes : last * block_bytes], tensor.kind)
         return values[:, columns.start - first * block : columns.stop - first * block]
+
+
+def _fewer_rows(raw: np.ndarray) -> np.ndarray:
+    """Gives the same bytes in fewer and longer rows: the gguf package works on 16 at a time, however short they are."""
+    count, row_bytes = raw.shape
+    together = next(n for n in range(max(1, min(count, _ROW_BYTES // max(row_bytes, 1))), 0, -1) if count % n == 0)
+    return raw.reshape(count // together, together * row_bytes)
