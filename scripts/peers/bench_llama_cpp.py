@@ -29,6 +29,7 @@ from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.measuring.bench import read_prompts
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.measuring.timed_batch import TimedBatches
+from jax_probe_mtp.model.checkpoint import Checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--per-category", type=positive, metavar="N", help="the first N of each category (default: all)"
     )
+    parser.add_argument("--no-chat-template", action="store_true", help="take prompts as plain text")
     parser.add_argument("--batch", type=positive, nargs="+", default=[1, 8], metavar="B")
     parser.add_argument("--longest", type=positive, default=400, metavar="N", help="leave out prompts of more tokens")
     parser.add_argument("--max-new-tokens", type=positive, default=100, metavar="N")
@@ -53,52 +55,62 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("llama_cpp is missing: pip install llama-cpp-python --no-binary llama-cpp-python.") from None
     checkpoint = load_checkpoint(str(args.model), dtype="float32")
     asked = read_questions(args.questions, args.per_category)
-    prompts, _ = read_prompts(checkpoint, asked, args.max_new_tokens, use_chat_template=True)
+    prompts, _ = read_prompts(checkpoint, asked, args.max_new_tokens, use_chat_template=not args.no_chat_template)
     prompts = [prompt for prompt in prompts if len(prompt.token_ids) <= args.longest]
-    ends = set(checkpoint.eos_token_ids)
-    rows = []
+    if len(prompts) < max(args.batch):
+        raise ValueError(
+            f"--batch {max(args.batch)} needs as many questions of at most {args.longest} tokens, there are {len(prompts)}; "
+            "lower it, or raise --longest."
+        )
+    slots, rows = args.longest + args.max_new_tokens, []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float32.gguf"
         write_float32(args.model, path)
         for size in args.batch:
-            peer = LlamaCpp(llama_cpp, path, size, args.longest + args.max_new_tokens)
-            ours = TimedBatches(checkpoint, parse_draft(PLAIN))
-            slots = args.longest + args.max_new_tokens
             settings = Settings(max_new_tokens=args.max_new_tokens, batch_size=size, capacity=slots)
-            batches = [prompts[i : i + size] for i in range(0, len(prompts) - size + 1, size)]
-            ours.run(batches[0], settings)  # compiles
-            peer.decode(batches[0], args.max_new_tokens, ends)
-            seconds: list[tuple[float, float]] = []
-            same = 0
-            for number, batch in enumerate(batches):
-                times = {}
-                for who in ("ours", "peer") if number % 2 else ("peer", "ours"):
-                    start, before = time.perf_counter(), ours.stats.seconds
-                    if who == "ours":
-                        answers = [list(answer.generation.token_ids) for answer in ours.run(batch, settings)]
-                        times[who] = ours.stats.seconds - before
-                    else:
-                        theirs = peer.decode(batch, args.max_new_tokens, ends)
-                        times[who] = time.perf_counter() - start
-                seconds.append((times["ours"], times["peer"]))
-                same += sum(a == b for a, b in zip(answers, theirs, strict=True))
-            ratios = [peer_seconds / own for own, peer_seconds in seconds]
-            rows.append(
-                {
-                    "batch_size": size,
-                    "questions": size * len(batches),
-                    "same_answers": same,
-                    "median_speed_of_llama_cpp": round(float(np.median(ratios)), 3),
-                    "seconds": [[round(a, 4), round(b, 4)] for a, b in seconds],
-                }
-            )
-            print(
-                f"batch {size}: {np.median(ratios):.2f} x the speed of llama.cpp, {same} answers the same", flush=True
-            )
+            peer = LlamaCpp(llama_cpp, path, size, slots)
+            rows.append(_compare(checkpoint, peer, prompts, settings))
+            said = f"{rows[-1]['times_the_speed_of_llama_cpp']:.2f} x the speed of llama.cpp"
+            print(f"batch {size}: {said}, {rows[-1]['same_answers']} answers the same", flush=True)
     if args.output:
         record = {"environment": environment("float32") | {"llama_cpp_python": llama_cpp.__version__}, "runs": rows}
         whole_files.write_json(args.output, record | {"model": args.model.name, "max_new_tokens": args.max_new_tokens})
     return 0
+
+
+def _compare(checkpoint: Checkpoint, peer: "LlamaCpp", prompts: Sequence[Prompt], settings: Settings) -> dict[str, Any]:
+    """Decodes whole batches with both, who begins in turns; the questions that fill no batch are left out."""
+    ours, size, new = TimedBatches(checkpoint, parse_draft(PLAIN)), settings.batch_size, settings.max_new_tokens
+    ends = set(checkpoint.eos_token_ids)
+    batches = [prompts[i : i + size] for i in range(0, len(prompts) - size + 1, size)]
+    ours.run(batches[0], settings)  # compiles
+    peer.decode(batches[0], new, ends)
+    seconds: list[tuple[float, float]] = []
+    same = 0
+
+    def run_ours(batch: Sequence[Prompt]) -> tuple[list[list[int]], float]:
+        before = ours.stats.seconds
+        answers = [list(answer.generation.token_ids) for answer in ours.run(batch, settings)]
+        return answers, ours.stats.seconds - before
+
+    def run_peer(batch: Sequence[Prompt]) -> tuple[list[list[int]], float]:
+        start = time.perf_counter()
+        return peer.decode(batch, new, ends), time.perf_counter() - start
+
+    for number, batch in enumerate(batches):
+        if number % 2:
+            mine, theirs = run_ours(batch), run_peer(batch)
+        else:
+            theirs, mine = run_peer(batch), run_ours(batch)
+        seconds.append((mine[1], theirs[1]))
+        same += sum(a == b for a, b in zip(mine[0], theirs[0], strict=True))
+    return {
+        "batch_size": size,
+        "questions": size * len(batches),
+        "same_answers": same,
+        "times_the_speed_of_llama_cpp": round(float(np.median([b / a for a, b in seconds])), 3),
+        "seconds": [[round(a, 4), round(b, 4)] for a, b in seconds],
+    }
 
 
 def write_float32(source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """scripts/peers/bench_llama_cpp.py: the GGUF that llama.cpp is given holds the numbers that we multiply."""
 
 import sys
+import types
 
 import bench_llama_cpp
 import jax
@@ -34,3 +35,15 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path, monkeypatch, capsy
         assert exit_status(lambda args=args: bench_llama_cpp.main(args)) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n"), says in err) == ("", 1, True)
+
+
+def test_a_batch_has_questions_enough(tmp_path, monkeypatch, capsys):
+    questions = tmp_path / "q.jsonl"
+    questions.write_text('{"question_id": 1, "category": "qa", "turns": ["why?"]}\n')
+    model = write_gguf(tmp_path / "m.gguf", "llama", hf_tensors(hf_config("llama")))
+    monkeypatch.setitem(sys.modules, "llama_cpp", types.ModuleType("llama_cpp"))
+    args = ["--model", str(model), "--questions", str(questions), "--no-chat-template", "--batch", "1", "8"]
+    assert exit_status(lambda: bench_llama_cpp.main(args)) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "--batch 8 needs as many questions of at most 400 tokens, there are 1; lower it" in err
