@@ -9,6 +9,7 @@ process that is best pinned to one core; llama.cpp is given one thread.
 
 import argparse
 import ctypes
+import importlib
 import sys
 import tempfile
 import time
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.model.suffix != ".gguf":
         raise ValueError(f"--model must be a .gguf file, which llama.cpp reads too, got {args.model}.")
     try:
-        import llama_cpp
+        llama_cpp = importlib.import_module("llama_cpp")
     except ImportError:
         raise ValueError("llama_cpp is missing: pip install llama-cpp-python --no-binary llama-cpp-python.") from None
     checkpoint = load_checkpoint(str(args.model), dtype="float32")
