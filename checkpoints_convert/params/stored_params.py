@@ -23,6 +23,8 @@ PARAMS = "params"
 GATE_UP = "gate_up"  # in version 1
 STORED_DTYPES = ("<f4", "bfloat16")  # by zarr's names
 
+KeyPath = tuple[Any, ...]  # of a leaf, as JAX gives it
+
 
 @contextlib.contextmanager
 def _without_orbax_notes() -> Iterator[None]:
@@ -64,9 +66,9 @@ def save_params(folder: Path, params: Params) -> None:
 def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = None, *, version: int) -> Params:
     """Reads `folder/params` onto the default device or a mesh.
 
-    Leaf by leaf: a restore of the whole tree holds most of it twice (1.7 times its size, against 1.06). A leaf is one
-    chunk on disk, which Orbax reads whole whatever part of it is asked for; so each process reads every leaf, and keeps
-    its parts.
+    Leaf by leaf, each by tensorstore, which Orbax writes with: a restore of the whole tree holds most of it twice (1.7 times
+    its size, against 1.06), and one of a leaf takes Orbax longer than reading it. A leaf is one chunk on disk, which is read
+    whole whatever part of it is asked for; so each process reads every leaf, and keeps its parts.
 
     Args:
       folder: the converted folder.
@@ -82,49 +84,43 @@ def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = 
     Raises:
       CheckpointError: if the files are missing, damaged, or not of the model's shapes.
     """
-    import orbax.checkpoint as ocp
+    import tensorstore  # `info` does without
 
     _check_layout(folder / PARAMS)
     ours = abstract_params(cfg, jax.numpy.dtype(dtype))
-    leaves, treedef = jax.tree.flatten_with_path(ours if version > 1 else _as_in_version_1(ours, cfg))
-    number_of = {path: i for i, (path, _) in enumerate(leaves)}
-    wanted = jax.tree.leaves_with_path(wanted_params(cfg, dtype, mesh))
-    restore_args = [ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype) for _, leaf in leaves]
-    with _without_orbax_notes(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    stored = jax.tree.leaves_with_path(ours if version > 1 else _as_in_version_1(ours, cfg))
+    stored_shapes = {path: leaf.shape for path, leaf in stored}
+    _check_names(folder / PARAMS, {_name(path) for path in stored_shapes})
 
-        def restore(i: int) -> np.ndarray:
-            path, leaf = leaves[i]
-            others = [ocp.PLACEHOLDER] * len(leaves)
-            item = jax.tree.unflatten(treedef, [*others[:i], leaf, *others[i + 1 :]])
-            args = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.unflatten(treedef, restore_args))
-            try:
-                stored_at = folder / PARAMS / jax.tree_util.keystr(path, simple=True, separator=".")
-                _check_array(stored_at / ".zarray", leaf.shape)
-                stored = jax.tree.leaves(checkpointer.restore(folder.resolve() / PARAMS, args=args))[i]
-                if stored.shape != leaf.shape:
-                    raise ValueError(f"its shape is {list(stored.shape)}, but its config asks for {list(leaf.shape)}")
-            except BaseException as error:  # Orbax and tensorstore raise many kinds
-                if not is_failure(error):
-                    raise
-                name, reason = jax.tree_util.keystr(path), one_line(error)[:300]
-                raise CheckpointError(
-                    f"{folder / PARAMS}: {name} cannot be restored ({reason}); convert again."
-                ) from None
-            return stored
+    def restore(path: KeyPath) -> np.ndarray:
+        """Reads a stored leaf as it lies on disk, and casts it."""
+        at = folder.resolve() / PARAMS / _name(path)
+        try:
+            _check_array(at / ".zarray", stored_shapes[path])
+            spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{at}/"}}
+            if not (at / ".".join("0" * len(stored_shapes[path]))).is_file():
+                raise ValueError("its chunk is missing")  # which tensorstore takes for zeros
+            array = tensorstore.open(spec, read=True).result().read().result()
+        except BaseException as error:  # tensorstore raises many kinds
+            if not is_failure(error):
+                raise
+            name, reason = jax.tree_util.keystr(path), one_line(error)[:300]
+            raise CheckpointError(f"{folder / PARAMS}: {name} cannot be restored ({reason}); convert again.") from None
+        return array.astype(dtype, copy=False)
 
-        def read(path: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray:
-            """Restores what is ours at a path."""
-            if path in number_of:
-                return restore(number_of[path]).reshape(shape)
-            stored_D2F = restore(number_of[(*path[:-1], jax.tree_util.DictKey(GATE_UP))])
-            return np.ascontiguousarray(stored_D2F[:, ("gate", "up").index(path[-1].key)])
+    def read(path: KeyPath, shape: tuple[int, ...]) -> np.ndarray:
+        """Gives what is ours at a path."""
+        if path in stored_shapes:
+            return restore(path).reshape(shape)
+        stored_D2F = restore((*path[:-1], jax.tree_util.DictKey(GATE_UP)))
+        return np.ascontiguousarray(stored_D2F[:, ("gate", "up").index(path[-1].key)])
 
-        shapes = [leaf.shape for leaf in jax.tree.leaves(ours)]
-        # No name for what was restored: it would be held while the next is.
-        arrays = [
-            place(functools.partial(_cut, read(path, shape)), leaf)
-            for (path, leaf), shape in zip(wanted, shapes, strict=True)
-        ]
+    wanted = jax.tree.leaves(wanted_params(cfg, dtype, mesh))
+    # No name for what was restored: it would be held while the next is.
+    arrays = [
+        place(functools.partial(_cut, read(path, leaf.shape)), on_devices)
+        for (path, leaf), on_devices in zip(jax.tree.leaves_with_path(ours), wanted, strict=True)
+    ]
     return jax.tree.unflatten(jax.tree.structure(ours), arrays)
 
 
@@ -149,6 +145,21 @@ def _check_layout(params: Path) -> None:
     if notes.get("use_zarr3") or notes.get("use_ocdbt") or (params / "manifest.ocdbt").exists():
         raise CheckpointError(
             f"{params} holds zarr3 or OCDBT arrays; only those of a conversion are read, convert again."
+        )
+
+
+def _name(path: KeyPath) -> str:
+    """Gives the name of a leaf's folder."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _check_names(params: Path, expected: set[str]) -> None:
+    found = {path.name for path in params.iterdir() if path.is_dir()}
+    if found != expected:
+        name = min(found ^ expected)
+        raise CheckpointError(
+            f"{params} holds {len(found)} arrays, but its config asks for {len(expected)}: they do not match, {name} is "
+            f"{'missing' if name in expected else 'not known'}; convert again."
         )
 
 

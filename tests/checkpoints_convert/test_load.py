@@ -56,7 +56,7 @@ def test_opening_reads_no_weights(tmp_path, monkeypatch):
         assert (model.config.num_layers, model.dtype, model.name) == (L, dtype, str(path))
         assert len(model.tokenizer("the fox")["input_ids"]) > 0
         assert open_checkpoint(path, dtype="bfloat16").dtype == "bfloat16"
-        with pytest.raises(CheckpointError, match=r"was read|cannot be restored"):
+        with pytest.raises(CheckpointError, match=r"was read|holds 0 arrays"):
             model.load()
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -28,6 +30,35 @@ def test_sizes_in_an_array_s_notes_are_not_believed(converted, change, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=rf"\['embed'\] cannot be restored \(.*{message}"):
         load_checkpoint(converted)
+
+
+def test_a_chunk_that_is_missing_or_cut_is_named(converted):
+    """A zarr array without its chunk is an array of zeros: a model that answers, wrongly."""
+    chunk = converted / "params" / "layers.1.down" / "0.0"
+    whole = chunk.read_bytes()
+    for damaged, message in ((None, "its chunk is missing"), (whole[:-4], "")):
+        chunk.unlink() if damaged is None else chunk.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=rf"\['layers'\]\[1\]\['down'\] cannot be restored \(.*{message}"):
+            load_checkpoint(converted)
+    chunk.write_bytes(whole)
+    load_checkpoint(converted)
+
+
+def test_an_array_too_many_is_named(converted):
+    shutil.copytree(converted / "params" / "embed", converted / "params" / "head2")
+    with pytest.raises(CheckpointError, match="they do not match, head2 is not known"):
+        load_checkpoint(converted)
+
+
+def test_reading_a_folder_imports_no_orbax(converted):
+    """It takes a second, before the first text."""
+    code = (
+        "import sys, checkpoints_convert\n"
+        "checkpoints_convert.load_checkpoint(sys.argv[1])\n"
+        "assert 'orbax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(converted)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
