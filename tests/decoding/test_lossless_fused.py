@@ -10,6 +10,7 @@ import pytest
 import reference
 from conftest import BASE, make_tiny
 from support.decoding.batches import batch_of
+from support.kernels import lowered_for_cuda
 
 from jax_probe_mtp import decode
 from jax_probe_mtp.decoding.config import DecodeConfig
@@ -30,7 +31,6 @@ CASES = {
     "merged-12": (Merged(rows=12, depth=3), {}),
     "probe-3-2-drawn": (Probe(widths=(3, 2)), DRAWN),
 }
-H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 STATIC = ("cfg", "source", "decode_cfg")
 jit_decode = jax.jit(decode, static_argnames=("cfg", "source"))
 
@@ -119,8 +119,7 @@ def test_auto_on_a_cpu_gives_the_bits_of_plain_attention(wide):
 def gpu_program(cfg, source, attention, batch_size=1, is_exact=False):
     """The program for a CUDA GPU, before it is compiled."""
     step, args = abstract_step(cfg, source, attention, batch_size, is_exact)
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
-        return step.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    return lowered_for_cuda(step, *args)
 
 
 def num_kernels(*what):

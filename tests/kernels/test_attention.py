@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.kernels import lowered_for_cuda
 
 from jax_probe_mtp.decoding.block import absolute_tail, block_can_attend, block_positions, block_visible
 from jax_probe_mtp.drafting.tree import NO_PARENT, ancestors_or_self
@@ -16,7 +17,6 @@ from jax_probe_mtp.kernels.tiles import Tiles, is_supported
 from jax_probe_mtp.model import layers
 
 SMALL = Tiles(row=16, slot=16, splits=3, num_warps=4, num_stages=2)
-H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,9 +186,7 @@ def test_lowers_for_cuda(T, dtype):
     shapes = [(1, K, G, T, h), (1, K, 1088, h), (1, K, 1088, h), (1,), (1, T, T), (1,)]
     dtypes = [dtype, dtype, dtype, jnp.int32, jnp.bool_, jnp.int32]
     args = [jax.ShapeDtypeStruct(*pair) for pair in zip(shapes, dtypes, strict=True)]
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
-        traced = jax.jit(block_attention).trace(*args)
-        assert "__gpu$xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__gpu$xla.gpu.triton" in lowered_for_cuda(block_attention, *args)
 
 
 def test_refuses_what_it_cannot_do():
@@ -266,6 +264,5 @@ def test_anchored_lowers_for_cuda():
     shapes = [(1, 8, 4, T, 128), (1, 8, 1088, 128), (1, 8, 1088, 128), (1,), (1, T), (1, T, J), (1, T, J)]
     dtypes = [jnp.bfloat16] * 3 + [jnp.int32] * 3 + [jnp.bool_]
     args = [jax.ShapeDtypeStruct(*pair) for pair in zip(shapes, dtypes, strict=True)]
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
-        text = jax.jit(anchored_attention).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    text = lowered_for_cuda(anchored_attention, *args)
     assert text.count("__gpu$xla.gpu.triton") == 2  # and the merge

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.kernels import lowered_for_cuda
 
 from jax_probe_mtp.kernels import copy_rows, product
 from jax_probe_mtp.kernels.add_norm import add_norm
@@ -11,13 +12,6 @@ from jax_probe_mtp.kernels.product import Tiles, choose_tiles, gated_product, pr
 from jax_probe_mtp.kernels.split_qkv import split_qkv
 from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
 from jax_probe_mtp.model.cache import KVCache, keep_path
-
-H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-
-
-def lowered_for_cuda(function, *args):
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=H200)):
-        return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize("arrays_a_kernel", [128, 2])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.kernels import lowered_for_cuda
 
 from jax_probe_mtp.drafting import NO_TOKEN
 from jax_probe_mtp.drafting.merged.facts import MASK_CANDIDATES, NUM_WEIGHTS
@@ -130,10 +131,7 @@ def test_a_gpu_grows_the_tree_in_one_kernel():
         jnp.zeros((1, MASK_CANDIDATES), jnp.int32),
     )
     program = functools.partial(grow, sources=ALL, num_drafts=56, max_depth=8)
-    h200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-    automatic = {"axis_types": (jax.sharding.AxisType.Auto,), "abstract_device": h200}
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), **automatic)):
-        text = jax.jit(program).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    text = lowered_for_cuda(program, *arguments)
     assert text.count("__gpu$xla.gpu.triton") == 1
     assert "stablehlo.while" not in text
     assert "stablehlo.gather" not in text
