@@ -3,8 +3,9 @@
     python scripts/measure/bench_products.py --shape llama-3-8b --rows 1 30 60 --output R.json
     python scripts/measure/bench_products.py --shape llama-3-8b --rows 60 --products out gate_up --how kernel --search 40
 
---how is xla (its own kernels, the activation included) or kernel (jax_probe_mtp/kernels/product.py). The latter leaves parts
-of the sums, but for gate and up: the next kernel adds them up, and that is not timed. GB/s counts the weight alone.
+--how is xla (its own kernels, the activation included), kernel (jax_probe_mtp/kernels/product.py) or int8 (int8_product.py
+there, whose weights are rounded to eight bits; it takes up to 32 rows). The kernels leave parts of the sums, but for gate and
+up: the next kernel adds them up, and that is not timed. GB/s counts the weight alone.
 
 Each product is timed over several weights in turn, --gigabytes of them, so that no cache holds them, in one compiled program
 whose results take the places of the last call's; all results of the last call are compared with products in float32.
@@ -30,15 +31,17 @@ from shapes import SHAPES
 from jax_probe_mtp.commands.options import positive
 from jax_probe_mtp.errors import Parser, exit_status, one_line
 from jax_probe_mtp.files.whole_files import check_files, write_json
-from jax_probe_mtp.kernels.product import MAX_ROWS, STEP, Tiles, choose_tiles, gated_product, product_parts
+from jax_probe_mtp.kernels import int8_product, product
+from jax_probe_mtp.kernels.product import MAX_ROWS, STEP, Tiles, gated_product, product_parts
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.config import ModelConfig
 
 PRODUCTS = ("qkv", "out", "gate_up", "down")
-HOWS = ("xla", "kernel")
+HOWS = ("xla", "kernel", "int8")
 MAX_ERROR = 1e-2  # of a norm: bfloat16's rounding is 2e-3, and XLA rounds gate and up before it multiplies them
-Weight = tuple[jax.Array, ...]  # one, or gate and up
+Weight = tuple[jax.Array, ...]  # one, or gate and up; of int8 the values and scales of each, one behind the other
+AnyTiles = Tiles | int8_product.Tiles
 Product = Callable[..., jax.Array]  # x [M, D] and a weight's arrays -> [M, I], or parts of it [P, M, I]
 
 
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3-8b")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 30, 60], metavar="M")
     parser.add_argument("--products", choices=PRODUCTS, nargs="+", default=list(PRODUCTS))
-    parser.add_argument("--how", choices=HOWS, nargs="+", default=list(HOWS))
+    parser.add_argument("--how", choices=HOWS, nargs="+", default=["xla", "kernel"])
     parser.add_argument("--search", type=int, default=0, metavar="N", help="other tilings that are tried")
     parser.add_argument("--gigabytes", type=float, default=1.0, metavar="GB", help="of weights that take turns")
     parser.add_argument("--calls", type=positive, default=20, help="of the program, for a time")
@@ -68,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_wrong = False
     for how, name in itertools.product(args.how, args.products):  # what may break the device comes last
         weights = _weights(cfg, name, args.gigabytes)
+        if how == "int8":
+            in_eight_bits = jax.jit(int8_product.quantize)
+            weights = [tuple(part for array in weight for part in in_eight_bits(array)) for weight in weights]
         for rows in args.rows:
+            if how == "int8" and rows > int8_product.MAX_ROWS:
+                continue
             for run in _measure(how, name, weights, rows, args):
                 record["runs"].append(run)
                 print(_line(run), flush=True)
@@ -100,10 +108,11 @@ def _bytes(weight: Weight) -> int:
 def _measure(
     how: str, name: str, weights: list[Weight], rows: int, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    x_MD = jax.random.normal(jax.random.key(7), (rows, len(weights[0][0])), jnp.bfloat16)
+    shape = weights[0][0].shape[::-1] if how == "int8" else weights[0][0].shape
+    x_MD = jax.random.normal(jax.random.key(7), (rows, shape[0]), jnp.bfloat16)
     xs = [x_MD + 0 for _ in weights]  # one for each: XLA may join products that share a factor
-    expected = [_in_float32(x_MD, *weight) for weight in weights]
-    for number, tiles in enumerate(_tilings(how, name, weights[0][0].shape, args.search)):
+    expected = [_in_float32(x_MD, *_wide(how, weight)) for weight in weights]
+    for number, tiles in enumerate(_tilings(how, name, shape, args.search)):
         run: dict[str, Any] = {"product": name, "rows": rows, "how": how, "is_chosen": number == 0}
         run |= {"tiles": tiles._asdict() if tiles else None, "us": None, "error": None, "refused": None}
         try:
@@ -115,6 +124,13 @@ def _measure(
         median = statistics.median(us)
         bandwidth = _bytes(weights[0]) / median * 1e6
         yield run | {"us": median, "us_repeats": us, "bytes_per_second": bandwidth, "error": error}
+
+
+def _wide(how: str, weight: Weight) -> Weight:
+    """Gives the matrices [D, I] that a weight stands for."""
+    if how != "int8":
+        return weight
+    return tuple(int8_product.dequantize(value, scale) for value, scale in zip(weight[::2], weight[1::2], strict=True))
 
 
 def _in_float32(x_MD: jax.Array, *weight: jax.Array) -> jax.Array:
@@ -129,41 +145,56 @@ def _error(got: jax.Array, expected_MI: jax.Array) -> float:
     return float(jnp.linalg.norm(got_MI - expected_MI) / jnp.linalg.norm(expected_MI))
 
 
-def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[Tiles | None]:
+def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[AnyTiles | None]:
     """Lists the tiles that are in use, then others; gives one None for XLA, and nothing where no tiles fit."""
     if how == "xla":
         return [None]
     num_weights = 2 if name == "gate_up" else 1
-    chosen = choose_tiles(*shape, num_weights=num_weights)
+    kernel = int8_product if how == "int8" else product
+    chosen = kernel.choose_tiles(*shape, num_weights=num_weights)
     if chosen is None:
         return []
-    others = [
+    steps = (64, 128, 256) if how == "int8" else (STEP,)
+    others: list[AnyTiles | None] = [
         tiles
-        for columns in (32, 64, 128, 256)
+        for columns, step in itertools.product((32, 64, 128, 256), steps)
         for parts in ((1, 2, 3, 4, 6, 8) if num_weights == 1 else (1,))
-        if shape[1] % columns == 0 and shape[0] % (STEP * parts) == 0
+        if shape[1] % columns == 0 and shape[0] % (step * parts) == 0
         for warps, stages in itertools.product((4, 8), (3, 4, 5, 6))
-        if (tiles := Tiles(columns, parts, warps, stages)) != chosen and 60 <= shape[1] // columns * parts <= 400
+        if (tiles := _tiles(how, columns, parts, step, warps, stages)) != chosen
+        and 60 <= shape[1] // columns * parts <= (800 if how == "int8" else 400)
     ]
     return [chosen, *random.Random(0).sample(others, min(search, len(others)))]
 
 
-def _product(how: str, name: str, tiles: Tiles | None) -> Product:
+def _tiles(how: str, columns: int, parts: int, step: int, warps: int, stages: int) -> AnyTiles:
+    if how == "int8":
+        return int8_product.Tiles(columns, parts, step, warps, stages)
+    return Tiles(columns, parts, warps, stages)
+
+
+def _product(how: str, name: str, tiles: AnyTiles | None) -> Product:
     is_gated = name == "gate_up"
     if how == "xla":
         plain = functools.partial(layers.product, "md,di->mi")
         return (lambda x, gate, up: jax.nn.silu(plain(x, gate)) * plain(x, up)) if is_gated else plain
-    by_kernel = gated_product if is_gated else product_parts
-    return functools.partial(by_kernel, tiles=tiles, interpret=jax.default_backend() != "gpu")
+    settings: dict[str, Any] = {"tiles": tiles, "interpret": jax.default_backend() != "gpu"}
+    if how == "int8" and is_gated:
+        return lambda x, gate, gate_scale, up, up_scale: int8_product.gated_product(
+            x, (gate, gate_scale), (up, up_scale), **settings
+        )
+    if how == "int8":
+        return functools.partial(int8_product.product_parts, **settings)
+    return functools.partial(gated_product if is_gated else product_parts, **settings)
 
 
 def _time(
-    product: Product, xs: list[jax.Array], weights: list[Weight], args: argparse.Namespace
+    multiply: Product, xs: list[jax.Array], weights: list[Weight], args: argparse.Namespace
 ) -> tuple[list[jax.Array], list[float]]:
     """Gives the products of the last call, and microseconds of one product, a number per repeat."""
 
     def run_all(xs: list[jax.Array], weights: list[Weight], last: list[jax.Array] | None) -> list[jax.Array]:
-        return [product(x, *weight) for x, weight in zip(xs, weights, strict=True)]
+        return [multiply(x, *weight) for x, weight in zip(xs, weights, strict=True)]
 
     shapes = jax.eval_shape(run_all, xs, weights, None)
     # Results stay where they are: a recorded graph of kernels would have to learn of new places at each call.

@@ -36,6 +36,22 @@ def test_each_product_is_made_each_way(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(runs)
 
 
+def test_products_in_eight_bits(tmp_path):
+    """Up to 32 rows; the error is that of the kernel, not of the rounding of weights."""
+    code, record = run(
+        tmp_path, "--rows", "1", "20", "60", "--products", "gate_up", "down", "--how", "int8", "--search", "1"
+    )
+    assert code == 0
+    assert {(r["product"], r["rows"]) for r in record["runs"]} == {(p, n) for p in ("gate_up", "down") for n in (1, 20)}
+    for each in record["runs"]:
+        assert each["refused"] is None
+        assert 0 <= each["error"] < 3e-3
+        num_bytes = {"gate_up": 2 * 128 * (64 + 4), "down": 64 * (128 + 4)}[each["product"]]  # and a scale of 4 bytes
+        assert each["bytes_per_second"] == pytest.approx(num_bytes / each["us"] * 1e6)
+    tilings = bench_products._tilings("int8", "out", (4096, 4096), 5)
+    assert len(tilings) == len(set(tilings)) == 6
+
+
 def test_a_wrong_product_is_seen(tmp_path, monkeypatch):
     honest = bench_products.product_parts
     monkeypatch.setattr(bench_products, "product_parts", lambda *args, **how: 1.02 * honest(*args, **how))
