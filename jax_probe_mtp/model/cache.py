@@ -9,8 +9,6 @@ block goes to the scratch, at the same place for every row of the batch (no scat
 there to the end of the committed part. So a full cache needs no spare slots inside its capacity.
 """
 
-import functools
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -63,13 +61,29 @@ def write_rows(slots_BKSh: jax.Array, rows_BTKh: jax.Array, start: jax.Array | i
     """Puts T consecutive rows at slot `start`, one for all batch rows or int32 [B]; `start + T` must be within the slots."""
     rows_BKTh = rows_BTKh.swapaxes(1, 2)
     if jnp.ndim(start) and rows_BKTh.shape[0] > 1:
-        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
-        return jax.vmap(write)(slots_BKSh, rows_BKTh, start)
-    # One batch row is no special case but in speed: a slice is written by one kernel, a scatter is not.
+        return _put_rows((slots_BKSh,), (rows_BKTh,), jnp.asarray(start))[0]
+    # One batch row is no special case but in speed: its array has no batch axis, see `as_carried`.
     first = jnp.reshape(start, -1)[0] if jnp.ndim(start) else start
     if rows_BKTh.shape[0] > 1:
         return jax.lax.dynamic_update_slice_in_dim(slots_BKSh, rows_BKTh, first, axis=2)
     return jax.lax.dynamic_update_slice_in_dim(slots_BKSh[0], rows_BKTh[0], first, axis=1)[None]
+
+
+def _put_rows(slots: tuple[jax.Array, ...], rows: tuple[jax.Array, ...], start_B: jax.Array) -> tuple[jax.Array, ...]:
+    """Writes each batch row's rows [B, K, P, h] into arrays [B, K, S, h] at a slot of its own, one batch row after the other.
+
+    All at once would be a scatter, for which CPUs' compiler makes a bfloat16 array float32 and back, in every call.
+    """
+
+    def put(b: jax.Array, slots: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        zero = jnp.zeros_like(start_B[0])
+        place = (b.astype(start_B.dtype), zero, start_B[b], zero)
+        return tuple(
+            jax.lax.dynamic_update_slice(array, jax.lax.dynamic_slice_in_dim(new, b, 1), place)
+            for array, new in zip(slots, rows, strict=True)
+        )
+
+    return jax.lax.fori_loop(0, len(start_B), put, slots)
 
 
 def keep_path(cache: KVCache, path_BP: jax.Array, length_B: jax.Array) -> KVCache:
@@ -94,7 +108,9 @@ def keep_path(cache: KVCache, path_BP: jax.Array, length_B: jax.Array) -> KVCach
     def keep_all(path_BP: jax.Array, length_B: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
         if len(path_BP) == 1:  # as in `write_rows`
             return tuple(keep(array[0], path_BP[0], length_B[0])[None] for array in slots)
-        return tuple(jax.vmap(keep)(array, path_BP, length_B) for array in slots)
+        take = jax.vmap(lambda scratch_KRh, path_P: jnp.take(scratch_KRh, path_P, axis=1, mode="clip"))
+        rows = tuple(take(array[:, :, cache.capacity :], path_BP) for array in slots)
+        return _put_rows(slots, rows, length_B)
 
     def by_kernel(path_BP: jax.Array, length_B: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
         return copy_rows.copy_rows(slots, cache.capacity + path_BP, length_B)
