@@ -27,8 +27,8 @@ def compiled(output, *flags, **more):
 
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory):
-    flags = ["--shape", "tiny", "--drafts", "plain", "probe:4", "--batch", "1", "3", "--capacity", "128", "--prompt", "33"]
-    return compiled(tmp_path_factory.mktemp("cpu") / "r.json", *flags, "--programs", "steps")
+    flags = ["--shape", "tiny", "--drafts", "plain", "probe:4", "--capacity", "128", "--prompt", "33"]
+    return compiled(tmp_path_factory.mktemp("cpu") / "r.json", *flags, "--batch", "1", "3", "--programs", "steps")
 
 
 def test_a_cpu_converts_no_weights_and_no_cache_of_bfloat16(on_cpu):
