@@ -9,6 +9,8 @@ block goes to the scratch, at the same place for every row of the batch (no scat
 there to the end of the committed part. So a full cache needs no spare slots inside its capacity.
 """
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -70,20 +72,28 @@ def write_rows(slots_BKSh: jax.Array, rows_BTKh: jax.Array, start: jax.Array | i
 
 
 def _put_rows(slots: tuple[jax.Array, ...], rows: tuple[jax.Array, ...], start_B: jax.Array) -> tuple[jax.Array, ...]:
-    """Writes each batch row's rows [B, K, P, h] into arrays [B, K, S, h] at a slot of its own, one batch row after the other.
+    """Writes each batch row's rows [B, K, P, h] into arrays [B, K, S, h] at a slot of its own.
 
-    All at once would be a scatter, for which CPUs' compiler makes a bfloat16 array float32 and back, in every call.
+    On CPUs one batch row after the other: all at once are a scatter, for which their compiler makes a bfloat16 array float32
+    and back, in every call. TPUs keep the scatter: their compiler fails on the loop where a device has one kv head.
     """
 
-    def put(b: jax.Array, slots: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        zero = jnp.zeros_like(start_B[0])
-        place = (b.astype(start_B.dtype), zero, start_B[b], zero)
-        return tuple(
-            jax.lax.dynamic_update_slice(array, jax.lax.dynamic_slice_in_dim(new, b, 1), place)
-            for array, new in zip(slots, rows, strict=True)
-        )
+    def in_turn(slots: tuple[jax.Array, ...], rows: tuple[jax.Array, ...], start_B: jax.Array) -> tuple[jax.Array, ...]:
+        def put(b: jax.Array, slots: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            zero = jnp.zeros_like(start_B[0])
+            place = (b.astype(start_B.dtype), zero, start_B[b], zero)
+            return tuple(
+                jax.lax.dynamic_update_slice(array, jax.lax.dynamic_slice_in_dim(new, b, 1), place)
+                for array, new in zip(slots, rows, strict=True)
+            )
 
-    return jax.lax.fori_loop(0, len(start_B), put, slots)
+        return jax.lax.fori_loop(0, len(start_B), put, slots)
+
+    def at_once(slots: tuple[jax.Array, ...], rows: tuple[jax.Array, ...], start_B: jax.Array) -> tuple[jax.Array, ...]:
+        write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
+        return tuple(write(array, new, start_B) for array, new in zip(slots, rows, strict=True))
+
+    return jax.lax.platform_dependent(slots, rows, start_B, cpu=in_turn, default=at_once)
 
 
 def keep_path(cache: KVCache, path_BP: jax.Array, length_B: jax.Array) -> KVCache:
