@@ -64,7 +64,7 @@ def write_rows(slots_BKSh: jax.Array, rows_BTKh: jax.Array, start: jax.Array | i
     rows_BKTh = rows_BTKh.swapaxes(1, 2)
     if jnp.ndim(start) and rows_BKTh.shape[0] > 1:
         return _put_rows((slots_BKSh,), (rows_BKTh,), jnp.asarray(start))[0]
-    # One batch row is no special case but in speed: its array has no batch axis, see `as_carried`.
+    # One batch row is no special case but in speed: a slice is written by one kernel, a scatter is not.
     first = jnp.reshape(start, -1)[0] if jnp.ndim(start) else start
     if rows_BKTh.shape[0] > 1:
         return jax.lax.dynamic_update_slice_in_dim(slots_BKSh, rows_BKTh, first, axis=2)

@@ -32,8 +32,8 @@ def on_cpu(tmp_path_factory):
 
 
 def test_a_cpu_converts_no_weights_and_no_cache_of_bfloat16(on_cpu):
-    runs, _ = on_cpu
     """Where rows of several texts were written by a scatter, the cache became float32 and back in every call."""
+    runs, _ = on_cpu
     assert [(run["draft"], run["batch"]) for run in runs] == [(d, b) for d in ("plain", "probe:4") for b in (1, 3)]
     for run in runs:
         [loop] = run["loops"]
