@@ -19,7 +19,7 @@ from checkpoints_convert.mapping.names import HF, rows_for
 from checkpoints_convert.mapping.transforms import LAYOUTS
 from jax_probe_mtp.errors import Parser, exit_status, one_line
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.params import Params, by_head
+from jax_probe_mtp.model.params import Params, by_head, dequantize_params, weights_of
 from jax_probe_mtp.model.transformer import full_logits
 
 MAX_DELTA = 1e-3  # rounding of two float32 models; 1.4e-4 was seen
@@ -62,6 +62,8 @@ def torch_model(cfg: ModelConfig, params: Params, dtype: str = "float32") -> Any
     import torch
     import transformers
 
+    if weights_of(params):  # a tied head then has numbers of its own
+        cfg, params = dataclasses.replace(cfg, is_tied=False), dequantize_params(params)
     classes = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),

@@ -14,6 +14,9 @@ from checkpoints_convert.mapping.tensor_source import OpenedModel
 from checkpoints_convert.params.fill import read_leaves
 from checkpoints_convert.params.folder import METADATA, Metadata, written_whole
 from checkpoints_convert.params.stored_params import save_params
+from jax_probe_mtp.model.params import format_name
+
+Q8_0 = "Q8_0"  # GGUF's eight bits
 
 Note = Callable[[str], None]
 
@@ -27,6 +30,7 @@ def convert_hf(
     destination: str | Path,
     *,
     dtype: str | None = None,
+    weights: str | None = None,
     revision: str | None = None,
     eos_token_ids: Sequence[int] | None = None,
     note: Note = _to_stderr,
@@ -37,6 +41,7 @@ def convert_hf(
       source: a folder, or a hub id `org/name`.
       destination: the folder to make; it must not exist.
       dtype: "float32" or "bfloat16"; None keeps the file's (float16 and mixtures become float32).
+      weights: "int8" rounds the layers' matrices and the head to eight bits; None keeps them.
       revision: branch, tag or commit of a hub id.
       eos_token_ids: ids that end a text, kept in the folder; None for those that the model names.
       note: takes progress lines.
@@ -44,7 +49,7 @@ def convert_hf(
     Raises:
       CheckpointError: if anything of the source is missing, damaged or not supported; nothing is left behind.
     """
-    _convert(open_hf(folder_of(source, revision=revision), eos_token_ids), Path(destination), dtype, note)
+    _convert(open_hf(folder_of(source, revision=revision), eos_token_ids), Path(destination), dtype, weights, note)
 
 
 def convert_gguf(
@@ -52,24 +57,28 @@ def convert_gguf(
     destination: str | Path,
     *,
     dtype: str | None = None,
+    weights: str | None = None,
     eos_token_ids: Sequence[int] | None = None,
     note: Note = _to_stderr,
 ) -> None:
     """Converts a GGUF file; arguments and errors as `convert_hf`. Quantized becomes float32 unless asked."""
-    _convert(open_gguf(Path(source), eos_token_ids), Path(destination), dtype, note)
+    _convert(open_gguf(Path(source), eos_token_ids), Path(destination), dtype, weights, note)
 
 
-def _convert(model: OpenedModel, destination: Path, dtype: str | None, note: Note) -> None:
+def _convert(model: OpenedModel, destination: Path, dtype: str | None, weights: str | None, note: Note) -> None:
     dtype = dtype or model.dtype
-    leaves, treedef = read_leaves(model, dtype)
+    leaves = read_leaves(model, dtype, weights)
     with written_whole(destination) as folder:
         note(f"writing the tokenizer of {model.where}")
         model.load_tokenizer().save_pretrained(str(folder))
-        note(f"reading {treedef.num_leaves} parameters as {dtype}")
-        save_params(folder, jax.tree.unflatten(treedef, [read(None) for read in leaves]))
+        note(f"reading {len(jax.tree.leaves(leaves))} parameters as {format_name(dtype, weights)}")
+        if weights and Q8_0 in model.description["types"]:
+            note(f"the groups of 32 of {Q8_0} are rounded again: here a column has one scale")
+        save_params(folder, jax.tree.map(lambda read: read(None), leaves))
         metadata = Metadata(
             config=model.config,
             dtype=dtype,
+            weights=weights,
             eos_token_ids=model.eos_token_ids,
             source=model.description,
             generation_defaults=dict(model.generation_defaults),

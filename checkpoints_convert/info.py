@@ -12,7 +12,7 @@ from checkpoints_convert.mapping.ends import given_ids
 from checkpoints_convert.params.fill import plan
 from checkpoints_convert.params.folder import is_converted, read_metadata
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.params import abstract_params
+from jax_probe_mtp.model.params import abstract_params, format_name
 
 GB = 10**9
 
@@ -26,6 +26,7 @@ class Info:
       config: the model.
       num_params: numbers in all parameters; a tied head is counted once.
       dtype: what the parameters are once loaded.
+      weights: "int8" where matrices are `Int8`, else None.
       num_bytes: their size once loaded.
       types: the types of the weights in the file.
       eos_token_ids: ids that end a text.
@@ -35,6 +36,7 @@ class Info:
     config: ModelConfig
     num_params: int
     dtype: str
+    weights: str | None
     num_bytes: int
     types: tuple[str, ...]
     eos_token_ids: tuple[int, ...]
@@ -55,7 +57,7 @@ class Info:
             f"{'tied' if cfg.is_tied else 'separate'} head",
             "rope": rope,
             "parameters": f"{self.num_params:,}",
-            "dtype": self.dtype,
+            "dtype": format_name(self.dtype, self.weights),
             "size": f"{self.num_bytes / GB:.2f} GB",
             "context length": f"{cfg.context_length:,} tokens",
             "end-of-text ids": ", ".join(map(str, self.eos_token_ids)),
@@ -80,6 +82,7 @@ def read_info(path: str | Path, *, eos_token_ids: Sequence[int] | None = None) -
     if is_converted(Path(path)):
         metadata = read_metadata(Path(path))
         kind, cfg, dtype, eos = "converted", metadata.config, metadata.dtype, metadata.eos_token_ids
+        weights = metadata.weights
         if eos_token_ids is not None:
             eos = given_ids(eos_token_ids, cfg.vocab_size)
         types: tuple[str, ...] = (f"from {metadata.source.get('kind')}", *map(str, metadata.source.get("files", ())))
@@ -87,14 +90,14 @@ def read_info(path: str | Path, *, eos_token_ids: Sequence[int] | None = None) -
         model = open_source(path, eos_token_ids=eos_token_ids)
         plan(model)  # names and shapes must fit, or the numbers below would be of another model
         kind, cfg, dtype, eos = str(model.description["kind"]), model.config, model.dtype, model.eos_token_ids
-        types = tuple(model.description["types"])
-    leaves = jax.tree.leaves(abstract_params(cfg, jax.numpy.dtype(dtype)))
-    num_params = sum(leaf.size for leaf in leaves)
+        types, weights = tuple(model.description["types"]), None
+    leaves = jax.tree.leaves(abstract_params(cfg, jax.numpy.dtype(dtype), weights))
     return Info(
         kind=kind,
         config=cfg,
-        num_params=num_params,
+        num_params=sum(leaf.size for leaf in jax.tree.leaves(abstract_params(cfg))),
         dtype=dtype,
+        weights=weights,
         num_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
         types=types,
         eos_token_ids=eos,

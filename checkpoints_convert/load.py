@@ -14,13 +14,13 @@ from checkpoints_convert.huggingface.hub import folder_of
 from checkpoints_convert.huggingface.model import load_hf_tokenizer, open_hf
 from checkpoints_convert.mapping.ends import given_ids
 from checkpoints_convert.mapping.tensor_source import OpenedModel
-from checkpoints_convert.params.fill import DTYPES, read_params
+from checkpoints_convert.params.fill import check_numbers, read_params
 from checkpoints_convert.params.folder import is_converted, read_metadata
 from checkpoints_convert.params.stored_params import load_params
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DATA, TENSOR, ModelConfig
 from jax_probe_mtp.model.mesh import check_mesh
-from jax_probe_mtp.model.params import Params
+from jax_probe_mtp.model.params import Params, format_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class OpenedCheckpoint:
       eos_token_ids: the ids that end a text, at least one.
       name: where it came from, for messages and records.
       dtype: "float32" or "bfloat16", what the weights become.
+      weights: "int8" where the matrices become `Int8`, else None.
       generation_defaults: sampling and penalties that the model asks for; they are not applied.
       read_params: reads the weights onto the default device (None) or a mesh; `load` is the way to ask for it.
     """
@@ -42,8 +43,14 @@ class OpenedCheckpoint:
     eos_token_ids: tuple[int, ...]
     name: str
     dtype: str
+    weights: str | None
     read_params: Callable[[Mesh | None], Params]
     generation_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def number_format(self) -> str:
+        """Names the numbers as `Checkpoint.number_format` will."""
+        return format_name(self.dtype, self.weights)
 
     def load(self, mesh: Mesh | None = None) -> Checkpoint:
         """Reads the weights.
@@ -76,13 +83,16 @@ def load_checkpoint(
     model: str | Path,
     *,
     dtype: str | None = None,
+    weights: str | None = None,
     revision: str | None = None,
     endpoint: str | None = None,
     eos_token_ids: Sequence[int] | None = None,
     mesh: Mesh | None = None,
 ) -> Checkpoint:
     """Loads a model ready to decode: `open_checkpoint` and `OpenedCheckpoint.load`, whose arguments and errors it has."""
-    opened = open_checkpoint(model, dtype=dtype, revision=revision, endpoint=endpoint, eos_token_ids=eos_token_ids)
+    opened = open_checkpoint(
+        model, dtype=dtype, weights=weights, revision=revision, endpoint=endpoint, eos_token_ids=eos_token_ids
+    )
     return opened.load(mesh)
 
 
@@ -90,6 +100,7 @@ def open_checkpoint(
     model: str | Path,
     *,
     dtype: str | None = None,
+    weights: str | None = None,
     revision: str | None = None,
     endpoint: str | None = None,
     eos_token_ids: Sequence[int] | None = None,
@@ -98,7 +109,10 @@ def open_checkpoint(
 
     Args:
       model: a folder made by `checkpoints-convert`, a Hugging Face folder, a .gguf file, or a hub id `org/name`.
-      dtype: "float32" or "bfloat16"; None keeps what the source has (a quantized GGUF becomes float32).
+      dtype: "float32" or "bfloat16"; None keeps what the source has (a quantized GGUF becomes float32). Embedding, norms,
+        cache and all that is computed have it.
+      weights: "int8" rounds the layers' matrices and the head to eight bits, one scale a column; None keeps what the source
+        has.
       revision: branch, tag or commit of a hub id.
       endpoint: address of the hub; None for huggingface_hub's own.
       eos_token_ids: ids that end a text; None for those that the model names.
@@ -109,12 +123,16 @@ def open_checkpoint(
     Raises:
       CheckpointError: if the model is missing, damaged or not supported.
     """
-    if dtype not in (None, *DTYPES):
-        raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    check_numbers(dtype, weights)
     path = Path(model)
     if is_converted(path) and revision is None:
         metadata = read_metadata(path)
-        dtype = dtype or metadata.dtype
+        if metadata.weights and dtype not in (None, metadata.dtype):
+            raise CheckpointError(
+                f"{path} holds {metadata.weights} weights for {metadata.dtype}, not for {dtype}; leave the dtype out, or "
+                f"convert its source again with that dtype."
+            )
+        dtype, weights = dtype or metadata.dtype, weights or metadata.weights
         if eos_token_ids is None:
             eos_token_ids = metadata.eos_token_ids
         return OpenedCheckpoint(
@@ -123,7 +141,16 @@ def open_checkpoint(
             eos_token_ids=given_ids(eos_token_ids, metadata.config.vocab_size),
             name=str(model),
             dtype=dtype,
-            read_params=functools.partial(load_params, path, metadata.config, dtype, version=metadata.version),
+            weights=weights,
+            read_params=functools.partial(
+                load_params,
+                path,
+                metadata.config,
+                dtype,
+                weights,
+                stored_weights=metadata.weights,
+                version=metadata.version,
+            ),
             generation_defaults=metadata.generation_defaults,
         )
     opened = open_source(model, revision=revision, endpoint=endpoint, eos_token_ids=eos_token_ids)
@@ -134,7 +161,8 @@ def open_checkpoint(
         eos_token_ids=opened.eos_token_ids,
         name=str(model),
         dtype=dtype,
-        read_params=functools.partial(read_params, opened, dtype),
+        weights=weights,
+        read_params=functools.partial(read_params, opened, dtype, weights),
         generation_defaults=opened.generation_defaults,
     )
 

@@ -8,7 +8,7 @@ from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.generation.api import generate, stream
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.params import abstract_params, check_params
+from jax_probe_mtp.model.params import abstract_params, check_params, quantize_params
 
 __all__ = [
     "Checkpoint",
@@ -22,5 +22,6 @@ __all__ = [
     "decode",
     "generate",
     "make_batch",
+    "quantize_params",
     "stream",
 ]

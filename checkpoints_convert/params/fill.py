@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -12,11 +13,16 @@ from jax.sharding import Mesh
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.mapping.tensor_source import OpenedModel, TensorSource
 from checkpoints_convert.mapping.transforms import LAYOUTS, Layout, Part
-from checkpoints_convert.params.placement import ReadPart, place, wanted_params
-from jax_probe_mtp.model.params import Params, abstract_params, by_head
+from checkpoints_convert.params.placement import place, wanted_params
+from checkpoints_convert.params.rounding import rounded
+from jax_probe_mtp.model.params import WEIGHTS, Int8, Params, abstract_params, by_head, is_int8
 
 CHUNK_BYTES = 8 << 20  # of float32 rows read at once: a few temporaries of this size are all that converting adds
 DTYPES = ("float32", "bfloat16")
+EMBED = (jax.tree_util.DictKey("embed"),)
+
+KeyPath = tuple[Any, ...]  # of a leaf, as JAX gives it
+Order = Literal["C", "F"]  # of an array's numbers in memory, as NumPy names it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +34,7 @@ class _Leaf:
     pieces: tuple[tuple[str, Layout], ...]
 
 
-def plan(model: OpenedModel) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
+def plan(model: OpenedModel) -> dict[KeyPath, _Leaf]:
     """Matches the tensors of a file with the leaves of `abstract_params`, reading no weights.
 
     Raises:
@@ -43,10 +49,9 @@ def plan(model: OpenedModel) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
             f"{model.where} holds {len(tensors)} tensors, too few for the {model.config.num_layers} layers of its "
             "config; fetch the files again."
         )
-    leaves, treedef = jax.tree.flatten_with_path(abstract_params(model.config))
     used: set[str] = set()
-    planned = []
-    for path, leaf in leaves:
+    planned = {}
+    for path, leaf in jax.tree.leaves_with_path(abstract_params(model.config)):
         layer = path[1].idx if len(path) > 1 else None
         shape = by_head(model.config).get(path[-1].key, leaf.shape)
         try:
@@ -64,14 +69,14 @@ def plan(model: OpenedModel) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
             used.add(name)
             pieces.append((name, layout))
         assert sum(layout.view(probe).size for _, layout in pieces) == leaf.size, path
-        planned.append(_Leaf(leaf.shape, shape, tuple(pieces)))
+        planned[path] = _Leaf(leaf.shape, shape, tuple(pieces))
     for name in tensors:
         if name not in used and not any(re.fullmatch(pattern, name) for pattern in model.ignored):
             raise CheckpointError(
                 f"{tensors[name].file}: tensor {name!r} of shape {list(tensors[name].shape)} is not known for a "
                 f"{model.config.family} model of {model.config.num_layers} layers; the file does not match its config."
             )
-    return planned, treedef
+    return planned
 
 
 def _probe(shape: tuple[int, ...]) -> np.ndarray:
@@ -96,37 +101,100 @@ def _check_tensor(model: OpenedModel, name: str, expected: tuple[int, ...]) -> N
         )
 
 
-def read_leaves(model: OpenedModel, dtype: str) -> tuple[list[ReadPart], jax.tree_util.PyTreeDef]:
+def read_leaves(model: OpenedModel, dtype: str, weights: str | None) -> Params:
     """Prepares the leaves of a model to be read one after the other, so that a caller may hand each on before the next.
 
     Args:
       model: the opened checkpoint.
       dtype: "float32" or "bfloat16".
+      weights: "int8" for matrices rounded from what the file has, whatever the dtype; None for those of the dtype.
 
     Returns:
-      A function that reads each leaf or a part of it, and the tree they unflatten to.
+      The tree of `abstract_params`, each leaf a function that reads it or a part of it.
 
     Raises:
       CheckpointError: if the tensors are not those of the model.
     """
-    if dtype not in DTYPES:
-        raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    leaves, treedef = plan(model)
+    check_numbers(dtype, weights)
+    planned = plan(model)
     model.check_weights()
-    return [functools.partial(_read_part, leaf, model.source, jax.numpy.dtype(dtype)) for leaf in leaves], treedef
+    matrices = _Rounded(model)
+
+    def reader(path: KeyPath, wanted: Any) -> Any:
+        if is_int8(wanted):  # a tied head's numbers are the table's
+            leaf = planned[path] if path in planned else planned[EMBED]
+            return Int8(*(functools.partial(matrices.read, path, leaf, field) for field in Int8._fields))
+        return functools.partial(_read_part, planned[path], model.source, np.dtype(wanted.dtype))
+
+    wanted = abstract_params(model.config, jax.numpy.dtype(dtype), weights)
+    params: Params = jax.tree_util.tree_map_with_path(reader, wanted, is_leaf=is_int8)
+    return params
 
 
-def read_params(model: OpenedModel, dtype: str, mesh: Mesh | None) -> Params:
+def check_numbers(dtype: str | None, weights: str | None) -> None:
+    """Raises CheckpointError unless a model can have this dtype and these weights; None stands for what it has."""
+    if dtype not in (None, *DTYPES):
+        raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if weights not in (None, *WEIGHTS):
+        raise CheckpointError(f"weights must be {', '.join(WEIGHTS)} or left out, got {weights!r}.")
+
+
+def read_params(model: OpenedModel, dtype: str, weights: str | None, mesh: Mesh | None) -> Params:
     """Reads the whole parameter tree on the default device, or on a mesh as `mesh.sharded_params` says."""
-    leaves, treedef = read_leaves(model, dtype)
-    wanted = jax.tree.leaves(wanted_params(model.config, dtype, mesh))
-    return jax.tree.unflatten(treedef, [place(read, leaf) for read, leaf in zip(leaves, wanted, strict=True)])
+    leaves = read_leaves(model, dtype, weights)  # first, since it refuses more layers than memory has room for
+    params: Params = jax.tree.map(place, leaves, wanted_params(model.config, dtype, weights, mesh))
+    return params
 
 
-def _read_part(leaf: _Leaf, source: TensorSource, dtype: np.dtype, part: Part | None) -> np.ndarray:
+class _Rounded:
+    """Rounds a file's matrices to eight bits, one after the other; keeps the last, whose value and scale are read in turn."""
+
+    def __init__(self, model: OpenedModel) -> None:
+        self._model = model
+        self._path: KeyPath = ()
+        self._parts: dict[range, Int8] = {}  # of its columns
+
+    def read(self, path: KeyPath, leaf: _Leaf, field: str, part: Part | None) -> np.ndarray:
+        """Reads a part of an `Int8`'s value or scale; None is all of it.
+
+        A scale is of whole columns, so these are read, of a value that is split along the other axis too.
+        """
+        columns = range(leaf.shape[0 if _is_head(path) else 1]) if part is None else part[0]
+        if self._path != path:
+            self._path, self._parts = path, {}
+        if columns not in self._parts:
+            self._parts[columns] = self._round(path, leaf, columns)
+        values: np.ndarray = getattr(self._parts[columns], field)
+        if part is None or field == "scale":
+            return values
+        return values[:, part[1].start : part[1].stop]
+
+    def _round(self, path: KeyPath, leaf: _Leaf, columns: range) -> Int8:
+        def read(columns: range) -> np.ndarray:
+            part = (columns, range(leaf.shape[1])) if _is_head(path) else (range(leaf.shape[0]), columns)
+            order: Order = "C" if _is_head(path) else "F"  # side by side what products sum up, as in files
+            weight = _read_part(leaf, self._model.source, np.dtype(np.float32), part, order)
+            return weight if _is_head(path) else weight.T
+
+        what = f"{self._model.where}: {jax.tree_util.keystr(path)}"
+        if _is_head(path):  # the largest by far, and the one that can be read by rows
+            inside = range(columns.start, min(columns.stop, leaf.shape[0]))
+            padding = (0, len(columns) - len(inside))  # a mesh's, of zeros as elsewhere
+            value, scale = rounded(read, inside, leaf.shape[1], what)
+            return Int8(np.pad(value, (padding, (0, 0))), np.pad(scale, padding))
+        weight_OI = read(columns)
+        return rounded(lambda some: weight_OI[some.start : some.stop], range(len(columns)), leaf.shape[0], what)
+
+
+def _is_head(path: KeyPath) -> bool:
+    """Says whether a matrix lies with its numbers out first in the parameters that are not rounded, too."""
+    return bool(path[0].key == "head")
+
+
+def _read_part(leaf: _Leaf, source: TensorSource, dtype: np.dtype, part: Part | None, order: Order = "C") -> np.ndarray:
     """Reads a part of a leaf, zeros where it goes behind the leaf's end; None is all of it."""
     part = part or tuple(range(n) for n in leaf.shape)
-    target = np.zeros([len(axis) for axis in part], dtype)
+    target = np.zeros([len(axis) for axis in part], dtype, order=order)
     within = tuple(range(n)[axis.start : axis.stop] for n, axis in zip(leaf.shape, part, strict=True))
     not_padding = target[tuple(slice(len(axis)) for axis in within)]
     if leaf.by_head != leaf.shape:  # no vocabulary, so no padding

@@ -16,9 +16,10 @@ from checkpoints_convert.params.fill import DTYPES
 from checkpoints_convert.params.stored_params import PARAMS
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.params import WEIGHTS
 
 METADATA = "jax_probe_mtp.json"
-FORMAT_VERSION = 2  # of what is written; 1 is read too
+FORMAT_VERSION = 3  # of what is written; those before are read too. 3 may hold matrices of eight bits
 MAX_LAYERS = 1024  # the largest models of our families have 126
 
 
@@ -28,7 +29,8 @@ class Metadata:
 
     Attributes:
       config: the model.
-      dtype: dtype of every leaf.
+      dtype: dtype of every leaf, but of what `weights` changes.
+      weights: "int8" where the matrices are `Int8`; None in folders of earlier versions.
       eos_token_ids: ids that end a text.
       source: what it was converted from.
       generation_defaults: sampling and penalties that the source asked for; empty in folders of earlier versions.
@@ -40,6 +42,7 @@ class Metadata:
     eos_token_ids: tuple[int, ...]
     source: dict[str, Any]
     generation_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str | None = None
     version: int = FORMAT_VERSION
 
     def as_json(self) -> dict[str, Any]:
@@ -71,9 +74,15 @@ def read_metadata(folder: Path) -> Metadata:
     ids = fields.items("eos_token_ids")
     if dtype not in DTYPES or not ids or not all(type(i) is int and 0 <= i < cfg.vocab_size for i in ids):
         raise CheckpointError(f"{fields.where}: dtype {dtype!r} or eos_token_ids {ids!r} is not valid; convert again.")
+    weights = fields.text("weights", None)
+    if weights not in (None, *WEIGHTS):
+        raise CheckpointError(
+            f"{fields.where}: weights {weights!r} are not known, only {', '.join(WEIGHTS)}; convert again."
+        )
     return Metadata(
         config=cfg,
         dtype=dtype,
+        weights=weights,
         eos_token_ids=tuple(ids),
         source=fields.get("source", dict, "an object"),
         generation_defaults=writable(fields.get("generation_defaults", dict, "an object", {})),

@@ -14,11 +14,11 @@ from jax_probe_mtp.model.params import Params, abstract_params
 ReadPart = Callable[[Part | None], np.ndarray]  # reads that part of a leaf; None is all of it
 
 
-def wanted_params(cfg: ModelConfig, dtype: str, mesh: Mesh | None) -> Params:
+def wanted_params(cfg: ModelConfig, dtype: str, weights: str | None, mesh: Mesh | None) -> Params:
     """Gives shape, dtype and, on a mesh, sharding of every leaf to load."""
     if mesh is None:
-        return abstract_params(cfg, jax.numpy.dtype(dtype))
-    return sharded_params(cfg, mesh, jax.numpy.dtype(dtype))
+        return abstract_params(cfg, jax.numpy.dtype(dtype), weights)
+    return sharded_params(cfg, mesh, jax.numpy.dtype(dtype), weights)
 
 
 def place(read: ReadPart, wanted: jax.ShapeDtypeStruct) -> jax.Array:

@@ -14,16 +14,15 @@ from jax.sharding import Mesh
 from checkpoints_convert.errors import CheckpointError, is_failure
 from checkpoints_convert.mapping.fields import Fields, read_json
 from checkpoints_convert.mapping.transforms import Part
+from checkpoints_convert.params.fill import EMBED, KeyPath
 from checkpoints_convert.params.placement import place, wanted_params
+from checkpoints_convert.params.rounding import check_scales, rounded
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.params import Params, abstract_params, by_head
+from jax_probe_mtp.model.params import Int8, Params, abstract_params, by_head, is_int8
 
 PARAMS = "params"
 GATE_UP = "gate_up"  # in version 1
-STORED_DTYPES = ("<f4", "bfloat16")  # by zarr's names
-
-KeyPath = tuple[Any, ...]  # of a leaf, as JAX gives it
 
 
 @contextlib.contextmanager
@@ -63,7 +62,16 @@ def save_params(folder: Path, params: Params) -> None:
         checkpointer.save(folder / PARAMS, args=ocp.args.PyTreeSave(params))
 
 
-def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = None, *, version: int) -> Params:
+def load_params(
+    folder: Path,
+    cfg: ModelConfig,
+    dtype: str,
+    weights: str | None,
+    mesh: Mesh | None = None,
+    *,
+    stored_weights: str | None,
+    version: int,
+) -> Params:
     """Reads `folder/params` onto the default device or a mesh.
 
     Leaf by leaf, each by tensorstore, which Orbax writes with: a restore of the whole tree holds most of it twice (1.7 times
@@ -74,12 +82,14 @@ def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = 
       folder: the converted folder.
       cfg: the model.
       dtype: dtype of the arrays; stored ones are cast.
+      weights: "int8" for matrices of eight bits, rounded here where they are not stored so; None for those of the dtype.
       mesh: the devices, as `mesh.sharded_params` uses them; None is the default device.
+      stored_weights: what matrices the folder has, None for those of its dtype; nothing but "int8" is made of "int8".
       version: of the folder's format. In 1 the heads of `qkv`, `qkv_bias` and `out` had axes of their own, and gate and up
         were one array [D, 2, F].
 
     Returns:
-      The tree of `abstract_params(cfg)`, or on a mesh of `sharded_params(cfg, mesh)`.
+      The tree of `abstract_params`, or on a mesh of `sharded_params`.
 
     Raises:
       CheckpointError: if the files are missing, damaged, or not of the model's shapes.
@@ -87,41 +97,58 @@ def load_params(folder: Path, cfg: ModelConfig, dtype: str, mesh: Mesh | None = 
     import tensorstore  # `info` does without
 
     _check_layout(folder / PARAMS)
-    ours = abstract_params(cfg, jax.numpy.dtype(dtype))
-    stored = jax.tree.leaves_with_path(ours if version > 1 else _as_in_version_1(ours, cfg))
-    stored_shapes = {path: leaf.shape for path, leaf in stored}
-    _check_names(folder / PARAMS, {_name(path) for path in stored_shapes})
+    whole = abstract_params(cfg, jax.numpy.dtype(dtype), stored_weights)
+    stored = dict(jax.tree.leaves_with_path(whole if version > 1 else _as_in_version_1(whole, cfg)))
+    _check_names(folder / PARAMS, {_name(path) for path in stored})
 
     def restore(path: KeyPath) -> np.ndarray:
-        """Reads a stored leaf as it lies on disk, and casts it."""
+        """Reads a stored leaf as it lies on disk."""
         at = folder.resolve() / PARAMS / _name(path)
         try:
-            _check_array(at / ".zarray", stored_shapes[path])
+            _check_array(at / ".zarray", stored[path].shape, _stored_dtypes(path))
             spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{at}/"}}
-            if not (at / ".".join("0" * len(stored_shapes[path]))).is_file():
+            if not (at / ".".join("0" * len(stored[path].shape))).is_file():
                 raise ValueError("its chunk is missing")  # which tensorstore takes for zeros
-            array = tensorstore.open(spec, read=True).result().read().result()
+            array: np.ndarray = tensorstore.open(spec, read=True).result().read().result()
         except BaseException as error:  # tensorstore raises many kinds
             if not is_failure(error):
                 raise
             name, reason = jax.tree_util.keystr(path), one_line(error)[:300]
             raise CheckpointError(f"{folder / PARAMS}: {name} cannot be restored ({reason}); convert again.") from None
-        return array.astype(dtype, copy=False)
+        return array
 
-    def read(path: KeyPath, shape: tuple[int, ...]) -> np.ndarray:
-        """Gives what is ours at a path."""
-        if path in stored_shapes:
+    def matrix(path: KeyPath, shape: tuple[int, ...]) -> np.ndarray:
+        """Gives an array of version 2 or later, not cast."""
+        if path in stored:
             return restore(path).reshape(shape)
         stored_D2F = restore((*path[:-1], jax.tree_util.DictKey(GATE_UP)))
         return np.ascontiguousarray(stored_D2F[:, ("gate", "up").index(path[-1].key)])
 
-    wanted = jax.tree.leaves(wanted_params(cfg, dtype, mesh))
-    # No name for what was restored: it would be held while the next is.
-    arrays = [
-        place(functools.partial(_cut, read(path, leaf.shape)), on_devices)
-        for (path, leaf), on_devices in zip(jax.tree.leaves_with_path(ours), wanted, strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(ours), arrays)
+    def read(path: KeyPath, ours: Any) -> Any:
+        """Gives what is ours at a path: an array, or an `Int8`."""
+        if not is_int8(ours):
+            return matrix(path, ours.shape).astype(dtype, copy=False)
+        what = f"{folder / PARAMS}: {jax.tree_util.keystr(path)}"
+        if stored_weights:
+            weight = Int8(*(restore((*path, jax.tree_util.GetAttrKey(field))) for field in Int8._fields))
+            check_scales(weight.scale, what, "convert again")
+            return weight
+        num_out, num_in = ours.value.shape
+        if path[0].key == "head":
+            weight_OI = matrix(path if path in stored else EMBED, (num_out, num_in))
+        else:
+            weight_OI = matrix(path, (num_in, num_out)).T
+        return rounded(lambda some: weight_OI[some.start : some.stop], range(num_out), num_in, what)
+
+    def put(path: KeyPath, ours: Any, on_devices: Any) -> Any:
+        return jax.tree.map(
+            lambda values, leaf: place(functools.partial(_cut, values), leaf), read(path, ours), on_devices
+        )
+
+    ours = abstract_params(cfg, jax.numpy.dtype(dtype), weights)
+    wanted = wanted_params(cfg, dtype, weights, mesh)
+    params: Params = jax.tree_util.tree_map_with_path(put, ours, wanted, is_leaf=is_int8)
+    return params
 
 
 def _as_in_version_1(params: Params, cfg: ModelConfig) -> Params:
@@ -163,14 +190,20 @@ def _check_names(params: Path, expected: set[str]) -> None:
         )
 
 
-def _check_array(notes: Path, shape: tuple[int, ...]) -> None:
+def _stored_dtypes(path: KeyPath) -> tuple[str, ...]:
+    """Says what a leaf may be stored as, by zarr's names."""
+    of_int8 = {"value": ("|i1",), "scale": ("<f4",)}
+    return of_int8[path[-1].name] if isinstance(path[-1], jax.tree_util.GetAttrKey) else ("<f4", "bfloat16")
+
+
+def _check_array(notes: Path, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
     """Checks the sizes in an array's notes before the library believes them: without memory for them it ends the process."""
     fields = Fields(read_json(notes), str(notes))
     stored, chunks = fields.items("shape"), fields.items("chunks")
     if stored != list(shape):
         raise ValueError(f"its shape is {stored}, but its config asks for {list(shape)}")
-    if chunks != stored or fields.text("dtype") not in STORED_DTYPES or "compressor" in fields or "filters" in fields:
-        raise ValueError(f"{notes} asks for something else than one plain chunk of {' or '.join(STORED_DTYPES)}")
+    if chunks != stored or fields.text("dtype") not in dtypes or "compressor" in fields or "filters" in fields:
+        raise ValueError(f"{notes} asks for something else than one plain chunk of {' or '.join(dtypes)}")
 
 
 def _cut(leaf: np.ndarray, part: Part | None) -> np.ndarray:

@@ -51,7 +51,7 @@ def _align(args: argparse.Namespace) -> int:
         progress=lambda prompts: tqdm(prompts, unit="question", disable=None),
         shared=masks.shared(source),
     )
-    measured_on = environment(str(checkpoint.params["embed"].dtype)) | {
+    measured_on = environment(checkpoint.number_format) | {
         "model": model_identity(checkpoint),
         **masks.said,
     }

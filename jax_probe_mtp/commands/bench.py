@@ -74,7 +74,7 @@ def _bench(args: argparse.Namespace) -> int:
     masks.check_model(checkpoint)
     header = {
         "format": bench_record.FORMAT,
-        "environment": environment(str(checkpoint.params["embed"].dtype)),
+        "environment": environment(checkpoint.number_format),
         "model": identity(checkpoint),
         "settings": {
             "questions": args.questions.name,

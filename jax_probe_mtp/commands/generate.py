@@ -32,6 +32,7 @@ from jax_probe_mtp.jobs.warm import warm_path
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import local_weights_digest
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
+from jax_probe_mtp.model.params import format_name
 
 OF_INPUT = ("ordered", "distributed", "logprobs", "redo_changed", "continue_final_message")
 OF_PROMPT = ("stream",)
@@ -159,7 +160,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         check_mesh(opened.config, settings.batch_size, data, tensor)
     _say_model_defaults(opened, settings)
     if args.distributed:
-        facts = {"model": opened.config, "eos_token_ids": opened.eos_token_ids, "dtype": opened.dtype}
+        facts = {"model": opened.config, "eos_token_ids": opened.eos_token_ids, "dtype": opened.number_format}
         processes.check_same(facts | text_identity(opened.tokenizer))
     encode = dataclasses.replace(options.encoder(args, opened.tokenizer), date=at)
     with processes.in_step():
@@ -174,6 +175,7 @@ def _generate_file(args: argparse.Namespace) -> int:
             opened.config,
             source,
             dtype=opened.dtype,
+            weights=opened.weights,
             batch_size=settings.batch_size,
             capacity=capacity,
             data=data,
@@ -193,7 +195,6 @@ def _generate_file(args: argparse.Namespace) -> int:
         settings,
         Begun(at, is_by_line),
         encode,
-        dtype=opened.dtype,
         draft=draft_options.AUTO if choice else draft_name(source),
         program_draft=draft_name(source),
         mesh=args.mesh,
@@ -254,4 +255,6 @@ def _show_stats(
         print(f"{stats}; {source.num_rows} rows a call; host memory {peak / 2**30:.2f} GiB at most", file=sys.stderr)
     if args.stats_json:
         record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": source.num_rows, "choice": choice, **more}
-        write_json(args.stats_json, record | {"environment": environment(args.dtype or "as stored")})
+        write_json(
+            args.stats_json, record | {"environment": environment(format_name(args.dtype or "as stored", args.weights))}
+        )

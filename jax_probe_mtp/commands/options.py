@@ -9,6 +9,7 @@ from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.params import WEIGHTS
 
 NEW_TOKENS = 100  # of an answer where something is measured
 
@@ -21,6 +22,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="commit, tag or branch of a hub id (default: its main branch)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of the weights (default: the checkpoint's own)"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="round the matrices to eight bits (default: as the checkpoint has them); the outputs are then those of plain "
+        "decoding with the rounded weights",
     )
     parser.add_argument(
         "--eos-token-id",
@@ -177,7 +184,9 @@ def open_model(args: argparse.Namespace) -> Any:
     """Gives the `OpenedCheckpoint` that the flags of `add_model` name, its weights not yet read."""
     from checkpoints_convert import open_checkpoint  # it imports this package, so not at the top
 
-    return open_checkpoint(args.model, dtype=args.dtype, revision=args.revision, eos_token_ids=args.eos_token_id)
+    return open_checkpoint(
+        args.model, dtype=args.dtype, weights=args.weights, revision=args.revision, eos_token_ids=args.eos_token_id
+    )
 
 
 def load(args: argparse.Namespace) -> Checkpoint:

@@ -135,7 +135,7 @@ def _tune_masks(args: argparse.Namespace) -> int:
     folder.mkdir(exist_ok=True)
     _check_prompts(prompts, folder)
     checkpoint = opened.load(mesh)
-    status = _answer(args, prompts, checkpoint, opened.dtype, how_to_answer, folder / "answers.jsonl")
+    status = _answer(args, prompts, checkpoint, how_to_answer, folder / "answers.jsonl")
     if status not in (0, EXIT_ERRORS):
         return status
     answers = [answer for *_, answer in json_lines(folder / "answers.jsonl") if not answer.get("error")]
@@ -179,7 +179,7 @@ def _check_prompts(prompts: PromptFile, folder: Path) -> None:
 
 
 def _answer(
-    args: argparse.Namespace, prompts: PromptFile, checkpoint: Checkpoint, dtype: str, settings: Settings, output: Path
+    args: argparse.Namespace, prompts: PromptFile, checkpoint: Checkpoint, settings: Settings, output: Path
 ) -> int:
     """Lets the model answer the prompts, in their order; goes on where an earlier run was cut off."""
     before = begun(output)
@@ -192,7 +192,6 @@ def _answer(
         settings,
         Begun(at, False),
         encode,
-        dtype=dtype,
         draft=PLAIN,
         program_draft=PLAIN,
         mesh=args.mesh,

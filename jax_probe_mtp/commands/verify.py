@@ -190,5 +190,5 @@ def _run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -
         "eos_token_ids": list(checkpoint.eos_token_ids),
         "max_new_tokens": args.max_new_tokens if args.outputs else settings.max_new_tokens,
         **({DEFAULTS: defaults} if defaults else {}),
-        **environment(str(checkpoint.params["embed"].dtype)),
+        **environment(checkpoint.number_format),
     }

@@ -68,7 +68,7 @@ def check(programs: Programs, checkpoint: Checkpoint, source: DraftSource, decod
     if differ:
         raise ValueError(
             f"not exact on this device: {differ} of {compared} rows of logits depend on their place in the call "
-            f"({draft_name(source)}, batch {rows}, capacity {decode_cfg.capacity}, {checkpoint.params['embed'].dtype}, "
+            f"({draft_name(source)}, batch {rows}, capacity {decode_cfg.capacity}, {checkpoint.number_format}, "
             f"attention {'anchored' if decode_cfg.is_exact else decode_cfg.attention}); "
             f"leave --exact out, or try another batch size or dtype."
         )

@@ -19,7 +19,7 @@ from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DATA, TENSOR
 from jax_probe_mtp.model.mesh import local_config, mesh_of
-from jax_probe_mtp.model.params import partition_specs
+from jax_probe_mtp.model.params import partition_specs, weights_of
 
 Function = Callable[..., Any]
 Program = jax.stages.Compiled
@@ -132,7 +132,10 @@ class Programs:
             start = time.perf_counter()
             bound = functools.partial(function, **self._static, **static)
             if self.mesh is not None:
-                specs = (partition_specs(self._whole_config), *(takes or map(self._spec, args)))
+                specs = (
+                    partition_specs(self._whole_config, weights_of(self._params)),
+                    *(takes or map(self._spec, args)),
+                )
                 bound = jax.shard_map(bound, mesh=self.mesh, in_specs=specs, out_specs=gives, check_vma=False)
             self._compiled[key] = jax.jit(bound, donate_argnums=donate).lower(self._params, *args).compile()
             self.compile_seconds += time.perf_counter() - start

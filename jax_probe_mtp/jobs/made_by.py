@@ -21,7 +21,6 @@ def made_by(
     begun: Begun,
     encode: Encoder,
     *,
-    dtype: str,
     draft: str,
     program_draft: str,
     mesh: str | None,
@@ -34,16 +33,16 @@ def made_by(
       settings: what records have no own value for.
       begun: how the job began; one of an earlier version says what that said.
       encode: turns records into tokens.
-      dtype: of the weights.
       draft: the way of drafting as it was asked for.
       program_draft: the way of drafting that runs.
       mesh: the devices, as they were asked for.
       masks: digest of tuned masks; None where there are none.
     """
+    numbers = {"dtype": checkpoint.number_format}
     if begun.is_by_line:
-        run: dict[str, Any] = {"model": model_identity(checkpoint) | {"dtype": dtype}}
+        run: dict[str, Any] = {"model": model_identity(checkpoint) | numbers}
     else:
-        run = {"format": FORMAT, "started": begun.at.isoformat(), "model": identity(checkpoint) | {"dtype": dtype}}
+        run = {"format": FORMAT, "started": begun.at.isoformat(), "model": identity(checkpoint) | numbers}
     run["settings"] = {
         "draft": draft,
         **({"masks": masks} if masks else {}),

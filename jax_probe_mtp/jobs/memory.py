@@ -46,6 +46,7 @@ def estimate(
     source: DraftSource,
     *,
     dtype: str,
+    weights: str | None = None,
     batch_size: int,
     capacity: int,
     data: int = 1,
@@ -57,14 +58,15 @@ def estimate(
       cfg: the model.
       source: where drafts come from.
       dtype: of the weights and the cache.
+      weights: what matrices are instead, as for `abstract_params`.
       batch_size: B, over all devices.
       capacity: S, cache slots of a row.
       data: devices that rows are split over.
       tensor: devices that weights are split over.
     """
-    leaves = jax.tree.leaves(abstract_params(cfg, jnp.dtype(dtype)))
-    specs = jax.tree.leaves(partition_specs(cfg))
-    weights = sum(
+    leaves = jax.tree.leaves(abstract_params(cfg, jnp.dtype(dtype), weights))
+    specs = jax.tree.leaves(partition_specs(cfg, weights))
+    weight_bytes = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize // (tensor if TENSOR in spec else 1)
         for leaf, spec in zip(leaves, specs, strict=True)
     )
@@ -72,7 +74,7 @@ def estimate(
     slots = 2 * cfg.num_layers * (cfg.num_kv_heads // tensor) * (capacity + R)
     row = slots * cfg.head_dim * jnp.dtype(dtype).itemsize + R * -(-cfg.vocab_size // tensor) * 4
     of_source_row, shared = _source_bytes(cfg, source, dtype, capacity)
-    return Estimate(weights=weights, shared=shared, per_row=row + of_source_row, rows=batch_size // data)
+    return Estimate(weights=weight_bytes, shared=shared, per_row=row + of_source_row, rows=batch_size // data)
 
 
 def _source_bytes(cfg: ModelConfig, source: DraftSource, dtype: str, capacity: int) -> tuple[int, int]:

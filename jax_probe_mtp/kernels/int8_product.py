@@ -1,6 +1,7 @@
 """Multiplies few rows with a weight of eight bits in GPU kernels (Pallas, Triton): half the bytes of `kernels/product.py`.
 
-A weight is a whole number from -127 to 127 for each of its numbers, and what one is worth for each column of the product.
+A weight is a whole number from -127 to 127 for each of its numbers, and what one is worth for each column of the product:
+`model.params.Int8`.
 
 The work is cut as there. What differs follows from the bytes: the weight lies [I, D], so that a thread reads neighbouring
 numbers of the summed axis, which the matrix units want side by side; it is the right factor; and rows go by 16 or 32. This was
@@ -23,7 +24,6 @@ from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
 
 MAX_ROWS = 32
 MAX_PARTS = 8
-MOST = 127  # -128 is left out, so that a weight and its opposite are both exact or neither
 
 
 class Tiles(NamedTuple):
@@ -42,29 +42,6 @@ class Tiles(NamedTuple):
     step: int
     num_warps: int
     num_stages: int
-
-
-def quantize(weight_IO: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rounds each weight to the nearest multiple of its column's scale, the largest size in the column over 127.
-
-    Args:
-      weight_IO: a matrix, float32 or bfloat16.
-
-    Returns:
-      The values, int8 [O, I], a column's numbers side by side as the kernels read them, and the scales,
-      float32 [O]; of a column of zeros the scale is 1.
-    """
-    weight_OI = weight_IO.T.astype(jnp.float32)
-    most_O = jnp.max(jnp.abs(weight_OI), axis=1)
-    scale_O = jnp.where(most_O > 0, most_O / MOST, 1)
-    # The quotient may be 127.00001: most / 127 was rounded.
-    value_OI = jnp.clip(jnp.round(weight_OI / scale_O[:, None]), -MOST, MOST).astype(jnp.int8)
-    return value_OI, scale_O
-
-
-def dequantize(value_OI: jax.Array, scale_O: jax.Array) -> jax.Array:
-    """Gives the matrix that the values stand for, float32 [I, O]."""
-    return (value_OI.astype(jnp.float32) * scale_O[:, None]).T
 
 
 def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> Tiles | None:

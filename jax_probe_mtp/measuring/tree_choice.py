@@ -190,7 +190,7 @@ def _time_call(
 
 
 def _environment(checkpoint: Checkpoint) -> dict[str, Any]:
-    made_with = environment(str(checkpoint.params["embed"].dtype))
+    made_with = environment(checkpoint.number_format)
     names = ("jax_probe_mtp", "jax", "jaxlib", "backend", "device", "dtype")
     return {name: made_with[name] for name in names} | {"model": model_identity(checkpoint)["fingerprint"]}
 

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.mesh import mesh_of
-from jax_probe_mtp.model.params import Params, abstract_params, by_head
+from jax_probe_mtp.model.params import Params, abstract_params, by_head, weights_of
 
 
 def weights_digest(params: Params) -> str:
@@ -76,9 +76,13 @@ def model_identity(checkpoint: Checkpoint) -> dict[str, str]:
         return jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:16].astype(jnp.float32), params)
 
     values = jax.jit(first_values, out_shardings=on_all_devices)(checkpoint.params)
-    shapes = abstract_params(checkpoint.config)
+    shapes = abstract_params(checkpoint.config, weights=weights_of(checkpoint.params))
     for (path, leaf), shape in zip(jax.tree_util.tree_leaves_with_path(values), jax.tree.leaves(shapes), strict=True):
         if path[-1] == jax.tree_util.DictKey("up"):
+            continue
+        if not isinstance(path[-1], jax.tree_util.DictKey):  # of a matrix of eight bits
+            digest.update(f"{jax.tree_util.keystr(path)} {shape.shape}".encode())
+            digest.update(np.asarray(leaf)[: shape.shape[-1]].tobytes())
             continue
         name, then = both.get(path[-1].key, (path[-1].key, shape_of.get(path[-1].key, shape.shape)))
         digest.update(f"{jax.tree_util.keystr((*path[:-1], jax.tree_util.DictKey(name)))} {then}".encode())

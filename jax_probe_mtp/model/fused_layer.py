@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_probe_mtp.kernels import int8_product
 from jax_probe_mtp.kernels.add_norm import add_norm
 from jax_probe_mtp.kernels.product import gated_product, is_supported, product_parts
 from jax_probe_mtp.kernels.split_qkv import split_qkv
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.params import Params
+from jax_probe_mtp.model.params import Int8, Params
 from jax_probe_mtp.model.transformer import Attend, Rope, Stream, sum_parts
 
 
@@ -49,11 +50,29 @@ def decoder_layer(
     x_MD, normed_MD = x_BTD.reshape(B * T, D), normed_BTD.reshape(B * T, D)
     kernel: dict[str, Any] = {"interpret": interpret}
 
-    def product(x_MI: jax.Array, weight_IO: jax.Array) -> jax.Array:
+    def by_xla(x_MI: jax.Array, weight: layers.Weight) -> jax.Array:
+        if isinstance(weight, Int8):
+            return layers.linear(x_MI, weight)
+        return layers.product("mi,io->mo", x_MI, weight)
+
+    def product(x_MI: jax.Array, weight: layers.Weight) -> jax.Array:
         """Parts [P, M, O] of the product."""
-        if is_supported(B * T, x_MI.dtype, weight_IO):
-            return product_parts(x_MI, weight_IO, **kernel)
-        return layers.product("mi,io->mo", x_MI, weight_IO)[None]
+        if isinstance(weight, Int8):
+            if int8_product.is_supported(B * T, x_MI.dtype, weight.value):
+                return int8_product.product_parts(x_MI, *weight, **kernel)
+        elif is_supported(B * T, x_MI.dtype, weight):
+            return product_parts(x_MI, weight, **kernel)
+        return by_xla(x_MI, weight)[None]
+
+    def gated(x_MD: jax.Array, gate: Any, up: Any) -> jax.Array:
+        """silu(gate(x)) * up(x), [M, F]."""
+        if isinstance(gate, Int8):
+            if int8_product.is_supported(B * T, x_MD.dtype, gate.value, up.value):
+                return int8_product.gated_product(x_MD, gate, up, **kernel)
+        elif is_supported(B * T, x_MD.dtype, gate, up):
+            return gated_product(x_MD, gate, up, **kernel)
+        gate_MF, up_MF = (by_xla(x_MD, weight) for weight in (gate, up))
+        return jax.nn.silu(gate_MF) * up_MF
 
     def add(x_MD: jax.Array, parts_PMD: jax.Array, norm_D: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Adds the product to the stream, and takes its norm."""
@@ -76,11 +95,6 @@ def decoder_layer(
     )
     mixed_BTKGh = attend(q_BKGTh, k_BKSh, v_BKSh)
     x_MD, normed_MD = add(x_MD, product(mixed_BTKGh.reshape(B * T, -1), layer["out"]), layer["mlp_norm"])
-    gate_and_up = layer["gate"], layer["up"]
-    if is_supported(B * T, x_MD.dtype, *gate_and_up):
-        inner_MF = gated_product(normed_MD, *gate_and_up, **kernel)
-    else:
-        gate_MF, up_MF = (layers.product("md,df->mf", normed_MD, weight_DF) for weight_DF in gate_and_up)
-        inner_MF = jax.nn.silu(gate_MF) * up_MF
+    inner_MF = gated(normed_MD, layer["gate"], layer["up"])
     x_MD, normed_MD = add(x_MD, product(inner_MF, layer["down"]), next_norm_D)
     return x_MD.reshape(B, T, D), normed_MD.reshape(B, T, D), k_BKSh, v_BKSh

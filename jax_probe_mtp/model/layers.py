@@ -5,6 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.params import Int8
+
+Weight = jax.Array | Int8
+PIECE_NUMBERS = 1 << 18  # of a weight of eight bits that a CPU converts at a time: 1 MB of float32
 
 
 def product(subscripts: str, x: jax.Array, y: jax.Array, *, out_dtype: jnp.dtype | None = None) -> jax.Array:
@@ -159,17 +163,20 @@ def anchored_attention(
     return out_BKGTh.transpose(0, 3, 1, 2, 4).astype(q_BTKGh.dtype)
 
 
-def linear(x: jax.Array, weight_IO: jax.Array) -> jax.Array:
-    """Multiplies rows x [..., I] with a weight; [..., O] in x's dtype, rounded once.
+def linear(x: jax.Array, weight: Weight) -> jax.Array:
+    """Multiplies rows x [..., I] with a weight, [I, O] or `Int8`; [..., O] in x's dtype, rounded once.
 
     In bfloat16 it asks for float32 and rounds itself: asked for bfloat16, XLA's compiler for CPUs converts every weight in
     every call, and takes six times as long. And it never multiplies one row alone, for which CPUs convert the weight all the
     same, and which TPUs keep out of their matrix units (by their compiler's count four times slower).
     """
-    if x.dtype != jnp.bfloat16:
-        return product("...i,io->...o", x, weight_IO)
     x_MI = x.reshape(-1, x.shape[-1])
-    out_MO = product("mi,io->mo", never_one_row(x_MI), weight_IO, out_dtype=jnp.float32)[: len(x_MI)]
+    if isinstance(weight, Int8):
+        out_MO = int8_linear(x_MI, weight)
+    elif x.dtype != jnp.bfloat16:
+        return product("...i,io->...o", x, weight)
+    else:
+        out_MO = product("mi,io->mo", never_one_row(x_MI), weight, out_dtype=jnp.float32)[: len(x_MI)]
     return out_MO.astype(x.dtype).reshape(*x.shape[:-1], -1)
 
 
@@ -178,6 +185,38 @@ def never_one_row(x_MI: jax.Array) -> jax.Array:
     return jnp.pad(x_MI, ((0, 1), (0, 0))) if len(x_MI) == 1 else x_MI
 
 
-def gated_mlp(x_BTD: jax.Array, gate_DF: jax.Array, up_DF: jax.Array, down_FD: jax.Array) -> jax.Array:
+def int8_linear(x_MI: jax.Array, weight: Int8) -> jax.Array:
+    """Multiplies rows with a weight of eight bits by XLA's products; float32 [M, O], not rounded.
+
+    Compilers for GPUs and TPUs convert the values as they read them. The one for CPUs would write them out as floats, all of
+    the weight in every call: there the columns go through in pieces that its caches hold.
+    """
+
+    def at_once(x_MI: jax.Array, value_OI: jax.Array) -> jax.Array:
+        return product("mi,oi->mo", x_MI, value_OI.astype(x_MI.dtype), out_dtype=jnp.float32)
+
+    def whole(x_MI: jax.Array, value_OI: jax.Array) -> jax.Array:
+        return at_once(never_one_row(x_MI), value_OI)[: len(x_MI)]
+
+    def in_pieces(x_MI: jax.Array, value_OI: jax.Array) -> jax.Array:
+        x_MI = x_MI.astype(jnp.float32)
+        O, I = value_OI.shape
+        piece = max(1, min(O, PIECE_NUMBERS // I))
+        in_full = O // piece * piece
+
+        def columns_from(start: jax.Array) -> jax.Array:  # cut here: cut before the loop, the weight would be copied
+            return at_once(x_MI, jax.lax.dynamic_slice_in_dim(value_OI, start, piece))
+
+        out_NMo = jax.lax.map(columns_from, jnp.arange(0, in_full, piece))
+        out_MO = out_NMo.transpose(1, 0, 2).reshape(len(x_MI), -1)
+        if in_full < O:
+            out_MO = jnp.concatenate([out_MO, at_once(x_MI, value_OI[in_full:])], axis=1)
+        return out_MO
+
+    out_MO: jax.Array = jax.lax.platform_dependent(x_MI, weight.value, cpu=in_pieces, default=whole)
+    return out_MO * weight.scale[None]
+
+
+def gated_mlp(x_BTD: jax.Array, gate_DF: Weight, up_DF: Weight, down_FD: Weight) -> jax.Array:
     """Computes down(silu(gate(x)) * up(x))."""
     return linear(jax.nn.silu(linear(x_BTD, gate_DF)) * linear(x_BTD, up_DF), down_FD)

@@ -76,20 +76,20 @@ def local_config(cfg: ModelConfig, mesh: Mesh) -> ModelConfig:
     )
 
 
-def sharded_params(cfg: ModelConfig, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> Params:
+def sharded_params(cfg: ModelConfig, mesh: Mesh, dtype: jnp.dtype = jnp.float32, weights: str | None = None) -> Params:
     """Gives shape, dtype and sharding of every parameter on the mesh: `abstract_params`, the vocabulary padded to equal parts.
 
-    Rows behind the vocabulary are zeros; nothing reads them.
+    Rows behind the vocabulary are zeros, their scales too; nothing reads them.
     """
     tensor = mesh.shape[TENSOR]
 
     def leaf(path: tuple[Any, ...], array: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
         shape = array.shape
-        if path[-1].key in ("embed", "head"):
+        if path[0].key in ("embed", "head"):
             shape = (-(-cfg.vocab_size // tensor) * tensor, *shape[1:])
         return jax.ShapeDtypeStruct(shape, array.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(leaf, abstract_params(cfg, dtype), partition_specs(cfg))
+    return jax.tree_util.tree_map_with_path(leaf, abstract_params(cfg, dtype, weights), partition_specs(cfg, weights))
 
 
 def mesh_of(params: Params) -> Mesh | None:

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_probe_mtp.kernels import int8_product
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.cache import KVCache, allocate, as_carried, whole, write_rows
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
 from jax_probe_mtp.model.logits import Logits
-from jax_probe_mtp.model.params import Params
+from jax_probe_mtp.model.params import Int8, Params
 
 Visit = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]  # carried, start, ids [B, U], hidden [B, U, D] -> carried
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, K, G, h], k and v [B, K, S, h] -> as q
@@ -162,7 +163,7 @@ def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array
 
 def split_logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> Logits:
     """Computes next-token logits, each device those of its tokens; never rounded to a shorter dtype on the way."""
-    head_VD = params["embed"] if cfg.is_tied else params["head"]
+    head_VD = params["head"] if "head" in params else params["embed"]
 
     def of_rows(hidden_MD: jax.Array) -> jax.Array:
         return layers.product("md,vd->mv", hidden_MD, head_VD, out_dtype=jnp.float32)
@@ -171,13 +172,28 @@ def split_logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> Log
         return of_rows(layers.never_one_row(hidden_MD))[: len(hidden_MD)]
 
     hidden_MD = hidden_BTD.reshape(-1, cfg.width)
-    if len(hidden_MD) == 1 and hidden_BTD.dtype == jnp.bfloat16:
+    if isinstance(head_VD, Int8):
+        logits_MV = _int8_logits(hidden_MD, head_VD)
+    elif len(hidden_MD) == 1 and hidden_BTD.dtype == jnp.bfloat16:
         # As in `layers.linear`; GPUs multiply one row as fast as they read the weight.
         logits_MV = jax.lax.platform_dependent(hidden_MD, cuda=of_rows, rocm=of_rows, default=of_several)
     else:
         logits_MV = of_rows(hidden_MD)
     logits_BTV = logits_MV.reshape(*hidden_BTD.shape[:2], -1)
     return Logits.of_part(logits_BTV, cfg.vocab_size) if cfg.is_sharded else Logits.of(logits_BTV)
+
+
+def _int8_logits(hidden_MD: jax.Array, head: Int8) -> jax.Array:
+    def by_kernel(hidden_MD: jax.Array, value_VD: jax.Array, scale_V: jax.Array) -> jax.Array:
+        return jnp.sum(int8_product.product_parts(hidden_MD, value_VD, scale_V), axis=0)
+
+    def by_xla(hidden_MD: jax.Array, value_VD: jax.Array, scale_V: jax.Array) -> jax.Array:
+        return layers.int8_linear(hidden_MD, Int8(value_VD, scale_V))
+
+    if not int8_product.is_supported(len(hidden_MD), hidden_MD.dtype, head.value):
+        return by_xla(hidden_MD, *head)
+    logits_MV: jax.Array = jax.lax.platform_dependent(hidden_MD, *head, cuda=by_kernel, default=by_xla)
+    return logits_MV
 
 
 def read_text(

@@ -45,7 +45,7 @@ def tune_masks(
     sizes = {"max_length": settings.max_length, "vocab_size": checkpoint.config.vocab_size}
     used = split(texts, num_masks=settings.num_masks, **sizes)
     about: dict[str, Any] = {
-        "model": {**model_identity(checkpoint), "dtype": str(checkpoint.params["embed"].dtype)},
+        "model": {**model_identity(checkpoint), "dtype": checkpoint.number_format},
         "texts": {"digest": used.digest, "tuned_on": len(used.tuned_on), "held_back": len(used.held_back)},
         "settings": dataclasses.asdict(settings),
     }

@@ -36,6 +36,7 @@ from jax_probe_mtp.kernels.product import MAX_ROWS, STEP, Tiles, gated_product, 
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.params import Int8, dequantize, quantize
 
 PRODUCTS = ("qkv", "out", "gate_up", "down")
 HOWS = ("xla", "kernel", "int8")
@@ -72,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for how, name in itertools.product(args.how, args.products):  # what may break the device comes last
         weights = _weights(cfg, name, args.gigabytes)
         if how == "int8":
-            in_eight_bits = jax.jit(int8_product.quantize)
-            weights = [tuple(part for array in weight for part in in_eight_bits(array)) for weight in weights]
+            in_eight_bits = jax.jit(quantize)
+            weights = [tuple(part for array in weight for part in in_eight_bits(array.T)) for weight in weights]
         for rows in args.rows:
             if how == "int8" and rows > int8_product.MAX_ROWS:
                 continue
@@ -130,7 +131,7 @@ def _wide(how: str, weight: Weight) -> Weight:
     """Gives the matrices [D, I] that a weight stands for."""
     if how != "int8":
         return weight
-    return tuple(int8_product.dequantize(value, scale) for value, scale in zip(weight[::2], weight[1::2], strict=True))
+    return tuple(dequantize(Int8(*parts)).T for parts in zip(weight[::2], weight[1::2], strict=True))
 
 
 def _in_float32(x_MD: jax.Array, *weight: jax.Array) -> jax.Array:

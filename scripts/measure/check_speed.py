@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(record, indent=1))
     if args.output:
-        made_with = environment(str(checkpoint.params["embed"].dtype))
+        made_with = environment(checkpoint.number_format)
         whole_files.write_json(args.output, record | {"model": model_identity(checkpoint), "environment": made_with})
     return max(verdicts.status_of(totals[size]) for size in check_seconds)
 

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [_row(cell, passes[cell], tokens) for cell in cells]
     print(json.dumps(rows, indent=1))
     if args.output:
-        made_with = environment(str(checkpoint.params["embed"].dtype))
+        made_with = environment(checkpoint.number_format)
         given = {
             name: Path(value).name if name in ("model", "input", "masks") else value
             for name, value in vars(args).items()

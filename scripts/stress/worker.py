@@ -79,7 +79,7 @@ def _read(draw: random.Random, path: Path, kind: str) -> None:
             load.open_checkpoint(path).load()
     elif how < 0.9:
         opened = load.open_source(path)
-        fill.read_params(opened, opened.dtype, None)
+        fill.read_params(opened, opened.dtype, draw.choice([None, "int8"]), None)
     else:
         str(info.read_info(path))
 

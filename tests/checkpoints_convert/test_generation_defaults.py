@@ -52,7 +52,7 @@ def test_a_conversion_keeps_it(tmp_path, folder):
     assert opened.load().generation_defaults == ASKED
     path = tmp_path / "ours" / "jax_probe_mtp.json"
     metadata = json.loads(path.read_text())
-    assert metadata["format_version"] == 2
+    assert metadata["format_version"] == 3
     del metadata["generation_defaults"]  # a folder of an earlier version
     path.write_text(json.dumps(metadata))
     assert open_checkpoint(tmp_path / "ours").load().generation_defaults == {}

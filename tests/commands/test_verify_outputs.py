@@ -75,6 +75,24 @@ def test_answers_of_generate_are_such_a_file(run, model, plain, tmp_path):
     assert (code, out.splitlines()[-1].startswith("3 same")) == (1, False)
 
 
+def test_outputs_tell_which_weights_made_them(run, model, tmp_path):
+    """Texts enough, drawn from near-even odds, for rounding to change a token."""
+    records = [{"id": i, "prompt_ids": [(7 * i + j * j) % 57 for j in range(6)]} for i in range(24)]
+    prompts = write(tmp_path / "p.jsonl", records)
+    outputs, report = tmp_path / "a.jsonl", tmp_path / "r.json"
+    how = ["--max-new-tokens", "100", "--temperature", "2", "--batch-size", "8"]
+    made = ["--input", prompts, "--output", outputs, "--tree", "4", "--stats"]
+    code, _, err = run("generate", "--model", model, *made, *how, "--weights", "int8")
+    assert code == 0
+    assert float(re.search(r"tau ([\d.]+)", err)[1]) > 1, "no draft was accepted: this proves nothing"
+    checked = ["verify", "--model", model, "--outputs", outputs, *how]
+    code, out, _ = run(*checked, "--weights", "int8", "--json", report)
+    assert (code, out.splitlines()[-1]) == (0, "24 same, 0 tie, 0 diverged")
+    assert json.loads(report.read_text())["run"]["dtype"] == "float32, int8 weights"
+    code, out, _ = run(*checked)
+    assert (code, "diverged at new token" in out) == (1, True), out
+
+
 def test_prompts_may_be_messages(verify, tiny):
     prompt = [0, 59, 7, 60]  # the chat template's
     tokens, _ = reference.plain_decode(tiny.reference, prompt, max_new_tokens=5, eos=(EOS,))

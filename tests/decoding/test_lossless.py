@@ -15,7 +15,7 @@ from support.decoding.calls import run_by_calls
 
 from jax_probe_mtp.drafting import DynamicProbe, Ngram, Plain, Probe, Recycle
 from jax_probe_mtp.drafting.mask_tokens import PAPER_INITS, TRIED
-from jax_probe_mtp.model.params import random_params
+from jax_probe_mtp.model.params import dequantize_params, quantize_params, random_params
 
 PROMPTS = [[7], [5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
 SHORTEST_FOR_LAST_K = [PROMPTS[1][:3], *PROMPTS[1:]]
@@ -162,6 +162,23 @@ def test_tokens_and_trees_of_other_sources_are_the_references(repetitive, source
         assert list(map(reference.without_padding, trees[row])) == list(map(reference.without_padding, expected[1]))
         assert accepted[row] == expected[2]
     assert sum(map(sum, accepted)) > 0, "no draft was ever right: this proves nothing about accepting"
+
+
+@pytest.mark.parametrize("source", [*SOURCES, "probe", "plain"])
+def test_weights_of_eight_bits_are_decoded_as_plainly(source):
+    """Against the NumPy model of the numbers that the rounded weights stand for."""
+    drawn = random_params(BASE, jax.random.key(0))
+    params = quantize_params(drawn | {"head": drawn["head"] * 3})
+    tiny = Tiny(BASE, params, reference.Model(dequantize_params(params), BASE))
+    others = {"probe": Probe(widths=(9, 3)), "plain": Plain()}
+    tokens, _, accepted = run_by_calls(
+        tiny, PROMPTS, others.get(source) or SOURCES[source][0], NEW_TOKENS, [0] * len(PROMPTS), **GREEDY
+    )
+    for row, prompt in enumerate(PROMPTS):
+        plain, gap = reference.plain_decode(tiny.reference, prompt, max_new_tokens=NEW_TOKENS, **GREEDY)
+        assert gap > 1e-3, "choose another model or prompt: rounding could decide this one"
+        assert tokens[row] == plain
+    assert (sum(map(sum, accepted)) > 0) is (source != "plain")
 
 
 @functools.cache

@@ -74,7 +74,7 @@ def test_tokens_calls_and_accepted_drafts_are_those_of_plain_attention(wide, cas
         assert min(calls) < NEW_TOKENS - 1
 
 
-def abstract_step(cfg, source, attention, batch_size=1, is_exact=False):
+def abstract_step(cfg, source, attention, batch_size=1, is_exact=False, weights=None):
     """`run_steps`, ready to be lowered, and its arguments without values."""
     batch = batch_of(
         cfg,
@@ -86,7 +86,7 @@ def abstract_step(cfg, source, attention, batch_size=1, is_exact=False):
         is_exact=is_exact,
     )
     static = {"cfg": cfg, "source": source, "decode_cfg": dataclasses.replace(batch.config, attention=attention)}
-    params = abstract_params(cfg, jnp.bfloat16)
+    params = abstract_params(cfg, jnp.bfloat16, weights)
     state = jax.eval_shape(functools.partial(prefill, **static), params, batch.prompt_BT, batch.request)
     return jax.jit(functools.partial(run_steps, **static)), (params, batch.request, state)
 
@@ -116,15 +116,15 @@ def test_auto_on_a_cpu_gives_the_bits_of_plain_attention(wide):
     assert states["fused"] != states["plain"], "the kernel rounds alike here: this does not tell them apart"
 
 
-def gpu_program(cfg, source, attention, batch_size=1, is_exact=False):
+def gpu_program(cfg, source, attention, batch_size=1, is_exact=False, weights=None):
     """The program for a CUDA GPU, before it is compiled."""
-    step, args = abstract_step(cfg, source, attention, batch_size, is_exact)
+    step, args = abstract_step(cfg, source, attention, batch_size, is_exact, weights)
     return lowered_for_cuda(step, *args)
 
 
-def num_kernels(*what):
+def num_kernels(*what, **more):
     """Triton kernels in the program; one that all layers share is one."""
-    return gpu_program(*what).count("__gpu$xla.gpu.triton")
+    return gpu_program(*what, **more).count("__gpu$xla.gpu.triton")
 
 
 OF_A_LAYER = 5  # split_qkv, attention, its merge, the norm in the middle, the norm at the end
@@ -155,6 +155,14 @@ def test_few_rows_get_kernels_for_their_products(rows, products):
     wide = dataclasses.replace(CFG, width=64, head_dim=32, mlp_width=128)
     source = Probe(widths=(rows // 2 - 1,))
     assert num_kernels(wide, source, "auto") == OF_A_LAYER + products + 1
+
+
+@pytest.mark.parametrize(("rows", "products"), [(32, PRODUCTS + 1), (34, 0)])
+def test_few_rows_get_kernels_for_products_with_eight_bits(rows, products):
+    """Those of a layer, and the head's. A vocabulary of 64, since that of 61 has no tiles."""
+    wide = dataclasses.replace(CFG, width=64, head_dim=32, mlp_width=128, vocab_size=64)
+    source = Probe(widths=(rows // 2 - 1,))
+    assert num_kernels(wide, source, "auto", weights="int8") == OF_A_LAYER + products + 1
 
 
 def test_heads_without_a_kernel_get_plain_attention_everywhere():

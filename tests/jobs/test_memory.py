@@ -75,6 +75,18 @@ def test_counts_weights_cache_logits_and_what_the_source_keeps(draft, more, weig
     assert needed.total == weights + shared + rows * per_row
 
 
+def test_counts_weights_of_eight_bits():
+    """A byte a number of each matrix and of the head, and four for each number out: 80 of q, k and v, 24, two of 40, 24."""
+    weights = 2 * (LAYER + 4 * (80 + 24 + 2 * 40 + 24)) + 61 * 24 + 4 * 61 + 2 * 61 * 24 + 2 * NORMS
+    needed = estimate(BASE, Plain(), dtype="bfloat16", weights="int8", batch_size=6, capacity=64)
+    assert needed == Estimate(weights=weights, per_row=2 * ROW * (64 + 1) + 4 * 61, rows=6, shared=0)
+    assert needed.weights == num_bytes(random_params(BASE, jax.random.key(0), jnp.bfloat16, "int8"))
+    # Half of each, but of out and down, whose numbers in are split: there each device has all 24 scales.
+    half = LAYER + 2 * 4 * (40 + 24 + 2 * 20 + 24) + 31 * 24 + 4 * 31 + 2 * 31 * 24 + 2 * NORMS
+    split = estimate(BASE, Plain(), dtype="bfloat16", weights="int8", batch_size=6, capacity=64, tensor=2)
+    assert split.weights in range(half - 4 * 24, half + 1)  # 61 tokens are counted as 30 and a half
+
+
 def num_bytes(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 

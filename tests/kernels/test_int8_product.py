@@ -1,4 +1,4 @@
-"""Products with weights of eight bits: rounding by hand, the kernel as JAX operations against NumPy, and its lowering."""
+"""Products with weights of eight bits: the kernel as JAX operations against NumPy, and its lowering."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,33 +9,11 @@ from jax_probe_mtp.kernels.int8_product import (
     MAX_ROWS,
     Tiles,
     choose_tiles,
-    dequantize,
     gated_product,
     is_supported,
     product_parts,
-    quantize,
 )
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_rounding_by_hand(dtype):
-    """Columns: the largest is 127, so a step is 1; negative, so a step is 2; zeros."""
-    weight_IO = jnp.asarray([[127, -254, 0], [0.5, 3, 0], [-1.5, 0.75, 0]], dtype)
-    value_OI, scale_O = quantize(weight_IO)
-    np.testing.assert_array_equal(value_OI, [[127, 0, -2], [-127, 2, 0], [0, 0, 0]])  # halves go to the even one
-    np.testing.assert_array_equal(scale_O, [1, 2, 1])
-    assert (value_OI.dtype, scale_O.dtype) == (jnp.int8, jnp.float32)
-    np.testing.assert_array_equal(dequantize(value_OI, scale_O), [[127, -254, 0], [0, 4, 0], [-2, 0, 0]])
-
-
-def test_every_weight_is_within_half_a_step():
-    rng = np.random.default_rng(0)
-    weight_IO = (rng.normal(size=(300, 40)) * 10.0 ** rng.integers(-20, 20, size=40)).astype(np.float32)
-    value_OI, scale_O = quantize(jnp.asarray(weight_IO))
-    step_O = np.abs(weight_IO).max(axis=0).astype(np.float64) / 127
-    error_IO = np.abs(np.asarray(value_OI, np.float64).T * np.asarray(scale_O, np.float64) - weight_IO)
-    assert (error_IO <= 0.50001 * step_O).all()
-    assert (np.abs(np.asarray(value_OI, np.int32)).max(axis=1) == 127).all()
+from jax_probe_mtp.model.params import Int8, dequantize
 
 
 def made(M, D, I, seed):
@@ -64,7 +42,7 @@ def test_the_product(M, D, I, tiles):
 def test_the_gated_product(M):
     x_MD, *gate, gate_MF = made(M, 128, 96, 1)
     _, *up, _ = made(M, 128, 96, 2)
-    up_MF = np.asarray(x_MD, np.float64) @ np.asarray(dequantize(*up), np.float64)
+    up_MF = np.asarray(x_MD, np.float64) @ np.asarray(dequantize(Int8(*up)), np.float64).T
     got = gated_product(x_MD, tuple(gate), tuple(up), interpret=True)
     assert (got.shape, got.dtype) == ((M, 96), jnp.bfloat16)
     expected = gate_MF / (1 + np.exp(-gate_MF)) * up_MF

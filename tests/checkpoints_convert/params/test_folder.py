@@ -20,7 +20,7 @@ def test_a_converted_folder_holds_what_it_needs(tmp_path, hf_folder):
     names = {path.name for path in folder.iterdir()}
     assert names >= {"jax_probe_mtp.json", "params", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     metadata = json.loads((folder / "jax_probe_mtp.json").read_text())
-    assert metadata["format_version"] == 2
+    assert metadata["format_version"] == 3
     assert metadata["source"] == {"kind": "hf", "files": ["model.safetensors"], "types": ["F32"]}
     assert metadata["eos_token_ids"] == [7]
     assert metadata["config"]["num_layers"] == L

@@ -5,7 +5,6 @@ this file as a program of its own: `python test_sharded.py FOLDER`, in whose `re
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import shutil
@@ -72,12 +71,12 @@ def measure_files(folder):
     measured = {}
     for family, cfg in MODELS.items():
         for kind, model in write_models(folder / family, cfg):
-            whole = fill.read_params(model, "float32", None)
+            whole = fill.read_params(model, "float32", None, None)
             for data, tensor in MESHES:
                 model.source.numbers.clear()
                 model.source.in_rows.clear()
                 mesh = make_mesh(data, tensor)
-                params = fill.read_params(model, "float32", mesh)
+                params = fill.read_params(model, "float32", None, mesh)
                 layer = params["layers"][1]
                 measured[f"{family} {kind} {data} {tensor}"] = {
                     "wrong": wrong_leaves(params, whole),
@@ -96,8 +95,8 @@ def measure_files(folder):
 def numbers_of_device(model, params, device):
     """Counts the numbers that are read for the parts of one device, as its own process would."""
     model.source.numbers.clear()
-    leaves, _ = fill.read_leaves(model, "float32")
-    for read, leaf in zip(leaves, jax.tree.leaves(params), strict=True):
+    leaves = fill.read_leaves(model, "float32", None)
+    for read, leaf in zip(jax.tree.leaves(leaves), jax.tree.leaves(params), strict=True):
         index = leaf.sharding.devices_indices_map(leaf.shape)[device]
         read(tuple(range(n)[part] for n, part in zip(leaf.shape, index, strict=True)))
     return sum(model.source.numbers)
@@ -109,14 +108,18 @@ def measure_checkpoints(folder):
     models["gguf"] = write_gguf(folder / "m.gguf", "qwen2", hf_tensors(config))
     convert_hf(models["hf"], models["ours"], note=lambda text: None)
     wrong = {}
-    for kind, dtype in itertools.product(models, (None, "bfloat16")):
-        whole = load_checkpoint(models[kind], dtype=dtype)
-        sharded = load_checkpoint(models[kind], dtype=dtype, mesh=make_mesh(2, 2))
+    convert_hf(models["hf"], folder / "int8", weights="int8", note=lambda text: None)
+    numbers = [(kind, how) for kind in models for how in ({}, {"dtype": "bfloat16"}, {"weights": "int8"})]
+    for kind, how in [*numbers, ("int8", {})]:
+        path = folder / "int8" if kind == "int8" else models[kind]
+        whole = load_checkpoint(path, **how)
+        sharded = load_checkpoint(path, **how, mesh=make_mesh(2, 2))
         assert dataclasses.replace(whole, params=None, tokenizer=None) == dataclasses.replace(
             sharded, params=None, tokenizer=None
         )
-        assert {str(leaf.dtype) for leaf in jax.tree.leaves(sharded.params)} == {dtype or "float32"}
-        wrong[f"{kind} {dtype}"] = wrong_leaves(sharded.params, whole.params)
+        dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(sharded.params)}
+        assert dtypes == ({"float32", "int8"} if "int8" in (kind, *how.values()) else {how.get("dtype", "float32")})
+        wrong[f"{kind} {how}"] = wrong_leaves(sharded.params, whole.params)
     return {"wrong": wrong, "embed": sharded.params["embed"].shape, "messages": measure_messages(folder, models)}
 
 
@@ -225,7 +228,10 @@ def test_every_part_is_the_whole_s_and_is_read_once(measured, family, kind):
 
 def test_every_kind_of_checkpoint_loads_onto_a_mesh(measured):
     found = measured["checkpoints"]
-    assert found["wrong"] == {f"{kind} {dtype}": [] for kind in ("hf", "ours", "gguf") for dtype in (None, "bfloat16")}
+    assert (
+        len(found["wrong"]) == 3 * 3 + 1
+    )  # each kind as it is, in bfloat16 and in eight bits, and a folder of eight bits
+    assert not any(found["wrong"].values()), found["wrong"]
     assert found["embed"] == [V + 1, 36]  # two equal parts
 
 

@@ -26,7 +26,7 @@ from jax_probe_mtp.drafting import DynamicProbe, Merged, Ngram, Plain, Probe, Re
 from jax_probe_mtp.drafting.merged.memory import Sizes
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.model.mesh import make_mesh, mesh_of, sharded_params
-from jax_probe_mtp.model.params import abstract_params
+from jax_probe_mtp.model.params import abstract_params, dequantize_params, quantize_params, weights_of
 from support.drafting import merged
 
 
@@ -70,6 +70,13 @@ CASES = {  # model, draft source, the same in `reference`, sizes of the mesh, an
         (2, 2),
         False,
     ),
+    "int8": (
+        FAMILIES["llama"],  # tied: its head is a table of its own
+        Recycle(tree=12),
+        functools.partial(reference.recycle_decode, num_nodes=12, max_depth=6),
+        (2, 2),
+        False,
+    ),
 }
 PROMPTS = [
     Prompt(id=i, token_ids=[(7 * i + j * j) % 57 for j in range(1 + (i * 5) % 23)], seed=i, max_new_tokens=12 + i)
@@ -79,7 +86,7 @@ SETTINGS = Settings(batch_size=4, top_p=0.95, logprobs=True)
 
 
 def measure(model, results):
-    measured = {"cases": {name: measure_case(*case) for name, case in CASES.items()}}
+    measured = {"cases": {name: measure_case(*case, is_rounded=name == "int8") for name, case in CASES.items()}}
     measured["exact"] = [measure_exact(dtype) for dtype in ("float32", "bfloat16")]
     measured["warm"] = measure_warm()
     measured["program"] = measure_program(measured["cases"]["probe"].pop("decoder"))
@@ -89,13 +96,18 @@ def measure(model, results):
     results.write_text(json.dumps(measured))
 
 
-def measure_case(cfg, source, decode_again, sizes, is_sampled):
+def measure_case(cfg, source, decode_again, sizes, is_sampled, *, is_rounded):
     """Decodes on a mesh, by `reference` and, in one case, on one device."""
     checkpoint = random_checkpoint(cfg)
+    if is_rounded:
+        checkpoint = dataclasses.replace(checkpoint, params=quantize_params(checkpoint.params))
     prompts = [dataclasses.replace(prompt, temperature=is_sampled * (prompt.id % 2) * 1.0) for prompt in PROMPTS]
     several = Decoder(split(checkpoint, *sizes), source)
     answers = list(several.run(prompts, SETTINGS))
-    model = reference.Model(checkpoint.params, cfg)
+    if is_rounded:
+        model = reference.Model(dequantize_params(checkpoint.params), dataclasses.replace(cfg, is_tied=False))
+    else:
+        model = reference.Model(checkpoint.params, cfg)
     case = {
         "got": [[answer.token_ids, answer.calls, answer.accepted_by_depth] for answer in answers],
         "expected": [decode_slowly(model, source, decode_again, prompt) for prompt in prompts],
@@ -201,7 +213,7 @@ def split(checkpoint, data, tensor):
         padding = [(0, after - before) for before, after in zip(array.shape, wanted.shape, strict=True)]
         return jax.device_put(np.pad(np.asarray(array), padding), wanted.sharding)
 
-    wanted = sharded_params(checkpoint.config, make_mesh(data, tensor))
+    wanted = sharded_params(checkpoint.config, make_mesh(data, tensor), weights=weights_of(checkpoint.params))
     return dataclasses.replace(checkpoint, params=jax.tree.map(leaf, wanted, checkpoint.params))
 
 
