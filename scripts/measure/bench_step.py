@@ -38,11 +38,12 @@ from jax_probe_mtp.measuring import call_cost
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import transformer
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.params import Params, random_params
+from jax_probe_mtp.model.params import WEIGHTS, Params, format_name, random_params
 
 DATA_SHEET = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}  # bytes a second
 COLUMNS = "rows batch slots | forward ms  step ms  step/forward | GB read  of bandwidth | compile s  cached s  temp MB"
 
+OF_DTYPE = "dtype"  # weights of no other kind
 EXACT = "anchored"  # the order of sums of the exact mode
 
 
@@ -56,6 +57,13 @@ def main() -> int:
     parser.add_argument("--capacity", type=int, nargs="+", default=[1024], metavar="S")
     parser.add_argument("--in-use", type=int, default=500, metavar="TOKENS", help="tokens in the cache at the start")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        choices=(OF_DTYPE, *WEIGHTS),
+        default=[OF_DTYPE],
+        help="one after the other (default: dtype)",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
     parser.add_argument("--attention", choices=(*ATTENTIONS, EXACT), default="auto", help="of decode calls")
@@ -89,25 +97,26 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     cfg = dataclasses.replace(SHAPES[args.shape], **({"num_layers": args.layers} if args.layers else {}))
     device = jax.devices()[0]
     bandwidth, data_sheet = read_bandwidth(args.bandwidth_gb), DATA_SHEET.get(device.device_kind)
-    params = random_params(cfg, jax.random.key(0), jnp.dtype(args.dtype))
-    print(
-        f"{device.device_kind} reads {bandwidth / 1e9:.0f} GB/s; weights {_bytes(params) / 1e9:.2f} GB\n{COLUMNS}",
-        flush=True,
-    )
+    print(f"{device.device_kind} reads {bandwidth / 1e9:.0f} GB/s\n{COLUMNS}", flush=True)
     runs = []
-    for capacity, batch, source in itertools.product(args.capacity, args.batch, drafts):
-        run = _run(params, cfg, source, args, batch, capacity)
-        bytes_a_second = run["bytes_read"] / run["step_ms"] * 1e3
-        run["of_bandwidth"] = bytes_a_second / bandwidth
-        run["of_data_sheet"] = bytes_a_second / data_sheet if data_sheet else None
-        runs.append(run)
-        print(_line(run), flush=True)
+    for kind in args.weights:
+        weights = None if kind == OF_DTYPE else kind
+        params = random_params(cfg, jax.random.key(0), jnp.dtype(args.dtype), weights)
+        print(f"{format_name(args.dtype, weights)}: {_bytes(params) / 1e9:.2f} GB", flush=True)
+        for capacity, batch, source in itertools.product(args.capacity, args.batch, drafts):
+            run = _run(params, cfg, source, args, batch, capacity)
+            run |= {"weights": weights, "weight_bytes": _bytes(params)}
+            bytes_a_second = run["bytes_read"] / run["step_ms"] * 1e3
+            run["of_bandwidth"] = bytes_a_second / bandwidth
+            run["of_data_sheet"] = bytes_a_second / data_sheet if data_sheet else None
+            runs.append(run)
+            print(_line(run), flush=True)
+        del params  # before the next are made
     return {
         "environment": environment(args.dtype),
         "settings": {name: value for name, value in vars(args).items() if name != "output"},
         "read_bytes_per_second": bandwidth,
         "data_sheet_bytes_per_second": data_sheet,
-        "weight_bytes": _bytes(params),
         "runs": runs,
     }
 
@@ -173,7 +182,7 @@ def _run(
         "rows": source.num_rows,
         "batch": batch,
         "capacity": capacity,
-        "bytes_read": _bytes_read(params, cfg, state, args.in_use),
+        "bytes_read": _bytes_read(params, state, args.in_use),
         "weights_and_cache_bytes": _bytes(params) + _bytes(state.cache),
     }
     timing = call_cost.time_loop(step, params, request, state, repeats=args.repeats)
@@ -209,9 +218,9 @@ def _draft(rows: int) -> DraftSource:
     return parse_draft(f"probe:{rows // 2 - 1}")
 
 
-def _bytes_read(params: Params, cfg: ModelConfig, state: DecodeState, in_use: int) -> int:
+def _bytes_read(params: Params, state: DecodeState, in_use: int) -> int:
     """Counts what a call must read: each weight once, but of the embedding table a few rows, and the keys and values in use."""
-    weights = _bytes(params) - (0 if cfg.is_tied else params["embed"].nbytes)
+    weights = _bytes(params) - (params["embed"].nbytes if "head" in params else 0)
     slots = state.cache.k[0].shape[2]
     return weights + _bytes(state.cache) * in_use // slots
 

@@ -43,7 +43,7 @@ from jax_probe_mtp.jobs import memory
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh, sharded_params
-from jax_probe_mtp.model.params import Params, abstract_params
+from jax_probe_mtp.model.params import WEIGHTS, Params, abstract_params, format_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--capacity", type=positive, default=1024, metavar="S")
     parser.add_argument("--prompt", type=positive, default=513, metavar="T", help="tokens of the padded prompts")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--weights", choices=WEIGHTS, help="matrices of eight bits (default: of the dtype)")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=["decode"], help="decode: both in one")
     parser.add_argument("--largest", type=positive, default=4, metavar="N", help="moves that are listed of each loop")
     parser.add_argument("--text", type=Path, metavar="FOLDER", help="keeps the compiled texts")
@@ -92,7 +93,10 @@ def main() -> int:
         print_run(runs[-1], args.largest)
     if args.output:
         settings = {name: value for name, value in vars(args).items() if name not in ("output", "text")}
-        write_json(args.output, {"environment": environment(args.dtype), "settings": settings, "runs": runs})
+        write_json(
+            args.output,
+            {"environment": environment(format_name(args.dtype, args.weights)), "settings": settings, "runs": runs},
+        )
     return 0
 
 
@@ -123,7 +127,14 @@ def measure(
     check_mesh(cfg, batch, data, tensor)
     chip = CHIPS.get((args.topology or "").split(":")[0])
     needed = memory.estimate(
-        cfg, source, dtype=args.dtype, batch_size=batch, capacity=args.capacity, data=data, tensor=tensor
+        cfg,
+        source,
+        dtype=args.dtype,
+        weights=args.weights,
+        batch_size=batch,
+        capacity=args.capacity,
+        data=data,
+        tensor=tensor,
     )
     if chip and needed.total > chip.memory:
         raise ValueError(
@@ -170,11 +181,11 @@ def compile_program(
     """Compiles for the first devices of a list; nothing is allocated."""
     dtype = jnp.dtype(args.dtype)
     if data * tensor > 1:
-        params = sharded_params(cfg, make_mesh(data, tensor, devices), dtype)
+        params = sharded_params(cfg, make_mesh(data, tensor, devices), dtype, args.weights)
         sharding = None
     else:
         sharding = SingleDeviceSharding(devices[0])
-        params = _on(abstract_params(cfg, dtype), sharding)
+        params = _on(abstract_params(cfg, dtype, args.weights), sharding)
     decode_cfg = DecodeConfig(capacity=args.capacity)
     prompt_BT = jax.ShapeDtypeStruct((batch, args.prompt), jnp.int32)
     prompt_BT, request = _on((prompt_BT, idle_request(batch, [0])), sharding)
@@ -185,7 +196,7 @@ def compile_program(
         return programs.get(function, prompt_BT, request, takes=(ROWS, REQUEST), **how)
     state = jax.eval_shape(
         lambda params, prompt_BT, request: prefill(params, prompt_BT, request, cfg, source, decode_cfg),
-        _on(abstract_params(cfg, dtype), None), prompt_BT, request,
+        _on(abstract_params(cfg, dtype, args.weights), None), prompt_BT, request,
     )  # fmt: skip
     return programs.get(run_steps, request, _on(state, sharding), donate=(2,), **how)
 

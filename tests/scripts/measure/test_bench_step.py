@@ -55,7 +55,7 @@ def test_the_record_says_what_was_run(finished):
     assert settings["attention"] == "auto"
     assert (settings["in_use"], settings["calls"], settings["repeats"]) == (40, 8, 2)
     assert record["read_bytes_per_second"] > 0
-    assert record["weight_bytes"] == WEIGHT_BYTES
+    assert [(each["weights"], each["weight_bytes"]) for each in record["runs"]] == [(None, WEIGHT_BYTES)] * 4
     names = ("batch", "rows", "capacity")
     assert [tuple(each[name] for name in names) for each in record["runs"]] == [
         (1, 1, 128), (1, 10, 128), (2, 1, 128), (2, 10, 128),
@@ -91,7 +91,8 @@ def test_one_line_a_run_is_printed(finished):
     _, printed = finished
     lines = printed.splitlines()
     assert lines[1].startswith("rows batch slots")
-    assert [line.split()[:3] for line in lines[2:]] == [
+    assert lines[2].startswith("float32: ")
+    assert [line.split()[:3] for line in lines[3:]] == [
         ["1", "1", "128"], ["10", "1", "128"], ["1", "2", "128"], ["10", "2", "128"],
     ]  # fmt: skip
 

@@ -11,6 +11,7 @@ import compiled_step
 import pytest
 
 from jax_probe_mtp.errors import exit_status
+from jax_probe_mtp.model import layers
 
 SCRIPT = Path(compiled_step.__file__)
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiles for TPUs: needs libtpu")
@@ -64,6 +65,16 @@ def test_a_cpu_writes_the_cache_of_one_row_in_place(tmp_path):
         assert [loop["moved"]["cache"] for loop in run["loops"]] == [0, 0]
 
 
+def test_a_cpu_converts_no_whole_matrix_of_eight_bits(tmp_path):
+    """At SmolLM2's widths, where columns go through in pieces: all at once, 1.8 MB of floats were made of qkv's 0.6 MB."""
+    flags = ["--shape", "smollm2-135m", "--layers", "1", "--capacity", "64", "--prompt", "33", "--weights", "int8"]
+    runs, _ = compiled(tmp_path / "r.json", *flags, "--drafts", "plain", "probe:4", "--programs", "steps")
+    for run in runs:
+        for loop in run["loops"]:
+            converted = [move["bytes"] for move in loop["moves"] if move["kind"] == "weights"]
+            assert max(converted, default=0) <= 4 * layers.PIECE_NUMBERS
+
+
 def check_gathers_no_logits(run, vocabulary):
     """Single numbers of each row travel; the logits of all rows are many times as much."""
     [loop] = run["loops"]
@@ -100,6 +111,18 @@ def test_a_tpu_copies_no_weights(tmp_path):
         large = [move for move in loop["moves"] if move["kind"] == "weights" and move["bytes"] > 1e5]
         assert {move["opcode"] for move in large} <= {"copy-start"}
     assert [move for move in run["once"] if move["kind"] == "weights" and move["bytes"] > 1e5] == []
+
+
+@needs_libtpu
+@pytest.mark.parametrize("draft", ["plain", "probe:14"])
+def test_a_tpu_converts_no_weights_of_eight_bits(tmp_path, draft):
+    flags = ["--topology", "v6e:2x2", "--shape", "llama-3.2-3b", "--layers", "1", "--weights", "int8"]
+    [run], _ = compiled(tmp_path / "r.json", *flags, "--capacity", "256", "--prompt", "129", "--drafts", draft)
+    assert len(run["loops"]) == 2
+    for loop in run["loops"]:
+        assert loop["reads"]["weights"] > 0
+        assert not [move for move in loop["moves"] if move["kind"] == "weights" and move["bytes"] > 1e5]
+    assert not [move for move in run["once"] if move["kind"] == "weights" and move["bytes"] > 1e5]
 
 
 @needs_libtpu
