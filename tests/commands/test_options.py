@@ -28,8 +28,8 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
             seen.update(prompts=prompts, settings=settings)
             return iter(())
 
-    def open_checkpoint(name, *, dtype, revision, eos_token_ids):
-        seen.update(model=name, dtype=dtype, revision=revision, eos_token_ids=eos_token_ids)
+    def open_checkpoint(name, *, dtype, weights, revision, eos_token_ids):
+        seen.update(model=name, dtype=dtype, weights=weights, revision=revision, eos_token_ids=eos_token_ids)
         checkpoint = make_checkpoint(tiny)
         more = {"tokenizer": checkpoint.tokenizer, "generation_defaults": {}}
         return SimpleNamespace(config=tiny.cfg, load=lambda mesh: checkpoint, **more)
@@ -40,6 +40,7 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
         "--model": "org/name",
         "--revision": "main",
         "--dtype": "bfloat16",
+        "--weights": "int8",
         "--tree": "dynamic",
         "--num-masks": 2,
         "--block-complexity": 60,
@@ -63,7 +64,7 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
         *["--eos-token-id", 5, "--eos-token-id", 9],
     ]
     assert run("generate", "--prompt", TEXT, *options) == (0, "", "")
-    assert (seen["model"], seen["revision"], seen["dtype"]) == ("org/name", "main", "bfloat16")
+    assert (seen["model"], seen["revision"], seen["dtype"], seen["weights"]) == ("org/name", "main", "bfloat16", "int8")
     assert seen["eos_token_ids"] == [5, 9]
     assert seen["source"] == DynamicProbe(
         rows=60,
@@ -98,7 +99,7 @@ def test_options_reach_the_library(run, tiny, monkeypatch):
     run("generate", "--model", "m", "--prompt", TEXT)
     assert seen["source"] == Probe(widths=(14,))
     assert seen["settings"] == Settings()
-    assert (seen["dtype"], seen["revision"], seen["eos_token_ids"]) == (None, None, None)
+    assert (seen["dtype"], seen["weights"], seen["revision"], seen["eos_token_ids"]) == (None, None, None, None)
 
 
 BAD = {
