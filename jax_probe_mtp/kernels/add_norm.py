@@ -10,21 +10,22 @@ from jax.experimental.pallas import triton as plgpu
 
 
 def add_norm(
-    x_MD: jax.Array, parts_PMD: jax.Array, weight_D: jax.Array, *, eps: float, interpret: bool = False
+    x_MD: jax.Array, parts_PND: jax.Array, weight_D: jax.Array, *, eps: float, interpret: bool = False, num_out: int = 0
 ) -> tuple[jax.Array, jax.Array]:
     """Adds the parts to x, and norms the sum as `layers.rms_norm` does.
 
     Args:
       x_MD: the residual stream of M rows.
-      parts_PMD: P parts of what is added to it; any dtype.
+      parts_PND: P parts of what is added to it; any dtype; the first M of N rows are.
       weight_D: the norm's weight, in x's dtype.
       eps: added to the mean square; static.
       interpret: runs the kernel as JAX operations on any device: slow, for tests.
+      num_out: rows of the norm's array, M when left out; those behind the first M hold anything; static.
 
     Returns:
-      The sum and its norm, [M, D] each, in x's dtype; the sum is rounded before it is normed.
+      The sum [M, D] and its norm, in x's dtype; the sum is rounded before it is normed.
     """
-    P, M, D = parts_PMD.shape
+    P, (M, D) = len(parts_PND), x_MD.shape
     size = pl.next_power_of_2(D)
     row = pl.BlockSpec((None, size), lambda m: (m, 0))
     return pl.pallas_call(
@@ -32,10 +33,10 @@ def add_norm(
         grid=(M,),
         in_specs=[row, pl.BlockSpec((P, None, size), lambda m: (0, m, 0)), pl.BlockSpec((size,), lambda m: (0,))],
         out_specs=(row, row),
-        out_shape=(jax.ShapeDtypeStruct(x_MD.shape, x_MD.dtype),) * 2,
+        out_shape=tuple(jax.ShapeDtypeStruct((rows, D), x_MD.dtype) for rows in (M, num_out or M)),
         compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
         interpret=interpret,
-    )(x_MD, parts_PMD, weight_D)
+    )(x_MD, parts_PND, weight_D)
 
 
 def _norm_kernel(

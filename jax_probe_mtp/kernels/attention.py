@@ -21,6 +21,7 @@ def block_attention(
     is_visible_BTT: jax.Array,
     start_B: jax.Array,
     *,
+    num_out: int = 0,
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -35,11 +36,13 @@ def block_attention(
       length_B: int32 [B], committed slots.
       is_visible_BTT: bool [B, T, T], True at [b, t, u] where row t may read row u of the block; each row reads itself.
       start_B: int32 [B], slot of the block's first row; not below `length`, and `start + T` within S.
+      num_out: N, rows of the result, B T when left out; static.
       tiles: how the work is cut; `choose_tiles` when left out; static.
       interpret: runs the kernel as JAX operations on any device: slow, for tests.
 
     Returns:
-      [B, T, K, G, h] in the queries' dtype.
+      [N, K, G, h] in the queries' dtype: the T rows of each batch row one behind the other; those behind the first B T hold
+      anything.
 
     Raises:
       ValueError: for a head size or dtype without a kernel.
@@ -48,7 +51,7 @@ def block_attention(
     tiles = tiles or choose_tiles(q_BKGTh.shape, k_BKSh.shape[2] - T, q_BKGTh.dtype)
     is_visible_BRT = jnp.tile(is_visible_BTT.astype(jnp.int8), (1, G, 1))
     kernel, scalars = functools.partial(_visible_kernel, tiles=tiles), [length_B, start_B]
-    return _call(kernel, tiles.splits, q_BKGTh, k_BKSh, v_BKSh, scalars, [is_visible_BRT], tiles, interpret)
+    return _call(kernel, tiles.splits, q_BKGTh, k_BKSh, v_BKSh, scalars, [is_visible_BRT], tiles, num_out, interpret)
 
 
 def anchored_attention(
@@ -60,6 +63,7 @@ def anchored_attention(
     tail_slot_BTJ: jax.Array,
     is_tail_BTJ: jax.Array,
     *,
+    num_out: int = 0,
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -72,7 +76,7 @@ def anchored_attention(
     slot_BTJ = jnp.where(is_tail_BTJ, tail_slot_BTJ, NO_SLOT)
     of_rows = [jnp.tile(array_BTJ, (1, G, 1)) for array_BTJ in (anchor_BT[..., None], slot_BTJ)]
     kernel, splits = functools.partial(_anchored_kernel, tiles=tiles), tiles.splits + 1  # the last reads the tails
-    return _call(kernel, splits, q_BKGTh, k_BKSh, v_BKSh, [length_B], of_rows, tiles, interpret)
+    return _call(kernel, splits, q_BKGTh, k_BKSh, v_BKSh, [length_B], of_rows, tiles, num_out, interpret)
 
 
 def _call(
@@ -84,6 +88,7 @@ def _call(
     scalars: Sequence[jax.Array],
     of_rows: Sequence[jax.Array],
     tiles: Tiles,
+    num_out: int,
     interpret: bool,
 ) -> jax.Array:
     """Runs a kernel on int32 [B] scalars and on arrays [B, R, X], which say what each of the R = G T rows reads."""
@@ -112,4 +117,5 @@ def _call(
         interpret=interpret,
     )(*[array.astype(jnp.int32) for array in scalars], q_BKGTh.reshape(B, K, R, h), k_BKSh, v_BKSh, *of_rows)
     total_PBKGT, top_PBKGT = (rows_PBKR.reshape(splits, B, K, G, T) for rows_PBKR in (total_PBKR, top_PBKR))
-    return merge_splits(acc_PBKRh.reshape(splits, B, K, G, T, h), total_PBKGT, top_PBKGT, q_BKGTh.dtype, interpret)
+    acc_PBKGTh = acc_PBKRh.reshape(splits, B, K, G, T, h)
+    return merge_splits(acc_PBKGTh, total_PBKGT, top_PBKGT, q_BKGTh.dtype, num_out or B * T, interpret)

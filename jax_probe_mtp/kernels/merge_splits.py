@@ -10,7 +10,12 @@ from jax.experimental.pallas import triton as plgpu
 
 
 def merge_splits(
-    acc_PBKGTh: jax.Array, total_PBKGT: jax.Array, top_PBKGT: jax.Array, dtype: jnp.dtype, interpret: bool
+    acc_PBKGTh: jax.Array,
+    total_PBKGT: jax.Array,
+    top_PBKGT: jax.Array,
+    dtype: jnp.dtype,
+    num_out: int,
+    interpret: bool,
 ) -> jax.Array:
     """Merges the softmax of P splits into that of all slots; a split that had nothing to read weighs nothing.
 
@@ -19,10 +24,11 @@ def merge_splits(
       total_PBKGT: float32, sums of weights.
       top_PBKGT: float32, the score whose weight is 1.
       dtype: of the result; static.
+      num_out: N, rows of the result, at least B T; static.
       interpret: runs the kernel as JAX operations on any device: slow, for tests; static.
 
     Returns:
-      [B, T, K, G, h], laid out as the output projection reads it.
+      [N, K, G, h], laid out as the output projection reads it; rows behind the first B T hold anything.
     """
     P, B, K, G, T, h = acc_PBKGTh.shape
     g = pl.next_power_of_2(G)
@@ -31,8 +37,8 @@ def merge_splits(
         functools.partial(_merge_kernel, num_queries=G),
         grid=(B, T, K),
         in_specs=[pl.BlockSpec((P, None, None, g, None, h), lambda b, t, k: (0, b, k, 0, t, 0)), of_row, of_row],
-        out_specs=pl.BlockSpec((None, None, None, g, h), lambda b, t, k: (b, t, k, 0, 0)),
-        out_shape=jax.ShapeDtypeStruct((B, T, K, G, h), dtype),
+        out_specs=pl.BlockSpec((None, None, g, h), lambda b, t, k: (b * T + t, k, 0, 0)),
+        out_shape=jax.ShapeDtypeStruct((num_out, K, G, h), dtype),
         compiler_params=plgpu.CompilerParams(num_warps=1, num_stages=1),
         interpret=interpret,
     )(acc_PBKGTh, total_PBKGT, top_PBKGT)

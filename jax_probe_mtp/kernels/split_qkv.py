@@ -15,7 +15,7 @@ ROWS = 8  # of a program
 
 
 def split_qkv(
-    parts_PBTKnh: jax.Array,
+    parts_PBUKnh: jax.Array,
     bias_Knh: jax.Array | None,
     norms: tuple[jax.Array, jax.Array] | None,
     rope: tuple[jax.Array, jax.Array],
@@ -29,7 +29,8 @@ def split_qkv(
     """Adds the parts of the product up, and puts each head where attention reads it.
 
     Args:
-      parts_PBTKnh: P parts of q, k and v of T rows: for each of K kv heads G queries, a key and a value; any dtype.
+      parts_PBUKnh: P parts of q, k and v of T rows, the first of U: for each of K kv heads G queries, a key and a value; any
+        dtype.
       bias_Knh: added to them, where the model has one.
       norms: weights [h] of the norms of queries and of keys, where the model has them.
       rope: cosines and sines, float32 [B, T, h/2].
@@ -42,8 +43,8 @@ def split_qkv(
     Returns:
       Queries [B, K, G, T, h] after rope, in the cache's dtype, and the cache's keys and values.
     """
-    P, B, T, K, n, h = parts_PBTKnh.shape
-    S, G = k_BKSh.shape[2], n - 2
+    P, B, _, K, n, h = parts_PBUKnh.shape
+    T, S, G = rope[0].shape[1], k_BKSh.shape[2], n - 2
     rows = min(ROWS, pl.next_power_of_2(T))
     angles = pl.BlockSpec((None, rows, h // 2), lambda b, t, k, i: (b, t, 0))
     slots = pl.BlockSpec((None, None, S, h), lambda b, t, k, i: (b, k, 0, 0))
@@ -81,7 +82,7 @@ def split_qkv(
         input_output_aliases={4 + len(weights): 1, 5 + len(weights): 2},
         compiler_params=plgpu.CompilerParams(num_warps=2, num_stages=1),
         interpret=interpret,
-    )(start_B.astype(jnp.int32), parts_PBTKnh, *rope, *weights, k_BKSh, v_BKSh)
+    )(start_B.astype(jnp.int32), parts_PBUKnh, *rope, *weights, k_BKSh, v_BKSh)
 
 
 def _qkv_kernel(

@@ -4,6 +4,7 @@ norm of x -> product -> split_qkv -> attention, merge -> product -> add_norm
           -> gated product -> product -> add_norm -> x after the layer, and its norm
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax_probe_mtp.kernels.split_qkv import split_qkv
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Int8, Params
-from jax_probe_mtp.model.transformer import Attend, Rope, Stream, sum_parts
+from jax_probe_mtp.model.transformer import Rope, Stream, sum_parts
 
 
 def decoder_layer(
@@ -27,7 +28,7 @@ def decoder_layer(
     *,
     cfg: ModelConfig,
     start_B: jax.Array,
-    attend: Attend,
+    attend: Callable[..., jax.Array],
     interpret: bool = False,
 ) -> Stream:
     """Runs one layer of a block.
@@ -39,7 +40,7 @@ def decoder_layer(
       stream: the residual stream before the layer, its norm, and the layer's keys and values.
       cfg: the model; static.
       start_B: int32 [B], slot of the block's first row.
-      attend: one of kernels/attention.py's, of queries [B, K, G, T, h], keys and values [B, K, S, h].
+      attend: one of kernels/attention.py's, of queries [B, K, G, T, h], keys and values [B, K, S, h], and `num_out`.
       interpret: runs the kernels as JAX operations on any device: slow, for tests.
 
     Returns:
@@ -47,43 +48,48 @@ def decoder_layer(
     """
     x_BTD, normed_BTD, k_BKSh, v_BKSh = stream
     B, T, D = x_BTD.shape
-    x_MD, normed_MD = x_BTD.reshape(B * T, D), normed_BTD.reshape(B * T, D)
+    M = B * T
+    x_MD, normed_MD = x_BTD.reshape(M, D), normed_BTD.reshape(M, D)
     kernel: dict[str, Any] = {"interpret": interpret}
+    # So many rows the kernels leave for the next product, which would first copy another number of them.
+    N = int8_product.fitting_rows(M) if isinstance(layer["qkv"], Int8) and not interpret else M
 
     def by_xla(x_MI: jax.Array, weight: layers.Weight) -> jax.Array:
         if isinstance(weight, Int8):
             return layers.linear(x_MI, weight)
         return layers.product("mi,io->mo", x_MI, weight)
 
-    def product(x_MI: jax.Array, weight: layers.Weight) -> jax.Array:
-        """Parts [P, M, O] of the product."""
+    def product(x_NI: jax.Array, weight: layers.Weight) -> jax.Array:
+        """Parts [P, N, O] of the product of M or N rows."""
         if isinstance(weight, Int8):
-            if int8_product.is_supported(B * T, x_MI.dtype, weight.value):
-                return int8_product.product_parts(x_MI, *weight, **kernel)
-        elif is_supported(B * T, x_MI.dtype, weight):
-            return product_parts(x_MI, weight, **kernel)
-        return by_xla(x_MI, weight)[None]
+            if int8_product.is_supported(M, x_NI.dtype, weight.value):
+                return int8_product.product_parts(x_NI, weight, **kernel)
+        elif is_supported(M, x_NI.dtype, weight):
+            return product_parts(x_NI, weight, **kernel)
+        return by_xla(x_NI, weight)[None]
 
-    def gated(x_MD: jax.Array, gate: Any, up: Any) -> jax.Array:
-        """silu(gate(x)) * up(x), [M, F]."""
+    def gated(x_ND: jax.Array, gate: Any, up: Any) -> jax.Array:
+        """silu(gate(x)) * up(x), [N, F]."""
         if isinstance(gate, Int8):
-            if int8_product.is_supported(B * T, x_MD.dtype, gate.value, up.value):
-                return int8_product.gated_product(x_MD, gate, up, **kernel)
-        elif is_supported(B * T, x_MD.dtype, gate, up):
-            return gated_product(x_MD, gate, up, **kernel)
-        gate_MF, up_MF = (by_xla(x_MD, weight) for weight in (gate, up))
-        return jax.nn.silu(gate_MF) * up_MF
+            if int8_product.is_supported(M, x_ND.dtype, gate.value, up.value):
+                return int8_product.gated_product(x_ND, gate, up, **kernel)
+        elif is_supported(M, x_ND.dtype, gate, up):
+            return gated_product(x_ND, gate, up, **kernel)
+        gate_NF, up_NF = (by_xla(x_ND, weight) for weight in (gate, up))
+        return jax.nn.silu(gate_NF) * up_NF
 
-    def add(x_MD: jax.Array, parts_PMD: jax.Array, norm_D: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def add(x_MD: jax.Array, parts_PND: jax.Array, norm_D: jax.Array, num_out: int) -> tuple[jax.Array, jax.Array]:
         """Adds the product to the stream, and takes its norm."""
         if cfg.is_sharded:
-            parts_PMD = sum_parts(cfg, jnp.sum(parts_PMD, axis=0, keepdims=True))
-        return add_norm(x_MD, parts_PMD, norm_D, eps=cfg.norm_eps, **kernel)
+            parts_PND = sum_parts(cfg, jnp.sum(parts_PND, axis=0, keepdims=True))
+        return add_norm(x_MD, parts_PND, norm_D, eps=cfg.norm_eps, num_out=num_out, **kernel)
 
-    qkv_PMI = product(normed_MD, layer["qkv"])
+    qkv_PNI = product(normed_MD, layer["qkv"])
+    if B > 1:
+        qkv_PNI = qkv_PNI[:, :M]
     K, G, h = cfg.num_kv_heads, cfg.queries_per_kv, cfg.head_dim
     q_BKGTh, k_BKSh, v_BKSh = split_qkv(
-        qkv_PMI.reshape(-1, B, T, K, G + 2, h),
+        qkv_PNI.reshape(len(qkv_PNI), B, -1, K, G + 2, h),
         layer["qkv_bias"].reshape(K, G + 2, h) if cfg.has_qkv_bias else None,
         (layer["q_norm"], layer["k_norm"]) if cfg.has_qk_norm else None,
         rope,
@@ -93,8 +99,8 @@ def decoder_layer(
         eps=cfg.norm_eps,
         **kernel,
     )
-    mixed_BTKGh = attend(q_BKGTh, k_BKSh, v_BKSh)
-    x_MD, normed_MD = add(x_MD, product(mixed_BTKGh.reshape(B * T, -1), layer["out"]), layer["mlp_norm"])
-    inner_MF = gated(normed_MD, layer["gate"], layer["up"])
-    x_MD, normed_MD = add(x_MD, product(inner_MF, layer["down"]), next_norm_D)
+    mixed_NKGh = attend(q_BKGTh, k_BKSh, v_BKSh, num_out=N)
+    x_MD, normed_ND = add(x_MD, product(mixed_NKGh.reshape(N, -1), layer["out"]), layer["mlp_norm"], N)
+    inner_NF = gated(normed_ND, layer["gate"], layer["up"])
+    x_MD, normed_MD = add(x_MD, product(inner_NF, layer["down"]), next_norm_D, M)
     return x_MD.reshape(B, T, D), normed_MD.reshape(B, T, D), k_BKSh, v_BKSh

@@ -185,7 +185,8 @@ def split_logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> Log
 
 def _int8_logits(hidden_MD: jax.Array, head: Int8) -> jax.Array:
     def by_kernel(hidden_MD: jax.Array, value_VD: jax.Array, scale_V: jax.Array) -> jax.Array:
-        return jnp.sum(int8_product.product_parts(hidden_MD, value_VD, scale_V), axis=0)
+        parts_PNV = int8_product.product_parts(hidden_MD, (value_VD, scale_V))
+        return jnp.sum(parts_PNV, axis=0)[: len(hidden_MD)]
 
     def by_xla(hidden_MD: jax.Array, value_VD: jax.Array, scale_V: jax.Array) -> jax.Array:
         return layers.int8_linear(hidden_MD, Int8(value_VD, scale_V))

@@ -4,13 +4,13 @@
     python scripts/measure/bench_products.py --shape llama-3-8b --rows 60 --products out gate_up --how kernel --search 40
 
 --how is xla (its own kernels, the activation included), kernel (jax_probe_mtp/kernels/product.py) or int8 (int8_product.py
-there, whose weights are rounded to eight bits; it takes up to 32 rows). The kernels leave parts of the sums, but for gate and
-up: the next kernel adds them up, and that is not timed. GB/s counts the weight alone.
+there, whose weights are rounded to eight bits). More rows than a kernel takes are left out. The kernels leave parts of the
+sums, but for gate and up: the next kernel adds them up, and that is not timed. GB/s counts the weight alone.
 
 Each product is timed over several weights in turn, --gigabytes of them, so that no cache holds them, in one compiled program
 whose results take the places of the last call's; all results of the last call are compared with products in float32.
---search N tries up to N other tilings of each product as well, drawn at random. Elsewhere than on CUDA, kernels run as JAX
-operations, to see that the script works. The record is written after every run.
+--search N tries up to N other tilings of each product by --how kernel as well, drawn at random. Elsewhere than on CUDA,
+kernels run as JAX operations, to see that the script works. The record is written after every run.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from shapes import SHAPES
 from jax_probe_mtp.commands.options import positive
 from jax_probe_mtp.errors import Parser, exit_status, one_line
 from jax_probe_mtp.files.whole_files import check_files, write_json
-from jax_probe_mtp.kernels import int8_product, product
-from jax_probe_mtp.kernels.product import MAX_ROWS, STEP, Tiles, gated_product, product_parts
+from jax_probe_mtp.kernels import int8_product
+from jax_probe_mtp.kernels.product import MAX_ROWS, STEP, Tiles, choose_tiles, gated_product, product_parts
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.config import ModelConfig
@@ -42,7 +42,6 @@ PRODUCTS = ("qkv", "out", "gate_up", "down")
 HOWS = ("xla", "kernel", "int8")
 MAX_ERROR = 1e-2  # of a norm: bfloat16's rounding is 2e-3, and XLA rounds gate and up before it multiplies them
 Weight = tuple[jax.Array, ...]  # one, or gate and up; of int8 the values and scales of each, one behind the other
-AnyTiles = Tiles | int8_product.Tiles
 Product = Callable[..., jax.Array]  # x [M, D] and a weight's arrays -> [M, I], or parts of it [P, M, I]
 
 
@@ -61,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     check_files({"--output": args.output}, [])
     cfg = SHAPES[args.shape]
-    if not all(1 <= rows <= MAX_ROWS for rows in args.rows):
-        raise ValueError(f"--rows are 1 to {MAX_ROWS}, got {args.rows}.")
+    if min(args.rows) < 1:
+        raise ValueError(f"--rows are at least 1, got {args.rows}.")
     if args.search < 0 or not 0 < args.gigabytes < float("inf"):
         raise ValueError(f"--search is at least 0, --gigabytes above 0, got {args.search} and {args.gigabytes}.")
     print(f"{args.shape}, bfloat16, {jax.devices()[0].device_kind}")
@@ -76,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             in_eight_bits = jax.jit(quantize)
             weights = [tuple(part for array in weight for part in in_eight_bits(array.T)) for weight in weights]
         for rows in args.rows:
-            if how == "int8" and rows > int8_product.MAX_ROWS:
+            if how == "kernel" and rows > MAX_ROWS:
+                continue
+            if how == "int8" and not int8_product.is_supported(rows, jnp.dtype("bfloat16"), weights[0][0]):
                 continue
             for run in _measure(how, name, weights, rows, args):
                 record["runs"].append(run)
@@ -142,51 +143,42 @@ def _in_float32(x_MD: jax.Array, *weight: jax.Array) -> jax.Array:
 
 def _error(got: jax.Array, expected_MI: jax.Array) -> float:
     """Compares a product, or parts of it, with the expected one: the difference's norm over the norm."""
-    got_MI = jnp.sum(got.astype(jnp.float32), axis=tuple(range(got.ndim - 2)))
+    got_MI = jnp.sum(got.astype(jnp.float32), axis=tuple(range(got.ndim - 2)))[: len(expected_MI)]
     return float(jnp.linalg.norm(got_MI - expected_MI) / jnp.linalg.norm(expected_MI))
 
 
-def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[AnyTiles | None]:
-    """Lists the tiles that are in use, then others; gives one None for XLA, and nothing where no tiles fit."""
-    if how == "xla":
+def _tilings(how: str, name: str, shape: tuple[int, ...], search: int) -> list[Tiles | None]:
+    """Lists the tiles that are in use, then others; gives one None where others choose, and nothing where no tiles fit."""
+    if how != "kernel":
         return [None]
     num_weights = 2 if name == "gate_up" else 1
-    kernel = int8_product if how == "int8" else product
-    chosen = kernel.choose_tiles(*shape, num_weights=num_weights)
+    chosen = choose_tiles(*shape, num_weights=num_weights)
     if chosen is None:
         return []
-    steps = (64, 128, 256) if how == "int8" else (STEP,)
-    others: list[AnyTiles | None] = [
+    others: list[Tiles | None] = [
         tiles
-        for columns, step in itertools.product((32, 64, 128, 256), steps)
+        for columns in (32, 64, 128, 256)
         for parts in ((1, 2, 3, 4, 6, 8) if num_weights == 1 else (1,))
-        if shape[1] % columns == 0 and shape[0] % (step * parts) == 0
+        if shape[1] % columns == 0 and shape[0] % (STEP * parts) == 0
         for warps, stages in itertools.product((4, 8), (3, 4, 5, 6))
-        if (tiles := _tiles(how, columns, parts, step, warps, stages)) != chosen
-        and 60 <= shape[1] // columns * parts <= (800 if how == "int8" else 400)
+        if (tiles := Tiles(columns, parts, warps, stages)) != chosen and 60 <= shape[1] // columns * parts <= 400
     ]
     return [chosen, *random.Random(0).sample(others, min(search, len(others)))]
 
 
-def _tiles(how: str, columns: int, parts: int, step: int, warps: int, stages: int) -> AnyTiles:
-    if how == "int8":
-        return int8_product.Tiles(columns, parts, step, warps, stages)
-    return Tiles(columns, parts, warps, stages)
-
-
-def _product(how: str, name: str, tiles: AnyTiles | None) -> Product:
+def _product(how: str, name: str, tiles: Tiles | None) -> Product:
     is_gated = name == "gate_up"
     if how == "xla":
         plain = functools.partial(layers.product, "md,di->mi")
         return (lambda x, gate, up: jax.nn.silu(plain(x, gate)) * plain(x, up)) if is_gated else plain
-    settings: dict[str, Any] = {"tiles": tiles, "interpret": jax.default_backend() != "gpu"}
+    interpret = jax.default_backend() != "gpu"
     if how == "int8" and is_gated:
         return lambda x, gate, gate_scale, up, up_scale: int8_product.gated_product(
-            x, (gate, gate_scale), (up, up_scale), **settings
+            x, (gate, gate_scale), (up, up_scale), interpret=interpret
         )
     if how == "int8":
-        return functools.partial(int8_product.product_parts, **settings)
-    return functools.partial(gated_product if is_gated else product_parts, **settings)
+        return lambda x, value, scale: int8_product.product_parts(x, (value, scale), interpret=interpret)
+    return functools.partial(gated_product if is_gated else product_parts, tiles=tiles, interpret=interpret)
 
 
 def _time(

@@ -123,8 +123,9 @@ def gpu_program(cfg, source, attention, batch_size=1, is_exact=False, weights=No
 
 
 def num_kernels(*what, **more):
-    """Triton kernels in the program; one that all layers share is one."""
-    return gpu_program(*what, **more).count("__gpu$xla.gpu.triton")
+    """Kernels in the program, Triton's and Mosaic's; one that all layers share is one."""
+    text = gpu_program(*what, **more)
+    return text.count("__gpu$xla.gpu.triton") + text.count("stablehlo.custom_call @mosaic_gpu")
 
 
 OF_A_LAYER = 5  # split_qkv, attention, its merge, the norm in the middle, the norm at the end
@@ -157,10 +158,10 @@ def test_few_rows_get_kernels_for_their_products(rows, products):
     assert num_kernels(wide, source, "auto") == OF_A_LAYER + products + 1
 
 
-@pytest.mark.parametrize(("rows", "products"), [(32, PRODUCTS + 1), (34, 0)])
+@pytest.mark.parametrize(("rows", "products"), [(128, PRODUCTS + 1), (130, 0)])
 def test_few_rows_get_kernels_for_products_with_eight_bits(rows, products):
-    """Those of a layer, and the head's. A vocabulary of 64, since that of 61 has no tiles."""
-    wide = dataclasses.replace(CFG, width=64, head_dim=32, mlp_width=128, vocab_size=64)
+    """Those of a layer, and the head's. A vocabulary of 128, since that of 61 has no tiles."""
+    wide = dataclasses.replace(CFG, width=64, head_dim=32, mlp_width=128, vocab_size=128)
     source = Probe(widths=(rows // 2 - 1,))
     assert num_kernels(wide, source, "auto", weights="int8") == OF_A_LAYER + products + 1
 

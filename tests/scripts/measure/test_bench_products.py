@@ -37,10 +37,8 @@ def test_each_product_is_made_each_way(tmp_path, capsys):
 
 
 def test_products_in_eight_bits(tmp_path):
-    """Up to 32 rows; the error is that of the kernel, not of the rounding of weights."""
-    code, record = run(
-        tmp_path, "--rows", "1", "20", "60", "--products", "gate_up", "down", "--how", "int8", "--search", "1"
-    )
+    """Up to 32 rows by Triton's kernels, here interpreted; the error is that of the kernel, not of the rounding of weights."""
+    code, record = run(tmp_path, "--rows", "1", "20", "60", "--products", "gate_up", "down", "--how", "int8")
     assert code == 0
     assert {(r["product"], r["rows"]) for r in record["runs"]} == {(p, n) for p in ("gate_up", "down") for n in (1, 20)}
     for each in record["runs"]:
@@ -48,8 +46,6 @@ def test_products_in_eight_bits(tmp_path):
         assert 0 <= each["error"] < 3e-3
         num_bytes = {"gate_up": 2 * 128 * (64 + 4), "down": 64 * (128 + 4)}[each["product"]]  # and a scale of 4 bytes
         assert each["bytes_per_second"] == pytest.approx(num_bytes / each["us"] * 1e6)
-    tilings = bench_products._tilings("int8", "out", (4096, 4096), 5)
-    assert len(tilings) == len(set(tilings)) == 6
 
 
 def test_a_wrong_product_is_seen(tmp_path, monkeypatch):
@@ -84,8 +80,7 @@ def test_a_search_tries_other_tiles_of_an_8b_model():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rows", "65"], "--rows are 1 to 64, got [65]."),
-        (["--rows", "0"], "--rows are 1 to 64, got [0]."),
+        (["--rows", "0"], "--rows are at least 1, got [0]."),
         (["--search", "-1"], "got -1 and 1e-06."),
         (["--gigabytes", "nan"], "got 0 and nan."),
     ],

@@ -3,26 +3,16 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.kernels import lowered_for_cuda
+from support.kernels import int8_case, lowered_for_cuda
 
-from jax_probe_mtp.kernels.int8_product import (
+from jax_probe_mtp.kernels.int8_triton import (
     MAX_ROWS,
     Tiles,
     choose_tiles,
     gated_product,
-    is_supported,
     product_parts,
 )
 from jax_probe_mtp.model.params import Int8, dequantize
-
-
-def made(M, D, I, seed):
-    rng = np.random.default_rng(seed)
-    x_MD = jnp.asarray(rng.normal(size=(M, D)), jnp.bfloat16)
-    value_ID = jnp.asarray(rng.integers(-127, 128, size=(I, D)), jnp.int8)
-    scale_I = jnp.asarray(rng.uniform(0.5, 2, size=I) / 500, jnp.float32)
-    exact_MI = np.asarray(x_MD, np.float64) @ (np.asarray(value_ID, np.float64) * np.asarray(scale_I)[:, None]).T
-    return x_MD, value_ID, scale_I, exact_MI
 
 
 @pytest.mark.parametrize(
@@ -30,7 +20,7 @@ def made(M, D, I, seed):
 )
 @pytest.mark.parametrize("M", [1, 16, 17, MAX_ROWS])
 def test_the_product(M, D, I, tiles):
-    x_MD, value_ID, scale_I, exact_MI = made(M, D, I, 0)
+    x_MD, value_ID, scale_I, exact_MI = int8_case(M, D, I, 0)
     parts = product_parts(x_MD, value_ID, scale_I, tiles=tiles, interpret=True)
     chosen = tiles or choose_tiles(D, I)
     assert parts.shape == (chosen.parts, M, I)
@@ -40,8 +30,8 @@ def test_the_product(M, D, I, tiles):
 
 @pytest.mark.parametrize("M", [1, 20])
 def test_the_gated_product(M):
-    x_MD, *gate, gate_MF = made(M, 128, 96, 1)
-    _, *up, _ = made(M, 128, 96, 2)
+    x_MD, *gate, gate_MF = int8_case(M, 128, 96, 1)
+    _, *up, _ = int8_case(M, 128, 96, 2)
     up_MF = np.asarray(x_MD, np.float64) @ np.asarray(dequantize(Int8(*up)), np.float64).T
     got = gated_product(x_MD, tuple(gate), tuple(up), interpret=True)
     assert (got.shape, got.dtype) == ((M, 96), jnp.bfloat16)
@@ -58,14 +48,6 @@ def test_tiles_are_those_that_were_measured():
     assert choose_tiles(576, 960) == Tiles(64, 3, 64, 4, 3)
     assert choose_tiles(100, 64) is None
     assert choose_tiles(64, 100) is None
-
-
-def test_what_is_supported():
-    value = jnp.zeros((64, 128), jnp.int8)
-    assert is_supported(MAX_ROWS, jnp.bfloat16, value, value)
-    assert not is_supported(MAX_ROWS + 1, jnp.bfloat16, value)
-    assert not is_supported(1, jnp.float32, value)
-    assert not is_supported(1, jnp.bfloat16, value, jnp.zeros((64, 100), jnp.int8))
 
 
 def test_it_becomes_one_kernel_that_reads_eight_bits():
