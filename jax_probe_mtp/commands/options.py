@@ -1,12 +1,15 @@
 """Flags that several commands share, and what they stand for: a model, prompts, settings."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.generation.tokenizer import check_template_kwargs, check_unicode
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.params import WEIGHTS
@@ -44,12 +47,22 @@ def add_prompts(parser: argparse.ArgumentParser) -> Any:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="one prompt")
     source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
-    add_continue(parser)
+    add_template(parser)
     return source
 
 
-def add_continue(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag that lets the assistant's last message be continued."""
+def add_template(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what records become in the chat template."""
+    parser.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="a system message for records that have none of their own (default: the template's)",
+    )
+    parser.add_argument(
+        "--template-kwargs",
+        metavar="JSON",
+        help="variables of the chat template, such as '{\"enable_thinking\": false}'; a record's own come first",
+    )
     parser.add_argument(
         "--continue-final-message",
         action="store_true",
@@ -58,12 +71,34 @@ def add_continue(parser: argparse.ArgumentParser) -> None:
 
 
 def encoder(args: argparse.Namespace, tokenizer: Any) -> Encoder:
-    """Gives what turns records into tokens, as the flags of `add_model` and `add_continue` say."""
+    """Gives what turns records into tokens, as the flags of `add_model` and `add_template` say."""
+    template_kwargs = _template_kwargs(args.template_kwargs)
+    for flag, value in (("--system", args.system), ("--template-kwargs", template_kwargs)):
+        if value and args.no_chat_template:
+            raise ValueError(f"{flag} is for the chat template, which --no-chat-template leaves out; give one of them.")
+    if args.system is not None:
+        check_unicode("--system", args.system)
+    if template_kwargs:
+        check_template_kwargs(tokenizer, template_kwargs)
     return Encoder(
         tokenizer,
         use_chat_template=not args.no_chat_template,
         continue_final_message=args.continue_final_message,
+        system=args.system,
+        template_kwargs=template_kwargs,
     )
+
+
+def _template_kwargs(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"--template-kwargs must be a JSON object, got {one_line(text)[:60]!r}.")
+    return values
 
 
 def read_records(args: argparse.Namespace) -> list[Record]:

@@ -99,7 +99,7 @@ def add_command(commands: Any) -> None:
         "--seed", type=int, default=usual.seed, metavar="S", help="of the order of the texts (default: %(default)s)"
     )
     tuning.add_argument("--mesh", metavar="data=D,tensor=T", help="split over D x T devices (default: one device)")
-    options.add_continue(tuning)
+    options.add_template(tuning)
     tuning.set_defaults(command=_tune_masks)
 
 

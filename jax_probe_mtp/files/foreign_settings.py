@@ -115,8 +115,10 @@ _SETTINGS: dict[str, tuple[str | None, _Test]] = {
     **_rows("structured_outputs", "grammar", "json_schema", "ebnf"),
     **_rows("response_format", nothing=_is({"type": "text"})),
     # what the prompt becomes
-    **_rows("tools", "functions", "documents", "chat_template", "chat_template_kwargs", "template_kwargs"),
-    **_rows("enable_thinking", "reasoning_effort", "suffix", "images", "multi_modal_data"),
+    **_rows("functions", instead="tools"),
+    **_rows("chat_template_kwargs", instead="template_kwargs"),
+    **_rows("enable_thinking", "reasoning_effort", instead="it in template_kwargs"),
+    **_rows("chat_template", "suffix", "images", "multi_modal_data"),
     **_rows("truncate", "truncate_prompt_tokens", "add_special_tokens"),
     **_rows("tool_choice", "function_call", nothing=_is("none", "auto")),
     **_rows("add_generation_prompt", nothing=_is(True)),

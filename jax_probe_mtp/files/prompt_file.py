@@ -2,8 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
-import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,8 +12,9 @@ import numpy as np
 from jax_probe_mtp.files.foreign_settings import DO_SAMPLE, refuse_foreign
 from jax_probe_mtp.files.ids import Keys, KeySet, content_digest, id_key, nameless_key, occurrence_of
 from jax_probe_mtp.files.json_lines import check_id, excerpt, json_lines
+from jax_probe_mtp.files.openai_forms import of_batch_line, plain_messages
+from jax_probe_mtp.files.record_fields import FIELDS, LIMITS, OF_TEMPLATE, RULES, SETTINGS, SOURCES
 
-MAX_STOPS = 16
 MAX_UNUSED_FIELDS = 10
 
 
@@ -31,8 +30,11 @@ class Record:
     content: int = dataclasses.field(default=0, compare=False)  # digest of all that it asks for, its id left out
     occurrence: int | None = None  # of a record without an id: which of its equals in the file it is, from 1
     prompt: str | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     continue_final_message: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] | None = None
     prompt_ids: list[int] | None = None
     max_new_tokens: int | None = None
     temperature: float | None = None
@@ -44,7 +46,7 @@ class Record:
     @property
     def own_settings(self) -> dict[str, Any]:
         """Gives what the record sets in place of the run, as JSON has it."""
-        own = {name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None}
+        own = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
         return own | ({"stop": list(self.stop)} if self.stop is not None else {})
 
     @property
@@ -60,10 +62,10 @@ class Record:
     def differs_from(self, answer: Mapping[str, Any]) -> str:
         """Says in what the record differs from the one of this id that was answered."""
         own, nothing = self.own_settings, "nothing of its own"
-        then = {name: answer[name] for name in _SETTINGS if name in answer}
-        changed = [name for name in _SETTINGS if then.get(name) != own.get(name)] if "content" in answer else []
+        then = {name: answer[name] for name in SETTINGS if name in answer}
+        changed = [name for name in SETTINGS if then.get(name) != own.get(name)] if "content" in answer else []
         says = [f"{name} {then.get(name, nothing)!r} became {own.get(name, nothing)!r}" for name in changed]
-        asked = {name: getattr(self, name) for name in _RULES if name not in _SETTINGS}
+        asked = {name: getattr(self, name) for name in RULES if name not in SETTINGS}
         with_then = {name: value for name, value in asked.items() if value is not None} | then
         if answer.get("content") != f"{content_digest(with_then):016x}":
             says.append("its prompt is another")
@@ -105,7 +107,7 @@ class PromptFile:
                 nameless.append(record.index)
             if record.temperature is not None:
                 self.max_temperature = max(record.temperature, self.max_temperature or 0.0)
-            if new := fields.keys() - _FIELDS - unused:
+            if new := fields.keys() - FIELDS - unused:
                 unused = set(sorted(unused | {name[:60] for name in new})[:MAX_UNUSED_FIELDS])
         if not keys:
             raise ValueError(f"{path} holds no records; give one JSON object a line.")
@@ -187,10 +189,11 @@ def parsed_records(
     path: Path, is_wanted: Callable[[int], bool] | None = None
 ) -> Iterator[tuple[Record, dict[str, Any], int, str]]:
     """Gives each record with its JSON object, the line's number and its name for messages; `is_wanted` as in `json_lines`."""
-    for index, number, where, fields in json_lines(path, is_wanted):
+    for index, number, where, line in json_lines(path, is_wanted):
+        fields = of_batch_line(where, line)
         given_fields = fields.items() if isinstance(fields, dict) else ()
-        values = {field: value for field, value in given_fields if field in _RULES and value is not None}
-        given = [field for field in _SOURCES if field in values]
+        values = {field: value for field, value in given_fields if field in RULES and value is not None}
+        given = [field for field in SOURCES if field in values]
         if not given:
             asked = 'an object with a text "prompt", or "messages" or "prompt_ids"'
             raise ValueError(f"{where} must be {asked}, got {excerpt(fields)}.")
@@ -199,10 +202,23 @@ def parsed_records(
         name = fields.get("id", number)
         check_id(where, name)
         for field, value in values.items():
-            is_good, rule = _RULES[field]
+            is_good, rule = RULES[field]
             if not is_good(value):
                 raise ValueError(f"{where}: {field} must be {rule}, got {excerpt(value)}.")
-        refuse_foreign(where, fields)
+        is_limit, _ = RULES["max_new_tokens"]
+        for limit in LIMITS:
+            if is_limit(fields.get(limit)):
+                values.setdefault("max_new_tokens", fields[limit])
+        refuse_foreign(where, fields | values)  # two limits that differ, among others
+        if "messages" in values:
+            values["messages"] = plain_messages(where, values["messages"])
+        for field in [name for name in OF_TEMPLATE if name in values]:
+            if "prompt_ids" in values:
+                raise ValueError(
+                    f"{where}: {field} is for the chat template, which prompt_ids do not pass; leave it out."
+                )
+            if not values[field]:
+                del values[field]
         if fields.get(DO_SAMPLE) is False:
             values["temperature"] = 0.0  # also where the run has another
         if values.get("continue_final_message"):
@@ -214,7 +230,7 @@ def parsed_records(
         yield Record(index=index, id=name, content=content_digest(values), **values), fields, number, where
 
 
-def _check_continues(where: str, messages: list[dict[str, str]] | None) -> None:
+def _check_continues(where: str, messages: list[dict[str, Any]] | None) -> None:
     if messages is None or messages[-1]["role"] != "assistant":
         there = "there are no messages" if messages is None else f"the last one is {excerpt(messages[-1]['role'])}'s"
         raise ValueError(
@@ -237,45 +253,3 @@ def _check_ids_differ(path: Path, key: int) -> None:
                 way_out = "merge --input gives each answer the number of its line"
             raise ValueError(f"{where} {says} of line {line_of[name]}; {way_out}.")
         line_of[name] = number
-
-
-def _is_whole(value: object, least: int, most: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_message(value: Any) -> bool:
-    is_object = isinstance(value, dict) and value.keys() == {"role", "content"}
-    return is_object and all(isinstance(text, str) for text in value.values())
-
-
-def _is_stop(value: object) -> bool:
-    texts = [value] if isinstance(value, str) else value
-    return isinstance(texts, list) and len(texts) <= MAX_STOPS and all(isinstance(text, str) and text for text in texts)
-
-
-_SOURCES = ("prompt", "messages", "prompt_ids")
-# field -> what is asked of its value, and how a message says so
-_RULES: dict[str, tuple[Callable[[Any], object], str]] = {
-    "prompt": (lambda value: isinstance(value, str), "a text"),
-    "messages": (
-        lambda value: isinstance(value, list) and value and all(map(_is_message, value)),
-        'a list of objects, at least one, each of a text "role" and a text "content" alone',
-    ),
-    "prompt_ids": (
-        lambda value: isinstance(value, list) and all(_is_whole(item, 0) for item in value),
-        "a list of whole numbers from 0",
-    ),
-    "continue_final_message": (lambda value: isinstance(value, bool), "true or false"),
-    "max_new_tokens": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
-    "temperature": (lambda value: _is_number(value) and 0 <= value <= sys.float_info.max, "a number of at least 0"),
-    "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1"),
-    "top_k": (lambda value: _is_whole(value, 0), "a whole number of at least 0"),
-    "seed": (lambda value: _is_whole(value, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1"),
-    "stop": (_is_stop, f"a text or a list of at most {MAX_STOPS} texts, none of them empty"),
-}
-_SETTINGS = tuple(name for name in _RULES if name not in (*_SOURCES, "continue_final_message"))
-_FIELDS = {"id", DO_SAMPLE, *_RULES}

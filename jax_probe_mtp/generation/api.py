@@ -8,6 +8,7 @@ from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, parse_draft
 from jax_probe_mtp.errors import one_line
+from jax_probe_mtp.files.openai_forms import plain_messages
 from jax_probe_mtp.generation import tokenizer
 from jax_probe_mtp.generation.answers import Generation
 from jax_probe_mtp.generation.decoder import Decoder
@@ -22,6 +23,7 @@ def generate(
     settings: Settings | None = None,
     use_chat_template: bool = True,
     continue_final_message: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
     shared: Any = None,
 ) -> list[Generation]:
     """Answers each prompt; the tokens are plain decoding's, in fewer calls.
@@ -29,7 +31,7 @@ def generate(
     Args:
       checkpoint: from `checkpoints_convert.load_checkpoint`, or a `Checkpoint` of one's own parameters, with `tokenizer`
         None where all prompts are token ids.
-      prompts: each a text, a conversation (a list of objects of `role` and `content`), token ids (a list or an array), or
+      prompts: each a text, a conversation (a list of messages as OpenAI clients write them), token ids (a list or an array), or
         a `Prompt` with settings of its own.
       draft: where drafts come from, a source or its text form such as "probe:15+4"; 1 mask and 14 candidates when left
         out. `Plain()` or "plain" is plain decoding.
@@ -37,6 +39,7 @@ def generate(
       use_chat_template: True puts each text into the checkpoint's chat template.
       continue_final_message: True goes on with the last message of a conversation where that is the assistant's; without
         it, such a conversation is refused.
+      template_kwargs: variables of the chat template, such as `{"enable_thinking": False}`.
       shared: arrays that the draft source brings for all rows, such as tuned masks; what it begins with when None.
 
     Returns:
@@ -55,6 +58,7 @@ def generate(
             prompt,
             use_chat_template=use_chat_template,
             continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
         )
         for number, prompt in enumerate(prompts)
     ]
@@ -69,6 +73,7 @@ def stream(
     settings: Settings | None = None,
     use_chat_template: bool = True,
     continue_final_message: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
     shared: Any = None,
 ) -> Iterator[str]:
     """Answers one prompt piece by piece: the pieces together are the text that `generate` gives.
@@ -80,6 +85,7 @@ def stream(
       settings: as for `generate`; a piece comes after every `calls_per_chunk` calls, after each one when left out.
       use_chat_template: as for `generate`.
       continue_final_message: as for `generate`; the pieces are what comes after the message.
+      template_kwargs: as for `generate`.
       shared: as for `generate`.
 
     Returns:
@@ -91,7 +97,12 @@ def stream(
     """
     decoder = Decoder(checkpoint, _source(draft), shared=shared)
     record = as_prompt(
-        checkpoint, 0, prompt, use_chat_template=use_chat_template, continue_final_message=continue_final_message
+        checkpoint,
+        0,
+        prompt,
+        use_chat_template=use_chat_template,
+        continue_final_message=continue_final_message,
+        template_kwargs=template_kwargs,
     )
     if checkpoint.tokenizer is None:
         raise ValueError(
@@ -101,7 +112,13 @@ def stream(
 
 
 def as_prompt(
-    checkpoint: Checkpoint, number: int, prompt: Any, *, use_chat_template: bool, continue_final_message: bool
+    checkpoint: Checkpoint,
+    number: int,
+    prompt: Any,
+    *,
+    use_chat_template: bool,
+    continue_final_message: bool,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> Prompt:
     """Makes a `Prompt` with plain token ids of whatever `generate` takes.
 
@@ -111,19 +128,24 @@ def as_prompt(
     if isinstance(prompt, Prompt):
         return dataclasses.replace(prompt, token_ids=_token_ids(prompt.id, prompt.token_ids))
     if isinstance(prompt, str):
+        if template_kwargs and not use_chat_template:
+            raise ValueError("template_kwargs are for the chat template, which use_chat_template=False leaves out.")
         tokens = _tokenizer_of(checkpoint, number)
-        return Prompt(id=number, token_ids=tokenizer.encode(tokens, prompt, use_chat_template=use_chat_template))
+        token_ids = tokenizer.encode(
+            tokens, prompt, use_chat_template=use_chat_template, template_kwargs=template_kwargs
+        )
+        return Prompt(id=number, token_ids=token_ids)
     if isinstance(prompt, list) and prompt and all(isinstance(message, Mapping) for message in prompt):
         if not use_chat_template:
             raise ValueError(f"prompt {number} is a conversation, which needs the chat template; give a text instead.")
-        for message in prompt:
-            if not all(isinstance(message.get(name), str) for name in ("role", "content")):
-                raise ValueError(
-                    f"prompt {number}: each message needs texts as role and content, got {one_line(repr(message)):.60}."
-                )
+        if not all(isinstance(message.get("role"), str) for message in prompt):
+            raise ValueError(f"prompt {number}: each message needs a text as role, got {one_line(repr(prompt)):.60}.")
+        messages = plain_messages(f"prompt {number}", prompt)
         tokens = _tokenizer_of(checkpoint, number)
         try:
-            token_ids = tokenizer.encode_messages(tokens, prompt, continue_final_message=continue_final_message)
+            token_ids = tokenizer.encode_messages(
+                tokens, messages, continue_final_message=continue_final_message, template_kwargs=template_kwargs
+            )
         except ValueError as error:
             raise ValueError(f"prompt {number}: {error}") from None
         return Prompt(id=number, token_ids=token_ids)

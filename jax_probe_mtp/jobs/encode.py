@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jax_probe_mtp.decoding.batch import bucket
@@ -21,12 +21,16 @@ class Encoder:
       tokenizer: a `transformers.PreTrainedTokenizerFast`.
       use_chat_template: True puts prompts into its chat template.
       continue_final_message: True goes on with a last message that is the assistant's, where the record does not say.
+      system: the system message of records that have none of their own.
+      template_kwargs: variables of the chat template, of which a record's own come first.
       date: what a template that asks for the date is told; the present when None.
     """
 
     tokenizer: Any
     use_chat_template: bool = True
     continue_final_message: bool = False
+    system: str | None = None
+    template_kwargs: Mapping[str, Any] | None = None
     date: datetime.datetime | None = None
 
     def __call__(self, record: Record) -> Prompt:
@@ -42,17 +46,27 @@ class Encoder:
     def _token_ids(self, record: Record) -> list[int]:
         if record.prompt_ids is not None:
             return record.prompt_ids
+        of_template: dict[str, Any] = {
+            "system": self.system,
+            "template_kwargs": {**(self.template_kwargs or {}), **(record.template_kwargs or {})},
+            "tools": record.tools,
+            "documents": record.documents,
+        }
+        if not self.use_chat_template:
+            needing = [name for name in ("messages", "tools", "documents", "template_kwargs") if getattr(record, name)]
+            if needing:
+                way_out = "leave --no-chat-template out, or give a prompt alone."
+                raise ValueError(f"{needing[0]} need the chat template; {way_out}")
+            return tokenizer.encode(self.tokenizer, record.prompt or "", use_chat_template=False)
         if record.messages is None:
             return tokenizer.encode(
-                self.tokenizer, record.prompt or "", use_chat_template=self.use_chat_template, date=self.date
+                self.tokenizer, record.prompt or "", use_chat_template=True, date=self.date, **of_template
             )
-        if not self.use_chat_template:
-            raise ValueError("messages need the chat template; leave --no-chat-template out, or give a prompt.")
         continues = record.continue_final_message
         if continues is None:
             continues = self.continue_final_message
         return tokenizer.encode_messages(
-            self.tokenizer, record.messages, continue_final_message=continues, date=self.date
+            self.tokenizer, record.messages, continue_final_message=continues, date=self.date, **of_template
         )
 
 

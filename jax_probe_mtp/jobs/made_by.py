@@ -12,6 +12,7 @@ from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.fingerprint import model_identity
 
 _SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprobs")
+_OF_TEMPLATE = ("continue_final_message", "system", "template_kwargs")
 _OF_PROGRAM = ("batch_size", "capacity", "calls_per_chunk")
 
 
@@ -47,9 +48,7 @@ def made_by(
         "draft": draft,
         **({"masks": masks} if masks else {}),
         "chat_template": encode.use_chat_template,
-        **(
-            {"continue_final_message": True} if encode.continue_final_message else {}
-        ),  # earlier versions did not have it
+        **{name: value for name in _OF_TEMPLATE if (value := getattr(encode, name))},  # earlier versions had none
         **{name: getattr(settings, name) for name in _SETTINGS},
         "stop": list(settings.stop),
         "exact": settings.is_exact,

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_model(parser)
     parser.add_argument("--input", type=Path, required=True, help="as for generate")
-    options.add_continue(parser)
+    options.add_template(parser)
     parser.add_argument("--max-new-tokens", type=positive, default=100)
     parser.add_argument("--batch-sizes", type=positives, default="1,8", help="texts that are checked at a time")
     parser.add_argument("--repeats", type=positive, default=3)

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, help="as for generate")
     source.add_argument("--random", type=positive, metavar="N", help="so many prompts of random ids instead")
-    options.add_continue(parser)
+    options.add_template(parser)
     parser.add_argument("--longest", type=positive, default=400, help="tokens of the longest random prompt")
     parser.add_argument("--batch-sizes", type=positives, default="1,8")
     parser.add_argument("--drafts", default="plain;probe:14", help="as --runs of bench")

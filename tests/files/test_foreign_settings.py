@@ -10,21 +10,20 @@ from jax_probe_mtp.files.prompt_file import PromptFile
 
 # As their own documentation names them, with a value that changes an answer, and what this program has instead.
 OPENAI = [
-    ("max_tokens", 5, "give max_new_tokens instead"),
-    ("max_completion_tokens", 5, "give max_new_tokens instead"),
+    ("max_tokens", 0, "give max_new_tokens instead"),
+    ("max_completion_tokens", "5", "give max_new_tokens instead"),
     ("n", 2, "leave it out"),
     ("n", True, "leave it out"),
     ("presence_penalty", -0.5, "leave it out"),
     ("frequency_penalty", 0.5, "leave it out"),
     ("logit_bias", {"50256": -100}, "leave it out"),
     ("response_format", {"type": "json_object"}, "leave it out"),
-    ("tools", [{"type": "function"}], "leave it out"),
     ("tool_choice", "required", "leave it out"),
-    ("functions", [{"name": "f"}], "leave it out"),
+    ("functions", [{"name": "f"}], "give tools instead"),
     ("suffix", "end", "leave it out"),
     ("echo", True, "leave it out"),
     ("best_of", 3, "leave it out"),
-    ("reasoning_effort", "low", "leave it out"),
+    ("reasoning_effort", "low", "give it in template_kwargs instead"),
     ("reasoning", {"effort": "low"}, "leave it out"),
 ]
 VLLM = [
@@ -41,9 +40,9 @@ VLLM = [
     ("structured_outputs", {"choice": ["a"]}, "leave it out"),
     ("allowed_token_ids", [1], "leave it out"),
     ("chat_template", "{{ x }}", "leave it out"),
-    ("chat_template_kwargs", {"enable_thinking": False}, "leave it out"),
+    ("chat_template_kwargs", {"enable_thinking": False}, "give template_kwargs instead"),
+    ("enable_thinking", False, "give it in template_kwargs instead"),
     ("add_generation_prompt", False, "leave it out"),
-    ("documents", [{"text": "x"}], "leave it out"),
     ("add_special_tokens", False, "leave it out"),
     ("ebnf", "root ::= x", "leave it out"),
     ("encoder_repetition_penalty", 1.1, "leave it out"),
@@ -130,7 +129,6 @@ CHANGES_NOTHING = {
     "bad_words": [[]],
     "logit_bias": [{}],
     "stop_sequences": [[], ""],
-    "tools": [[]],
     "tool_choice": ["none", "auto"],
     "response_format": [{"type": "text"}],
     "chat_template_kwargs": [{}],
@@ -172,7 +170,7 @@ def test_what_cannot_matter_stays_unread(tmp_path, name):
 
 def test_a_name_beside_its_own_of_the_same_value_stays_unread(tmp_path):
     same = line(max_tokens=5, max_new_tokens=5, until=["x"], stop=["x"], temp=0.5, temperature=0.5)
-    assert PromptFile(write(tmp_path, same)).unused_fields == ("max_tokens", "temp", "until")
+    assert PromptFile(write(tmp_path, same)).unused_fields == ("temp", "until")
     path = write(tmp_path, line(max_tokens=6, max_new_tokens=5))
     with pytest.raises(ValueError, match=r"line 1: max_tokens 6 would change .* give max_new_tokens instead\."):
         PromptFile(path)
@@ -196,12 +194,12 @@ def test_outputs_of_other_settings_are_refused_too(tmp_path):
 
 
 def test_the_command_refuses_before_anything_is_loaded(run, tmp_path, own_caches):
-    path = write(tmp_path, GOOD + line(max_tokens=5))
+    path = write(tmp_path, GOOD + line(max_length=5))
     for command in (
         ["generate", "--input", path, "--output", tmp_path / "a.jsonl"],
         ["verify", "--input", path],
         ["verify", "--outputs", path],
     ):
         code, out, err = run(*command, "--model", "no/such")
-        says = "max_tokens 5 would change the answer and is not read; give max_new_tokens instead."
+        says = "max_length 5 would change the answer and is not read; give max_new_tokens instead."
         assert (code, out, err) == (2, "", f"error: {path}, line 2: {says}\n")

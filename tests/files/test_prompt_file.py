@@ -129,10 +129,8 @@ def field(name, value):
                 '{"role": "user", "content": "x"}',
                 '"x"',
                 '["x"]',
-                '[{"role": "user"}]',
-                '[{"role": "user", "content": null}]',
+                '[{"content": "x"}]',
                 '[{"role": 1, "content": "x"}]',
-                '[{"role": "user", "content": "x"}, {"role": "user", "content": "x", "name": "y"}]',
             ]
         ],
         *[
@@ -154,6 +152,15 @@ def field(name, value):
             '{"messages": [{"role": "user", "content": "x"}], "continue_final_message": true}\n',
             ["line 1: continue_final_message is for messages", 'the last one is "user"\'s; leave it out.'],
         ),
+        *[field(name, value) for name in ("tools", "documents") for value in ['{"a": 1}', '["x"]', '"x"', "3"]],
+        *[field("template_kwargs", value) for value in ["[]", '"x"', "true"]],
+        *[
+            (
+                f'{{"prompt_ids": [1], "{name}": {value}}}\n',
+                [f"line 1: {name} is for the chat template", "prompt_ids do not"],
+            )
+            for name, value in [("tools", "[{}]"), ("documents", "[]"), ("template_kwargs", "{}")]
+        ],
         *[field("stop", value) for value in ['""', '["x", ""]', "3", "[3]", "true", '{"x": 1}', '["x", null]']],
         field("stop", json.dumps(["x"] * 17)),
         ('{"id": true, "prompt": "x"}\n', ["line 1", "id", "true"]),

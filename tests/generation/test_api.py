@@ -167,11 +167,11 @@ REFUSED = {
     "a number of NumPy": (np.int64(5), NO_PROMPT + "int64"),
     "a message": ({"role": "user", "content": "w5"}, NO_PROMPT + "dict {'role': 'user', 'content': 'w5'}."),
     "a Prompt of a text": (Prompt(token_ids="w5"), NO_PROMPT + "str 'w5'."),
-    "no content": ([{"role": "user"}], "prompt 0: each message needs texts as role and content, got {'role': 'user'}."),
-    "no role": ([{"content": "w5"}], "prompt 0: each message needs texts as role and content"),
-    "content in parts": (
-        [{"role": "user", "content": [{"type": "text", "text": "w5"}]}],
-        "prompt 0: each message needs texts as role and content",
+    "no content": ([{"role": "user"}], "prompt 0: messages[0] has no content; give a text"),
+    "no role": ([{"content": "w5"}], "prompt 0: each message needs a text as role, got [{'content': 'w5'}]."),
+    "an image": (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}],
+        'prompt 0: messages[0] holds a part of type "image_url"',
     ),
     "a message among ids": ([5, {"role": "user"}], "prompt 0 holds token id {'role': 'user'}, but ids are 0 to 60."),
     "lists": ([[5, 9], [2]], "prompt 0 holds token id [5, 9], but ids are 0 to 60."),
@@ -215,6 +215,19 @@ def test_prompts_are_a_list(checkpoint, prompts, got):
 def test_a_conversation_needs_the_chat_template(checkpoint):
     with pytest.raises(ValueError, match=r"\Aprompt 0 is a conversation, which needs the chat template; .*\Z"):
         generate(checkpoint, [[{"role": "user", "content": "w5"}]], use_chat_template=False)
+
+
+def test_the_chat_template_is_told_what_it_asks_for(tiny, plain):
+    checkpoint = make_checkpoint(tiny, template="{{ 'w1' if fast else 'w2' }} {{ messages[0]['content'] }}")
+    parts = [{"type": "text", "text": words(7)}, {"type": "text", "text": words(3)}]
+    prompts, told = [words(9), [{"role": "user", "content": parts}]], {"fast": True}
+    answers = generate(checkpoint, prompts, settings=SETTINGS, template_kwargs=told)
+    assert [(answer.prompt_ids, answer.token_ids) for answer in answers] == [
+        (ids, plain(ids)) for ids in ([1, 9], [1, 7, 3])
+    ]
+    assert "".join(stream(checkpoint, prompts[0], settings=SETTINGS, template_kwargs=told)) == answers[0].text
+    with pytest.raises(ValueError, match="template_kwargs are for the chat template"):
+        generate(checkpoint, [words(9)], template_kwargs=told, use_chat_template=False)
 
 
 def test_goes_on_with_the_assistants_last_message_if_asked(tiny, plain):

@@ -112,3 +112,60 @@ def test_nothing_else_of_the_text_changes(said, template):
 def test_without_a_date_it_is_told_the_present(said):
     before = datetime.datetime.now().year
     assert before <= int(said("{{ strftime_now('%Y') }}", None)) <= datetime.datetime.now().year
+
+
+TOLD = (
+    "{% if tools %}{{ tools[0]['name'] }} {% endif %}{% if documents %}{{ documents[0]['text'] }} {% endif %}"
+    "{{ 'w1 ' if enable_thinking else 'w2 ' }}"
+    + TURNS.replace("'<user>' if", "'w3' if m['role'] == 'system' else '<user>' if")
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "ids"),
+    [
+        ({}, [2, USER, 7, ASSISTANT]),
+        ({"template_kwargs": {"enable_thinking": True}}, [1, USER, 7, ASSISTANT]),
+        ({"tools": [{"name": "w9"}]}, [9, 2, USER, 7, ASSISTANT]),
+        ({"documents": [{"text": "w6"}], "tools": []}, [6, 2, USER, 7, ASSISTANT]),
+        ({"system": "w4"}, [2, 3, 4, USER, 7, ASSISTANT]),
+        ({"system": "w4", "date": MOMENT}, [2, 3, 4, USER, 7, ASSISTANT]),
+    ],
+)
+def test_what_a_template_is_told(more, ids):
+    tokenizer = make_tokenizer(61, template=TOLD)
+    assert encode_messages(tokenizer, [ASKED], **more) == ids
+    assert encode(tokenizer, ASKED["content"], use_chat_template=True, **more) == ids
+    dated = make_tokenizer(61, template=TOLD + "{# strftime_now #}")
+    assert encode_messages(dated, [ASKED], **more | {"date": MOMENT}) == ids
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_of_its_own_stays_alone(role):
+    tokenizer = make_tokenizer(61, template=TOLD.replace("== 'system'", f"== '{role}'"))
+    own = {"role": role, "content": "w5"}
+    assert encode_messages(tokenizer, [own, ASKED], system="w4") == [2, 3, 5, USER, 7, ASSISTANT]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            {"template_kwargs": {"enable_thinkin": True}},
+            "the chat template knows no enable_thinkin, so it would change nothing",
+        ),
+        (
+            {"template_kwargs": {"tools": []}},
+            "template_kwargs cannot set tools: it is no variable of a template; leave it out.",
+        ),
+        ({"template_kwargs": {"tokenize": True}}, "template_kwargs cannot set tokenize"),
+        ({"template_kwargs": {"messages": []}}, "template_kwargs cannot set messages"),
+    ],
+)
+def test_what_a_template_would_not_read_is_refused(more, says):
+    with pytest.raises(ValueError, match=r"\A[^\n]*\Z") as refusal:
+        encode_messages(make_tokenizer(61, template=TOLD), [ASKED], **more)
+    assert says in str(refusal.value)
+    for name in ("tools", "documents"):
+        with pytest.raises(ValueError, match=f"the chat template knows no {name}"):
+            encode_messages(make_tokenizer(61, template=TURNS), [ASKED], **{name: [{"name": "w1"}]})

@@ -20,7 +20,7 @@ def test_messages_need_the_chat_template(generate, tmp_path):
     flags = ["--no-chat-template", "--ordered", "--max-new-tokens", "2", *SIZES]
     assert generate(*files(tmp_path, records), *flags)[0] == 3
     bad, good, _ = map(json.loads, read(tmp_path / "answers.jsonl"))
-    assert bad["error"] == "messages need the chat template; leave --no-chat-template out, or give a prompt."
+    assert bad["error"] == "messages need the chat template; leave --no-chat-template out, or give a prompt alone."
     assert (good["prompt_ids"], good["finish_reason"]) == ([7], "length")
 
 
@@ -93,3 +93,54 @@ def test_the_capacity_is_that_of_the_longest_record_that_fits():
     assert capacity({"prompt": word(50)}, {"prompt_ids": [1] * 46}) == 128  # the first one's template fails
     short = dataclasses.replace(BASE, context_length=50)
     assert capacity({"prompt_ids": [1] * 30}, cfg=short) == 50  # not a bucket of 64
+
+
+def test_the_records_own_variables_come_before_the_runs():
+    template = "{{ a }} {{ b }} " + TURNS
+    encode = Encoder(make_tokenizer(61, template=template), system="w9", template_kwargs={"a": "w1", "b": "w2"})
+    own = Record(index=0, id=0, prompt=word(7), template_kwargs={"b": "w3"})
+    assert encode(own).token_ids == [1, 3, 9, 7, ASSISTANT]
+    assert encode(Record(index=0, id=0, messages=ENDS[:1])).token_ids == [1, 2, 9, 7, ASSISTANT]
+    assert encode(Record(index=0, id=0, prompt_ids=[5])).token_ids == [5]
+    plain = Encoder(make_tokenizer(61, template=template), use_chat_template=False)
+    assert plain(dataclasses.replace(own, template_kwargs=None)).token_ids == [7]
+    with pytest.raises(ValueError, match="template_kwargs need the chat template; leave --no-chat-template out"):
+        plain(own)
+
+
+def test_what_the_run_tells_templates_decides_its_answers(generate, tiny, tmp_path):
+    model = write_folder(tmp_path / "model", make_checkpoint(tiny, template="{{ a }} " + TURNS))
+    where = [*files(tmp_path, [{"id": 1, "prompt": "w7"}]), "--model", model, "--max-new-tokens", "2", *SIZES]
+    told = ["--system", "w9", "--template-kwargs", '{"a": "w1"}']
+    assert generate(*where, *told)[0] == 0
+    (answer,) = map(json.loads, read(tmp_path / "answers.jsonl"))
+    assert answer["prompt_ids"] == [1, 9, 7, ASSISTANT]
+    assert generate(*where, *told)[0] == 0
+    for changed, says in (
+        (told[:2], "template_kwargs"),
+        (told[2:], "system"),
+        ([*told[:3], '{"a": "w2"}'], "template_kwargs"),
+    ):
+        code, _, err = generate(*where, *changed)
+        assert (code, err.count("\n")) == (2, 1)
+        assert says in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--template-kwargs", "{"], "--template-kwargs must be a JSON object, got '{'."),
+        (["--template-kwargs", "[1]"], "--template-kwargs must be a JSON object, got '[1]'."),
+        (["--template-kwargs", '{"thinking": 1}'], "the chat template knows no thinking"),
+        (
+            ["--system", "x", "--no-chat-template"],
+            "--system is for the chat template, which --no-chat-template leaves out;",
+        ),
+        (["--template-kwargs", '{"a": 1}', "--no-chat-template"], "--template-kwargs is for the chat template"),
+        (["--system", "caf\udce9"], "--system is not UTF-8 text (character 3); convert it first."),
+    ],
+)
+def test_what_no_template_can_be_told(generate, tmp_path, flags, says):
+    code, out, err = generate(*files(tmp_path, [{"id": 1, "prompt": "w7"}]), *flags, *SIZES)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert says in err

@@ -1,0 +1,60 @@
+"""What the fields of a record may hold."""
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from jax_probe_mtp.files.foreign_settings import DO_SAMPLE
+
+MAX_STOPS = 16
+
+
+def _is_whole(value: object, least: int, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str)
+
+
+def _is_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _is_stop(value: object) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, list) and len(texts) <= MAX_STOPS and all(isinstance(text, str) and text for text in texts)
+
+
+SOURCES = ("prompt", "messages", "prompt_ids")
+# field -> what is asked of its value, and how a message says so
+RULES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "prompt": (lambda value: isinstance(value, str), "a text"),
+    "messages": (
+        lambda value: isinstance(value, list) and value and all(map(_is_message, value)),
+        'a list of objects, at least one, each with a text "role" and a "content"',
+    ),
+    "tools": (_is_objects, "a list of objects"),
+    "documents": (_is_objects, "a list of objects"),
+    "template_kwargs": (lambda value: isinstance(value, dict), "an object"),
+    "prompt_ids": (
+        lambda value: isinstance(value, list) and all(_is_whole(item, 0) for item in value),
+        "a list of whole numbers from 0",
+    ),
+    "continue_final_message": (lambda value: isinstance(value, bool), "true or false"),
+    "max_new_tokens": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
+    "temperature": (lambda value: _is_number(value) and 0 <= value <= sys.float_info.max, "a number of at least 0"),
+    "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1"),
+    "top_k": (lambda value: _is_whole(value, 0), "a whole number of at least 0"),
+    "seed": (lambda value: _is_whole(value, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1"),
+    "stop": (_is_stop, f"a text or a list of at most {MAX_STOPS} texts, none of them empty"),
+}
+LIMITS = ("max_tokens", "max_completion_tokens")
+OF_TEMPLATE = ("tools", "documents", "template_kwargs")
+SETTINGS = tuple(name for name in RULES if name not in {*SOURCES, *OF_TEMPLATE, "continue_final_message"})
+FIELDS = {"id", DO_SAMPLE, *LIMITS, *RULES}
