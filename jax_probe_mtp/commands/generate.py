@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import datetime
 import logging
-import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import Begun, begun, run_path
-from jax_probe_mtp.files.whole_files import check_files, write_json
+from jax_probe_mtp.files.whole_files import check_files
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.identity import text_identity
@@ -28,13 +27,22 @@ from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.jobs.encode import capacity_of
 from jax_probe_mtp.jobs.job import Job
 from jax_probe_mtp.jobs.made_by import made_by
+from jax_probe_mtp.jobs.stats_file import StatsFile, peak_host_bytes
 from jax_probe_mtp.jobs.warm import warm_path
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import local_weights_digest
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 from jax_probe_mtp.model.params import format_name
 
-OF_INPUT = ("ordered", "distributed", "logprobs", "redo_changed", "continue_final_message")
+OF_INPUT = (
+    "ordered",
+    "distributed",
+    "logprobs",
+    "redo_changed",
+    "retry_errors",
+    "limit",
+    "continue_final_message",
+)
 OF_PROMPT = ("stream",)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -54,12 +62,21 @@ def add_command(commands: Any) -> None:
         action="store_true",
         help="answer records anew that are not what they were when --output was written (default: they are refused)",
     )
+    generate.add_argument(
+        "--retry-errors", action="store_true", help="answer records anew that could not run (default: they stay errors)"
+    )
+    generate.add_argument(
+        "--limit", type=options.positive, metavar="N", help="answer the first N records alone (default: all)"
+    )
     generate.add_argument("--ordered", action="store_true", help="answers in the order of the prompts")
     generate.add_argument("--logprobs", action="store_true", help="log-probability of each token in the answers")
     generate.add_argument("--stream", action="store_true", help="show the answer to --prompt as it grows")
     generate.add_argument("--stats", action="store_true", help="tau, calls and tokens/s on stderr")
     generate.add_argument(
-        "--stats-json", type=Path, metavar="F.json", help="the same and more as a file (default: no file)"
+        "--stats-json",
+        type=Path,
+        metavar="F.json",
+        help="the same and more as a file, written anew every few seconds of a run (default: no file)",
     )
     generate.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="of the lines on stderr (default: %(default)s)"
@@ -135,7 +152,9 @@ def _generate_one(args: argparse.Namespace) -> int:
     else:
         for generation in decoder.run(prompts, settings):
             print(generation.text)
-    _show_stats(args, decoder.stats, source, str(choice) if choice else None, {})
+    chosen = str(choice) if choice else None
+    _say_stats(args, decoder.stats, source, chosen)
+    _stats_file(args, source, chosen, {}).write(decoder.stats, is_last=True)
     return 0
 
 
@@ -210,12 +229,18 @@ def _generate_file(args: argparse.Namespace) -> int:
         encode=encode,
         is_ordered=args.ordered,
         redoes_changed=args.redo_changed,
+        retries_errors=args.retry_errors,
+        limit=args.limit,
         shared=masks.shared(source),
         says=masks.said if source.needs_shared else {},
+        watch=lambda: live.write(job.stats),
     )
-    status = job.run()
+    chosen = str(choice) if choice else None
     more = {"run": run, "capacity": capacity, "batch_size": settings.batch_size, "mesh": args.mesh}
-    _show_stats(args, job.stats, source, str(choice) if choice else None, more)
+    live = _stats_file(args, source, chosen, more, num_devices=data * tensor)
+    status = job.run()
+    live.write(job.stats, is_last=True)
+    _say_stats(args, job.stats, source, chosen)
     return status
 
 
@@ -245,16 +270,17 @@ def _say_model_defaults(opened: Any, settings: Settings) -> None:
         logging.getLogger("jax_probe_mtp").info(say_not_applied(opened.name, found))
 
 
-def _show_stats(
-    args: argparse.Namespace, stats: Stats, source: DraftSource, choice: str | None, more: Mapping[str, Any]
-) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _say_stats(args: argparse.Namespace, stats: Stats, source: DraftSource, choice: str | None) -> None:
     if args.stats:
         if choice:
             print(f"auto: {choice}", file=sys.stderr)
-        print(f"{stats}; {source.num_rows} rows a call; host memory {peak / 2**30:.2f} GiB at most", file=sys.stderr)
-    if args.stats_json:
-        record = stats.as_json() | {"peak_host_bytes": peak, "rows_per_call": source.num_rows, "choice": choice, **more}
-        write_json(
-            args.stats_json, record | {"environment": environment(format_name(args.dtype or "as stored", args.weights))}
-        )
+        says = f"{source.num_rows} rows a call; host memory {peak_host_bytes() / 2**30:.2f} GiB at most"
+        print(f"{stats}; {says}", file=sys.stderr)
+
+
+def _stats_file(
+    args: argparse.Namespace, source: DraftSource, choice: str | None, more: Mapping[str, Any], *, num_devices: int = 1
+) -> StatsFile:
+    facts = {"rows_per_call": source.num_rows, "choice": choice, **more}
+    facts["environment"] = environment(format_name(args.dtype or "as stored", args.weights))
+    return StatsFile(args.stats_json, facts, num_devices)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,11 @@ class Job:
         encode: Encoder,
         is_ordered: bool,
         redoes_changed: bool = False,
+        retries_errors: bool = False,
+        limit: int | None = None,
         shared: Any = None,
         says: Mapping[str, Any] | None = None,
+        watch: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepares the run; reads and writes nothing yet.
 
@@ -63,8 +66,11 @@ class Job:
           encode: turns records into tokens.
           is_ordered: True for answers in the order of the prompts, which then wait for each other.
           redoes_changed: True to answer records anew that are not what they were when they were answered.
+          retries_errors: True to answer records anew whose answer is an error.
+          limit: records of the file that are looked at, from the first one on; all when None.
           shared: what the draft source's rows share, such as tuned masks; what it begins with when None.
           says: more fields of each answer.
+          watch: called after every chunk of calls.
 
         Raises:
           ValueError: one line with the values and a way out.
@@ -73,7 +79,9 @@ class Job:
         self._prompts, self._output, self._run = prompts, processes.own_path(output), run
         self._checkpoint, self._settings = checkpoint, settings
         self._encode, self._is_ordered = encode, is_ordered
-        self._redoes_changed, self._says = redoes_changed, dict(says or {})
+        self._redoes_changed, self._retries_errors = redoes_changed, retries_errors
+        self._num_wanted = min(limit or prompts.num_records, prompts.num_records)
+        self._says, self._watch = dict(says or {}), watch
         self._in_use: dict[int, dict[str, Any] | None] = {}  # what answers say of records under way; None of another's
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
@@ -107,7 +115,12 @@ class Job:
                     kept.refuse_changed(self._output)
                 elif kept.changed:
                     _logger.info("%s: %d records have changed: answered anew", self._output, len(kept.changed))
-                    answers.remove(kept.changed_keys())
+                anew = list(kept.changed)
+                if self._retries_errors and kept.failed:
+                    _logger.info("%s: %d records could not run: tried again", self._output, len(kept.failed))
+                    anew += kept.failed
+                if anew:
+                    answers.remove(kept.let_go(anew))
             signals = opened.enter_context(Signals())
             is_done = processes.union(kept.is_kept)
             if is_done.any():
@@ -119,7 +132,8 @@ class Job:
     def _status(self, answers: AnswerFile, num_others: int, stopped_by: int) -> int:
         """Says what was written, and gives the exit status."""
         num, total = answers.num_written - num_others, self._prompts.num_records
-        others = (
+        only = f" (--limit {self._num_wanted})" if self._num_wanted < total else ""
+        others = only + (
             f", beside {num_others} answers to records that {self._prompts.path} does not have" if num_others else ""
         )
         if stopped_by:
@@ -132,7 +146,7 @@ class Job:
             raise ValueError(f"{says}; give the same command to go on.")
         _logger.info("%d of %d records in %s%s", num, total, self._output, others)
         if answers.num_errors:
-            way_out = "delete those lines to try them again"
+            way_out = "give --retry-errors to try them again"
             _logger.warning(
                 '%d records could not run; their "error" in %s says why: %s', answers.num_errors, self._output, way_out
             )
@@ -157,7 +171,8 @@ class Job:
                 failure = error
 
         in_order, items = InOrder(), read_items()
-        with Progress(len(is_done), int(is_done.sum()), self.stats, self._decoder.under_way) as progress:
+        num_done = int(is_done[: self._num_wanted].sum())
+        with Progress(self._num_wanted, num_done, self.stats, self._decoder.under_way) as progress:
             for update in self._decoder.run(in_order.watch(items) if self._is_ordered else items, should_stop):
                 finished = in_order.add(update.finished) if self._is_ordered else update.finished
                 own = [(answer, self._in_use.pop(number)) for number, answer in finished]
@@ -169,6 +184,8 @@ class Job:
                     failure = error
                 self._warm.save_sometimes(self._decoder.shared)
                 progress.show()
+                signals.chunk_ended()
+                self._watch()
         if self.stats.row_calls:
             self._warm.save(self._decoder.shared)
         if failure:
@@ -177,7 +194,7 @@ class Job:
 
     def _items(self, is_done: np.ndarray) -> Iterator[tuple[int, Item]]:
         """Gives each record that is left to decode, with its place in the file."""
-        for record in self._prompts.records(lambda index: not is_done[index]):
+        for record in self._prompts.records(lambda index: index < self._num_wanted and not is_done[index]):
             try:
                 prompt = self._encode(record)
                 item: Item = prompt

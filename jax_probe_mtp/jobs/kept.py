@@ -1,7 +1,7 @@
 """Which answers of an output are those of the records as they are now."""
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ class Kept:
 
     Attributes:
       is_kept: bool [num_records], True where the file holds the record's answer.
+      failed: indices of the kept ones whose answer is an error.
       changed: indices of the records whose id has an answer, but to another prompt or with other settings.
       num_others: answers to records that the prompt file does not have.
     """
 
     def __init__(self, prompts: PromptFile) -> None:
         self.is_kept = np.zeros(prompts.num_records, np.bool_)
+        self.failed = array("I")
         self.changed = array("I")
         self.num_others = 0
         self._prompts = prompts
@@ -40,6 +42,8 @@ class Kept:
             self._prompt_digests[index] = _digest(answer.get("prompt_ids"))
         elif answer["content"] == f"{self._prompts.contents[index]:016x}":
             self.is_kept[index] = True
+            if answer.get("finish_reason") == "error":
+                self.failed.append(index)
         else:
             self.changed.append(index)
 
@@ -57,9 +61,10 @@ class Kept:
                 self.changed.append(record.index)
         self._prompt_digests = array("Q")
 
-    def changed_keys(self) -> set[int]:
-        """Gives the keys of the answers that are no longer right."""
-        return {self._prompts.keys[index] for index in self.changed}
+    def let_go(self, indices: Sequence[int]) -> set[int]:
+        """Keeps the answers of these records no longer, and gives their keys."""
+        self.is_kept[list(indices)] = False
+        return {self._prompts.keys[index] for index in indices}
 
     def refuse_changed(self, output: Path) -> None:
         """Raises ValueError, which says what differs, if an answer of `output` is to a record that has changed."""

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import time
 from types import FrameType
 
 _logger = logging.getLogger("jax_probe_mtp")
@@ -16,6 +17,13 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._chunk_began = time.monotonic()
+        self._chunk_seconds: float | None = None
+
+    def chunk_ended(self) -> None:
+        """Notes how long the run has been at what it now looks up from: so long a stop may take."""
+        now = time.monotonic()
+        self._chunk_seconds, self._chunk_began = now - self._chunk_began, now
 
     def __enter__(self) -> "Signals":
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -29,4 +37,9 @@ class Signals:
         if self.received:
             raise KeyboardInterrupt
         self.received = number
-        _logger.info("%s: finishing the calls under way", signal.Signals(number).name)
+        took = "" if self._chunk_seconds is None else f", the last of which took {self._chunk_seconds:.1f} s"
+        _logger.info(
+            "%s: finishing the calls under way%s; a second signal stops at once, and the next run makes them again",
+            signal.Signals(number).name,
+            took,
+        )

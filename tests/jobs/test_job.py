@@ -104,7 +104,7 @@ def test_records_that_cannot_run_get_an_error_each_and_the_others_their_answer(g
     assert (code, out) == (3, "")
     assert err.splitlines() == [
         f"7 of 7 records in {output}",
-        f'5 records could not run; their "error" in {output} says why: delete those lines to try them again',
+        f'5 records could not run; their "error" in {output} says why: give --retry-errors to try them again',
     ]
     lines = read(output)
     assert ids_of(lines) == [record["id"] for record in ERRORS]
@@ -132,8 +132,34 @@ def test_records_that_cannot_run_get_an_error_each_and_the_others_their_answer(g
     assert (code, read(output)) == (3, lines)
     assert (
         err.splitlines()[-1]
-        == f'5 records could not run; their "error" in {output} says why: delete those lines to try them again'
+        == f'5 records could not run; their "error" in {output} says why: give --retry-errors to try them again'
     )
     output.write_text("".join(lines[:1] + lines[3:4]), encoding="utf-8")
     assert generate(*command)[0] == 3
     assert sorted(read(output)) == sorted(lines)
+
+
+def test_errors_are_tried_again_if_asked(generate, tmp_path):
+    """One of the two errors was made by hand, so that it can end well."""
+    command, output = (*files(tmp_path, ERRORS[3:5]), *SIZES, "--ordered"), tmp_path / "answers.jsonl"
+    assert generate(*command)[0] == 3
+    good, bad = read(output)
+    failed = {"token_ids": [], "text": "", "finish_reason": "error", "error": "out of luck", "calls": 0, "committed": 0}
+    output.write_text(json.dumps(json.loads(good) | failed) + "\n" + bad, encoding="utf-8")
+    before = read(output)
+    assert generate(*command)[0] == 3
+    assert read(output) == before
+    code, _, err = generate(*command, "--retry-errors")
+    assert (code, read(output)) == (3, [good, bad])
+    assert err.splitlines()[:2] == [f"{output}: 2 records could not run: tried again", f"2 of 2 records in {output}"]
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+def test_a_limit_leaves_the_rest_for_later(generate, whole, tmp_path, limit):
+    output = tmp_path / "answers.jsonl"
+    code, _, err = generate(*files(tmp_path), "--limit", limit)
+    assert (code, err) == (0, f"{limit} of 10 records in {output} (--limit {limit})\n")
+    assert sorted(ids_of(read(output)), key=IDS.index) == IDS[:limit]
+    assert set(read(output)) <= set(whole)
+    assert generate(*files(tmp_path), "--limit", 10)[0] == 0
+    assert sorted(read(output)) == sorted(whole)

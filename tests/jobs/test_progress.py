@@ -1,12 +1,13 @@
-"""How far a run is, on stderr."""
+"""How far a run is, on stderr and in the file of --stats-json."""
 
+import json
 import re
 
 import pytest
 from support.files.job_runs import files
 
 from jax_probe_mtp.generation.answers import Stats
-from jax_probe_mtp.jobs import progress
+from jax_probe_mtp.jobs import progress, stats_file
 from jax_probe_mtp.jobs.progress import Progress, seconds_left
 
 
@@ -84,3 +85,48 @@ def test_a_terminal_shows_the_same_time(monkeypatch, capsys):
         shown.show()
     last = capsys.readouterr().err.split("\r")[-1]
     assert re.search(r" 91/100 \[\d\d:\d\d, 5\.0 tokens/s, tau 1\.500, about 02:50 left\]\s*$", last)
+
+
+def test_it_is_rewritten_as_the_run_goes(generate, tmp_path, monkeypatch):
+    seen, honest = [], stats_file.write_json
+
+    def write(path, record):
+        honest(path, record)
+        seen.append(json.loads(path.read_text()))
+
+    monkeypatch.setattr(stats_file, "write_json", write)
+    monkeypatch.setattr(stats_file, "SECONDS", 0.0)
+    assert generate(*files(tmp_path), "--stats-json", tmp_path / "s.json")[0] == 0
+    assert len(seen) > 3
+    assert [record["is_running"] for record in seen] == [True] * (len(seen) - 1) + [False]
+    ended = [record["records"] for record in seen]
+    assert ended == sorted(ended)
+    assert (ended[0] < 10, ended[-1]) == (True, 10)
+
+
+def test_not_at_every_chunk_and_by_device(tmp_path, monkeypatch):
+    moments = iter([100.0, 104.9, 105.0, 105.0, 107.0])  # made, asked twice, written, asked
+    monkeypatch.setattr(stats_file.time, "monotonic", lambda: next(moments))
+    path = tmp_path / "s.json"
+    file = stats_file.StatsFile(path, {"mesh": "data=4"}, num_devices=4)
+    stats = Stats()
+    stats.new_tokens, stats.seconds = 600, 3.0
+    file.write(stats)
+    assert not path.exists()
+    file.write(stats)
+    first = json.loads(path.read_text())
+    assert (first["tokens_per_second"], first["tokens_per_second_a_device"]) == (200, 50)
+    assert (first["devices"], first["mesh"], first["is_running"]) == (4, "data=4", True)
+    stats.new_tokens = 700
+    file.write(stats)
+    assert json.loads(path.read_text()) == first
+    monkeypatch.setattr(stats_file.time, "monotonic", lambda: 107.0)
+    file.write(stats, is_last=True)
+    assert json.loads(path.read_text())["new_tokens"] == 700
+    stats_file.StatsFile(None, {}, num_devices=1).write(stats, is_last=True)
+
+
+@pytest.mark.parametrize("flag", ["--limit", "--retry-errors"])
+def test_flags_of_a_job_are_not_for_one_prompt(generate, flag):
+    code, out, err = generate("--prompt", "w7", flag, *(["3"] if flag == "--limit" else []))
+    assert (code, out, err) == (2, "", f"error: {flag} is for --input; leave it out.\n")

@@ -1,6 +1,7 @@
 """Runs that a signal ends: what is in the file then, and that they go on."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -42,8 +43,12 @@ def test_a_signal_ends_the_run_after_the_calls_under_way(generate, whole, tmp_pa
     code, out, err = generate(*files(tmp_path))
     lines, name = read(tmp_path / "answers.jsonl"), signal.Signals(number).name
     assert (code, out) == (status, "")
-    assert err.splitlines() == [
-        f"{name}: finishing the calls under way",
+    heard, stopped = err.splitlines()
+    says = "finishing the calls under way, the last of which took"
+    assert re.fullmatch(
+        rf"{name}: {says} \d+\.\d s; a second signal stops at once, and the next run makes them again", heard
+    )
+    assert [stopped] == [
         f"stopped by {name}: {tmp_path / 'answers.jsonl'} holds {len(lines)} of 10 records; give the same command to go on",
     ]
     assert lines == whole[: len(lines)]
