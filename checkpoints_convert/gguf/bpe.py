@@ -35,18 +35,23 @@ class _Cut:
     adds_bos: bool = False
 
 
-# By `tokenizer.ggml.pre`. A name is here only where the tokenizer.json it stands for is known; "default" and a missing
+# By `tokenizer.ggml.pre`. A name is here only where the tokenizer.json it stands for is known, or where llama.cpp's table says
+# that it cuts as one of these (deepseek-r1-qwen, falcon3, smaug-bpe); "default" and a missing
 # name stand for none: llama.cpp itself warns that its cut is then a guess.
 # Sources: the tokenizer.json of gpt2, HuggingFaceTB/SmolLM2, Qwen/Qwen2.5 and meta-llama/Meta-Llama-3; llama_vocab's
 # table in llama.cpp's src/llama-vocab.cpp.
+_QWEN2_CUT = _Cut(regex=_QWEN2, has_nfc=True)
 _LLAMA3_CUT = _Cut(regex=_LLAMA3, ignores_merges=True, adds_bos=True)
 _CUTS = {
     "gpt-2": _Cut(),
     "smollm": _Cut(has_single_digits=True),
-    "qwen2": _Cut(regex=_QWEN2, has_nfc=True),
+    "qwen2": _QWEN2_CUT,
+    "deepseek-r1-qwen": _QWEN2_CUT,
     "llama-bpe": _LLAMA3_CUT,
     "llama3": _LLAMA3_CUT,
     "llama-v3": _LLAMA3_CUT,
+    "falcon3": _LLAMA3_CUT,
+    "smaug-bpe": _Cut(regex=_LLAMA3),
 }
 
 

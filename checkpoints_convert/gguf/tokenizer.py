@@ -1,5 +1,6 @@
 """Rebuilds the tokenizer of a GGUF file with `tokenizers` from the file's fields."""
 
+import logging
 from typing import Any
 
 from gguf.constants import TokenType
@@ -11,6 +12,8 @@ from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.spm import sentencepiece_tokenizer
 from checkpoints_convert.gguf.vocabulary import Vocabulary, read_vocabulary
 from jax_probe_mtp.errors import one_line
+
+_logger = logging.getLogger("jax_probe_mtp")
 
 
 def build_tokenizer(fields: dict[str, Any], where: str, *, vocab_size: int, context_length: int) -> Any:
@@ -61,7 +64,7 @@ def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
 
 
 def _special_tokens(field: GGUFFields, vocabulary: Vocabulary) -> dict[str, str]:
-    """Gives transformers' name -> text of the special tokens that the file names."""
+    """Gives transformers' name -> text of the special tokens that the file names; what is no id names none."""
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     special = {}
     for ours, theirs in names.items():
@@ -69,9 +72,12 @@ def _special_tokens(field: GGUFFields, vocabulary: Vocabulary) -> dict[str, str]
         token_id = field.integer(key, None)
         if token_id is None:
             continue
-        if not 0 <= token_id < len(vocabulary.tokens):
+        if 0 <= token_id < len(vocabulary.tokens):
+            special[ours] = vocabulary.tokens[token_id]
+        elif ours == "eos_token":
             raise CheckpointError(f"{field.where}: {key} {token_id} is no id below {len(vocabulary.tokens)}.")
-        special[ours] = vocabulary.tokens[token_id]
+        else:  # some writers mean none by -1, or by the largest number of 32 bits
+            _logger.warning("%s: %s %d is no id, taken as none", field.where, key, token_id)
     return special
 
 
@@ -82,6 +88,11 @@ def _set_template(
     for name in before + after:
         if name not in special:
             raise CheckpointError(f"{field.where}: texts are to get a {name}, but tokenizer.ggml names no id for it.")
+    template = field.text("tokenizer.chat_template", None) or ""
+    if "bos_token" in template and "bos_token" not in special and "tokenizer.ggml.bos_token_id" in field:
+        raise CheckpointError(
+            f"{field.where}: its chat template begins texts with bos_token, but tokenizer.ggml.bos_token_id is no id."
+        )
     if before or after:
         first, last = [special[name] for name in before], [special[name] for name in after]
         tokenizer.post_processor = processors.TemplateProcessing(

@@ -1,5 +1,7 @@
 """Tokenizers rebuilt from GGUF fields encode as the tokenizers they came from."""
 
+import random
+
 import pytest
 from gguf import TokenType
 from support.checkpoints.gguf_tokenizers import PRE_TOKENIZERS, TEXTS, build, fields_of, spm_fields, trained
@@ -65,6 +67,46 @@ def test_bos_is_added_where_the_model_wants_it(pre, flag, expected, tmp_path):
         assert (each.bos_token, each.eos_token, each.model_max_length) == ("<s>", "</s>", 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "like"), [("deepseek-r1-qwen", "qwen2"), ("falcon3", "llama-bpe"), ("llama3", "llama-bpe")]
+)
+def test_names_of_a_known_cut(name, like):
+    """By llama.cpp's table; each cuts lines of mixed scripts as the family's tokenizer.json does."""
+    original = trained(like)
+    rebuilt = build(fields_of(original, name, **{"ggml.add_bos_token": False}))
+    rng = random.Random(0)
+    letters = "".join(TEXTS) + "'sT 0123456789\r\n\t\u0301"
+    lines = ["".join(rng.choices(letters, k=rng.randrange(60))) for _ in range(10_000)]
+    assert rebuilt(lines)["input_ids"] == [
+        encoding.ids for encoding in original.encode_batch(lines, add_special_tokens=False)
+    ]
+    has_bos = build(fields_of(original, name))("x")["input_ids"] != rebuilt("x")["input_ids"]
+    assert has_bos == (like == "llama-bpe")
+
+
+def test_smaug_cuts_as_llama3_without_its_two_rules():
+    """No BOS of itself, and no word taken whole that no merge leads to."""
+    fields = fields_of(trained("llama-bpe"), "smaug-bpe")
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], "zqxj"]
+    fields["tokenizer.ggml.token_type"] = [*fields["tokenizer.ggml.token_type"], int(TokenType.NORMAL)]
+    like = build(fields | {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False})
+    smaug = build(fields)
+    assert all(smaug(text)["input_ids"] == like(text)["input_ids"] for text in TEXTS)
+    assert (len(smaug("zqxj")["input_ids"]), len(like("zqxj")["input_ids"])) == (4, 1)
+
+
+@pytest.mark.parametrize("token_id", [-1, 2**32 - 1, 2000])
+def test_what_is_no_id_of_an_unused_token_is_none(caplog, token_id):
+    names = ("padding", "unknown", "bos")
+    changes = {f"ggml.{name}_token_id": token_id for name in names}
+    tokenizer = build(fields_of(trained("qwen2"), "qwen2", **changes))
+    assert (tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token) == (None, None, None)
+    assert tokenizer("the boats")["input_ids"] == build(fields_of(trained("qwen2"), "qwen2"))("the boats")["input_ids"]
+    assert sorted(caplog.messages) == sorted(
+        f"m.gguf: tokenizer.ggml.{name}_token_id {token_id} is no id, taken as none" for name in names
+    )
+
+
 def test_token_kinds_decide_what_is_found_and_what_is_skipped():
     tokenizer = trained("qwen2")
     size = tokenizer.get_vocab_size()
@@ -109,7 +151,7 @@ def test_sentencepiece_flags():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ggml.pre": "tekken"}, "'tekken'.*gpt-2, smollm, qwen2, llama-bpe"),
+        ({"ggml.pre": "tekken"}, "'tekken'.*gpt-2, smollm, qwen2, deepseek-r1-qwen, llama-bpe"),
         ({"ggml.pre": "default"}, "'default'"),
         ({"ggml.pre": None}, "None"),
         ({"ggml.model": "bert"}, "'bert' is not supported; gpt2 and llama are"),
@@ -119,7 +161,9 @@ def test_sentencepiece_flags():
         ({"ggml.token_type": [1]}, "1 token types for"),
         ({"ggml.merges": ["ab"]}, "a space between"),
         ({"ggml.merges": ["nope nada"]}, "cannot be built"),
-        ({"ggml.bos_token_id": 10**6}, "bos_token_id 1000000 is no id"),
+        ({"ggml.eos_token_id": 10**6}, "eos_token_id 1000000 is no id"),
+        ({"ggml.bos_token_id": 10**6, "ggml.add_bos_token": True}, "names no id"),
+        ({"ggml.bos_token_id": -1, "chat_template": "{{ bos_token }}"}, "begins texts with bos_token, but"),
         ({"ggml.bos_token_id": None, "ggml.add_bos_token": True}, "names no id"),
     ],
 )
