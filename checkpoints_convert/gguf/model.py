@@ -1,10 +1,12 @@
 """Opens a GGUF file."""
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.gguf.config import read_gguf_config
 from checkpoints_convert.gguf.header import read_header
 from checkpoints_convert.gguf.reader import GGUFSource
@@ -32,6 +34,10 @@ def open_gguf(path: Path, eos_token_ids: Sequence[int] | None = None) -> OpenedM
     Raises:
       CheckpointError: if it is damaged or asks for something not supported.
     """
+    if part := re.search(r"-(\d{5})-of-(\d{5})\.gguf\Z", path.name):
+        raise CheckpointError(
+            f"{path} is part {int(part[1])} of {int(part[2])}; join them with llama.cpp's llama-gguf-split --merge."
+        )
     fields, header = read_header(path)
     source = GGUFSource(path, header)
     cfg, eos_token_ids = read_gguf_config(fields, source, str(path), eos_token_ids)

@@ -1,5 +1,6 @@
 """Opens a Hugging Face folder."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,17 @@ from typing import Any
 from checkpoints_convert.errors import CheckpointError, is_failure
 from checkpoints_convert.huggingface.config import read_hf_config
 from checkpoints_convert.huggingface.generation import read_generation_defaults
-from checkpoints_convert.huggingface.safetensors import SafetensorsSource
+from checkpoints_convert.huggingface.safetensors import BUFFERS, SafetensorsSource
 from checkpoints_convert.mapping.fields import read_json
 from checkpoints_convert.mapping.names import HF, HF_EMBED, HF_HEAD, rows_for
 from checkpoints_convert.mapping.tensor_source import OpenedModel
 from checkpoints_convert.params.fill import tensors_are_equal
 from jax_probe_mtp.errors import one_line
 
-_BUFFERS = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # saved by old versions, computed from the config
+ADAPTER = "adapter_config.json"
+MAX_TOKENIZER_BYTES, MAX_TOKENIZER_VALUES = 16 << 20, 1 << 19  # of 30,000 added tokens: 5 MB, 200,000 values
+_PREFIX = "model."  # before all names but the head's; not where the model was saved without its head's class
+_BUFFERS = rf"(model\.)?{BUFFERS}"
 
 
 def open_hf(folder: Path, eos_token_ids: Sequence[int] | None = None) -> OpenedModel:
@@ -25,9 +29,13 @@ def open_hf(folder: Path, eos_token_ids: Sequence[int] | None = None) -> OpenedM
     Raises:
       CheckpointError: if a file is missing or damaged, or asks for something not supported.
     """
+    _refuse_other_kinds(folder)
     cfg, eos_token_ids = read_hf_config(folder, eos_token_ids)
     source = SafetensorsSource(folder)
-    rows = rows_for(HF, cfg)
+    rows, embed = rows_for(HF, cfg), HF_EMBED
+    if HF_EMBED not in source.tensors and HF_EMBED.removeprefix(_PREFIX) in source.tensors:
+        rows = tuple(dataclasses.replace(row, source=row.source.removeprefix(_PREFIX)) for row in rows)
+        embed = HF_EMBED.removeprefix(_PREFIX)
     kinds = {source.tensors[name].dtype for name in source.tensors if not name.endswith("inv_freq")}
     return OpenedModel(
         config=cfg,
@@ -44,14 +52,27 @@ def open_hf(folder: Path, eos_token_ids: Sequence[int] | None = None) -> OpenedM
         },
         generation_defaults=read_generation_defaults(folder),
         load_tokenizer=lambda: load_hf_tokenizer(folder),
-        check_weights=lambda: _check_tied_head(source) if cfg.is_tied else None,
+        check_weights=lambda: _check_tied_head(source, embed) if cfg.is_tied else None,
     )
 
 
-def _check_tied_head(source: SafetensorsSource) -> None:
-    if HF_HEAD in source.tensors and not tensors_are_equal(source, HF_EMBED, HF_HEAD):
+def _refuse_other_kinds(folder: Path) -> None:
+    """Refuses a folder without a config.json that holds something else by its name."""
+    if (folder / "config.json").exists():
+        return
+    if (folder / ADAPTER).is_file():
+        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
         raise CheckpointError(
-            f"{source.tensors[HF_HEAD].file}: {HF_HEAD!r} differs from {HF_EMBED!r}, though config.json ties them; "
+            f"{folder} holds an adapter of {base!r:.80}, not a model; merge it with peft's merge_and_unload(), and save that."
+        )
+    if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
+        raise CheckpointError(f"{folder} is no Hugging Face folder, but holds {ggufs[0]!r:.80}; give that file.")
+
+
+def _check_tied_head(source: SafetensorsSource, embed: str) -> None:
+    if HF_HEAD in source.tensors and not tensors_are_equal(source, embed, HF_HEAD):
+        raise CheckpointError(
+            f"{source.tensors[HF_HEAD].file}: {HF_HEAD!r} differs from {embed!r}, though config.json ties them; "
             "set tie_word_embeddings to false there if the head is to be used."
         )
 
@@ -70,7 +91,9 @@ def load_hf_tokenizer(folder: Path) -> Any:
             ".save_pretrained(...) and put it beside the weights."
         )
     settings = folder / "tokenizer_config.json"
-    if settings.exists() and read_json(settings).get("fast_tokenizer_files"):
+    if settings.exists() and read_json(settings, most_bytes=MAX_TOKENIZER_BYTES, most_values=MAX_TOKENIZER_VALUES).get(
+        "fast_tokenizer_files"
+    ):
         # transformers would read the one for its version, wherever its name leads to.
         raise CheckpointError(f"{settings} names other files under 'fast_tokenizer_files'; remove that entry.")
     try:

@@ -1,5 +1,6 @@
 """Reads tensors of a Hugging Face folder: one safetensors file, or shards named by an index."""
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ from jax_probe_mtp.errors import one_line
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 READABLE = ("F32", "F16", "BF16")
+BUFFERS = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # saved by old versions, computed from the config
 MAX_MAPPED = 8 << 20  # bytes read from a file before it is opened anew
 
 
@@ -74,7 +76,7 @@ class SafetensorsSource:
             _check_header_size(path)
             with safetensors.safe_open(path, "np") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
-                    if known is not None and name not in known:
+                    if known is not None and name not in known and not _is_buffer(name):
                         raise CheckpointError(f"{path}: tensor {name!r} is not in {path.parent / INDEX}; fetch both.")
                     tensor = file.get_slice(name)
                     if name in self._tensors:
@@ -102,10 +104,16 @@ class SafetensorsSource:
         for path in self.files:
             self._add(path, weight_map)
         for name, shard in weight_map.items():
+            if _is_buffer(name):
+                continue
             if name not in self._tensors:
                 raise CheckpointError(f"{index} puts tensor {name!r} in {shard}, which does not hold it; fetch both.")
             if self._paths[name] != folder / shard:
                 raise CheckpointError(f"{index} puts tensor {name!r} in {shard}, but it is in {self._paths[name]}.")
+
+
+def _is_buffer(name: str) -> bool:
+    return re.search(BUFFERS + r"\Z", name) is not None
 
 
 def _check_header_size(path: Path) -> None:

@@ -17,12 +17,17 @@ MAX_DEPTH = 64  # of objects and lists within each other
 _REQUIRED: Any = object()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, most_bytes: int = MAX_BYTES, most_values: int = MAX_VALUES) -> dict[str, Any]:
     """Reads the object in a JSON file.
 
+    Args:
+      path: the file.
+      most_bytes: it may have.
+      most_values: it may have, about.
+
     Raises:
-      CheckpointError: if the file is missing, larger than `MAX_BYTES` or `MAX_VALUES`, not UTF-8 JSON, not an object,
-        nested deeper than `MAX_DEPTH`, or names a key twice.
+      CheckpointError: if the file is missing, too large, not UTF-8 JSON, not an object, nested deeper than `MAX_DEPTH`, or
+        names a key twice.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -36,11 +41,11 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
             raise CheckpointError(f"{path} is not a file; a model folder must hold it.")
         with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise CheckpointError(f"{path} has more than {MAX_BYTES} bytes, too many for what it is; fetch it again.")
-        if sum(raw.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
-            raise CheckpointError(f"{path} has more than {MAX_VALUES} values, too many for what it is; fetch it again.")
+            raw = file.read(most_bytes + 1)
+        if len(raw) > most_bytes:
+            raise CheckpointError(f"{path} has more than {most_bytes} bytes, too many for what it is.")
+        if sum(raw.count(sign) for sign in (b",", b"[", b"{")) > most_values:
+            raise CheckpointError(f"{path} has more than {most_values} values, too many for what it is.")
         values = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a model folder must hold it.") from None

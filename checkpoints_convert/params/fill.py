@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.mapping.names import HF_HEAD
 from checkpoints_convert.mapping.tensor_source import OpenedModel, TensorSource
 from checkpoints_convert.mapping.transforms import LAYOUTS, Layout, Part
 from checkpoints_convert.params.placement import place, wanted_params
@@ -19,6 +20,12 @@ from jax_probe_mtp.model.params import WEIGHTS, Int8, Params, abstract_params, b
 
 CHUNK_BYTES = 8 << 20  # of float32 rows read at once: a few temporaries of this size are all that converting adds
 DTYPES = ("float32", "bfloat16")
+# What libraries put before the names of the tensors that they wrap, and how to be rid of it.
+WRAPPERS = {
+    "module.": "save the model that DataParallel holds, its .module",
+    "_orig_mod.": "save the model that torch.compile was given",
+    "base_model.model.": "merge the adapter into it with peft's merge_and_unload(), and save that",
+}
 EMBED = (jax.tree_util.DictKey("embed"),)
 
 KeyPath = tuple[Any, ...]  # of a leaf, as JAX gives it
@@ -47,7 +54,7 @@ def plan(model: OpenedModel) -> dict[KeyPath, _Leaf]:
     ):  # before a tree of the layers that a config may claim
         raise CheckpointError(
             f"{model.where} holds {len(tensors)} tensors, too few for the {model.config.num_layers} layers of its "
-            "config; fetch the files again."
+            "config; give the files and the config of one model."
         )
     used: set[str] = set()
     planned = {}
@@ -87,9 +94,8 @@ def _probe(shape: tuple[int, ...]) -> np.ndarray:
 def _check_tensor(model: OpenedModel, name: str, expected: tuple[int, ...]) -> None:
     info = model.source.tensors.get(name)
     if info is None:
-        raise CheckpointError(
-            f"{model.where}: tensor {name!r} of shape {list(expected)} is missing; fetch the files again."
-        )
+        advice = _advice(model, name)
+        raise CheckpointError(f"{model.where}: tensor {name!r} of shape {list(expected)} is missing; {advice}.")
     if info.shape != expected:
         raise CheckpointError(
             f"{info.file}: tensor {name!r} has shape {list(info.shape)}, but its config asks for {list(expected)}."
@@ -99,6 +105,17 @@ def _check_tensor(model: OpenedModel, name: str, expected: tuple[int, ...]) -> N
         raise CheckpointError(
             f"{info.file}: tensor {name!r} is {info.dtype}, which is not supported; {', '.join(readable)} are."
         )
+
+
+def _advice(model: OpenedModel, missing: str) -> str:
+    """Says what to do about a tensor that a file does not have."""
+    for prefix, advice in WRAPPERS.items():
+        if any(name.startswith(prefix) for name in model.source.tensors):
+            return f"its tensors' names begin with {prefix!r}: {advice}"
+    rest = {row.source for row in model.rows if "{}" not in row.source} - {missing}
+    if missing == HF_HEAD and rest <= model.source.tensors.keys():
+        return 'if its head is the embedding, add "tie_word_embeddings": true to config.json'
+    return "give the files and the config of one model"
 
 
 def read_leaves(model: OpenedModel, dtype: str, weights: str | None) -> Params:

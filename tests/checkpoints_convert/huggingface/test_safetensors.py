@@ -170,3 +170,20 @@ def test_a_file_of_many_tensors_is_opened_a_few_times(tmp_path, monkeypatch):
     size = (folder / "model.safetensors").stat().st_size
     assert size // 200_000 <= len(opened) - 1 <= 1 + size // 100_000  # each time a header of 9 L tensors is read
     assert len(opened) < L
+
+
+@pytest.mark.parametrize("is_in_index", [False, True])
+def test_a_buffer_may_be_in_the_index_alone_or_in_a_shard_alone(tmp_path, is_in_index):
+    """It is computed, not read: only weights have to be where the index says."""
+    folder, index = sharded(tmp_path)
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    values = json.loads(index.read_text())
+    shard = folder / values["weight_map"]["model.norm.weight"]
+    if is_in_index:
+        values["weight_map"][buffer] = shard.name
+        index.write_text(json.dumps(values))
+    else:
+        with safetensors.safe_open(shard, "np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        save_file(tensors | {buffer: np.ones(4, np.float32)}, shard)
+    assert load_checkpoint(folder).params["embed"].shape == (V, D)
