@@ -74,7 +74,7 @@ def encoder(args: argparse.Namespace, tokenizer: Any) -> Encoder:
     """Gives what turns records into tokens, as the flags of `add_model` and `add_template` say."""
     template_kwargs = _template_kwargs(args.template_kwargs)
     for flag, value in (("--system", args.system), ("--template-kwargs", template_kwargs)):
-        if value and args.no_chat_template:
+        if value is not None and args.no_chat_template:
             raise ValueError(f"{flag} is for the chat template, which --no-chat-template leaves out; give one of them.")
     if args.system is not None:
         check_unicode("--system", args.system)
@@ -94,11 +94,11 @@ def _template_kwargs(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise ValueError(f"--template-kwargs must be a JSON object, got {one_line(text)[:60]!r}.")
-    return values
+    return values or None
 
 
 def read_records(args: argparse.Namespace) -> list[Record]:

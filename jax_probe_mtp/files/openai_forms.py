@@ -82,7 +82,7 @@ def _with_arguments(where: str, call: Any) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):  # or nested too deep to be read
             arguments = None
     if not isinstance(arguments, dict):
         raise ValueError(

@@ -102,6 +102,7 @@ def encode_messages(
                 f"the chat template cannot go on with the assistant's last message ({why}); end with the user's."
             ) from None
         raise ValueError(f"the chat template failed ({one_line(error)}); pass --no-chat-template.") from None
+    check_unicode("what the chat template made of it", text)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

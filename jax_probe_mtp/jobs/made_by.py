@@ -48,7 +48,8 @@ def made_by(
         "draft": draft,
         **({"masks": masks} if masks else {}),
         "chat_template": encode.use_chat_template,
-        **{name: value for name in _OF_TEMPLATE if (value := getattr(encode, name))},  # earlier versions had none
+        # Left out where they were not given: earlier versions had none.
+        **{name: value for name in _OF_TEMPLATE if (value := getattr(encode, name)) not in (None, False)},
         **{name: getattr(settings, name) for name in _SETTINGS},
         "stop": list(settings.stop),
         "exact": settings.is_exact,

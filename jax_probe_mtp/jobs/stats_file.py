@@ -1,5 +1,6 @@
 """What a run has come to, as a file that others can look at while it goes."""
 
+import contextlib
 import resource
 import sys
 import time
@@ -22,15 +23,19 @@ class StatsFile:
         self._next = time.monotonic() + SECONDS
 
     def write(self, stats: Stats, *, is_last: bool = False) -> None:
-        """Writes it whole, or leaves it as it was: not again so soon, unless it is the last time."""
+        """Writes it whole, or leaves it as it was: not again so soon, unless it is the last time.
+
+        Raises:
+          OSError: if it cannot be written the last time.
+        """
         if self._path is None or (not is_last and time.monotonic() < self._next):
             return
         record = stats.as_json()
         speed = record["tokens_per_second"]
         record |= {"devices": self._num_devices, "tokens_per_second_a_device": speed and speed / self._num_devices}
-        write_json(
-            self._path, record | {"is_running": not is_last, "peak_host_bytes": peak_host_bytes(), **self._facts}
-        )
+        record |= {"is_running": not is_last, "peak_host_bytes": peak_host_bytes(), **self._facts}
+        with contextlib.nullcontext() if is_last else contextlib.suppress(OSError):  # no reason to end a run
+            write_json(self._path, record)
         self._next = time.monotonic() + SECONDS
 
 

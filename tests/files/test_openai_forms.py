@@ -70,6 +70,7 @@ def test_messages_become_what_templates_read(tmp_path, message, plain):
             "messages[1]: tool_calls[1]: arguments must be an object",
         ),
         ({"role": "assistant", "tool_calls": [call("[1]")]}, 'as a JSON text, got "[1]".'),
+        ({"role": "assistant", "tool_calls": [call('{"a":' * 100_000)]}, "arguments must be an object"),
     ],
 )
 def test_a_message_without_text_is_named(tmp_path, message, says):

@@ -169,3 +169,9 @@ def test_what_a_template_would_not_read_is_refused(more, says):
     for name in ("tools", "documents"):
         with pytest.raises(ValueError, match=f"the chat template knows no {name}"):
             encode_messages(make_tokenizer(61, template=TURNS), [ASKED], **{name: [{"name": "w1"}]})
+
+
+def test_half_a_character_is_found_wherever_it_came_from():
+    """A JSON text inside of a record may hold one."""
+    with pytest.raises(ValueError, match=r"what the chat template made of it is not UTF-8 text \(character 7\)"):
+        encode_messages(make_tokenizer(61, template=TURNS), [{"role": "user", "content": "\ud800"}])

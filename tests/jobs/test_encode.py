@@ -120,6 +120,7 @@ def test_what_the_run_tells_templates_decides_its_answers(generate, tiny, tmp_pa
         (told[:2], "template_kwargs"),
         (told[2:], "system"),
         ([*told[:3], '{"a": "w2"}'], "template_kwargs"),
+        (["--system", "", *told[2:]], "system"),
     ):
         code, _, err = generate(*where, *changed)
         assert (code, err.count("\n")) == (2, 1)
@@ -136,6 +137,7 @@ def test_what_the_run_tells_templates_decides_its_answers(generate, tiny, tmp_pa
             ["--system", "x", "--no-chat-template"],
             "--system is for the chat template, which --no-chat-template leaves out;",
         ),
+        (["--template-kwargs", '{"a":' * 100_000], "--template-kwargs must be a JSON object"),
         (["--template-kwargs", '{"a": 1}', "--no-chat-template"], "--template-kwargs is for the chat template"),
         (["--system", "caf\udce9"], "--system is not UTF-8 text (character 3); convert it first."),
     ],

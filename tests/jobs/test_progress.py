@@ -124,6 +124,11 @@ def test_not_at_every_chunk_and_by_device(tmp_path, monkeypatch):
     file.write(stats, is_last=True)
     assert json.loads(path.read_text())["new_tokens"] == 700
     stats_file.StatsFile(None, {}, num_devices=1).write(stats, is_last=True)
+    nowhere = stats_file.StatsFile(path / "below a file", {}, num_devices=1)
+    monkeypatch.setattr(stats_file.time, "monotonic", lambda: 200.0)
+    nowhere.write(stats)  # no reason to end a run
+    with pytest.raises(OSError, match="below a file"):
+        nowhere.write(stats, is_last=True)
 
 
 @pytest.mark.parametrize("flag", ["--limit", "--retry-errors"])
