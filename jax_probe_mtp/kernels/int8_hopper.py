@@ -59,48 +59,7 @@ def _in_eights(num_rows: int) -> int:
     return -(-num_rows // 8) * 8
 
 
-def product_parts(
-    x_MD: jax.Array, value_ID: jax.Array, scale_I: jax.Array, *, tiles: Tiles | None = None, interpret: Any = None
-) -> jax.Array:
-    """Multiplies x with the weight value * scale, and gives P parts of the sums.
-
-    Args:
-      x_MD: M rows, bfloat16, at most `MAX_ROWS`; as many as fit (`fitting_rows`).
-      value_ID: int8.
-      scale_I: float32, what one of a column's values is worth.
-      tiles: how the work is cut; `choose_tiles` when left out; static.
-      interpret: `InterpretGPUParams` of JAX 0.11, which run the kernel on any device: slow, for tests.
-
-    Returns:
-      float32 [P, N, I], N rows of which the first M are meant; their sum is the product, not rounded yet.
-    """
-    tiles = tiles or choose_tiles(value_ID.shape[1], value_ID.shape[0])
-    return _call(x_MD, [value_ID], [scale_I], tiles, jnp.float32, interpret)
-
-
-def gated_product(
-    x_MD: jax.Array,
-    gate: tuple[jax.Array, jax.Array],
-    up: tuple[jax.Array, jax.Array],
-    *,
-    tiles: Tiles | None = None,
-    interpret: Any = None,
-) -> jax.Array:
-    """Computes silu(x gate) (x up), [N, F] in x's dtype, rounded once.
-
-    Args:
-      x_MD: as for `product_parts`.
-      gate: value int8 [F, D] and scale float32 [F].
-      up: as gate.
-      tiles: as for `product_parts`, of one part.
-      interpret: as for `product_parts`.
-    """
-    tiles = tiles or choose_tiles(gate[0].shape[1], gate[0].shape[0], num_weights=2)
-    values, scales = zip(gate, up, strict=True)
-    return _call(x_MD, values, scales, tiles, x_MD.dtype, interpret)[0]
-
-
-def _call(
+def multiply(
     x_MD: jax.Array,
     values: Sequence[jax.Array],
     scales: Sequence[jax.Array],
@@ -108,6 +67,19 @@ def _call(
     out_dtype: jnp.dtype,
     interpret: Any,
 ) -> jax.Array:
+    """Multiplies x with one weight, or with gate and up, of which it gives silu(x gate) (x up).
+
+    Args:
+      x_MD: M rows, bfloat16, at most `MAX_ROWS`, as many as fit (`fitting_rows`).
+      values: of each weight, int8 [I, D].
+      scales: of each weight, float32 [I].
+      tiles: `choose_tiles`; static.
+      out_dtype: of the result; static.
+      interpret: `InterpretGPUParams` of JAX 0.11 run the kernel on any device: slow, for tests; static.
+
+    Returns:
+      Parts of the sums, [P, N, I], N rows of which the first M are meant; rounded once where `out_dtype` is short.
+    """
     (M, D), I, num_weights = x_MD.shape, len(values[0]), len(values)
     assert tiles is not None, f"no tiles for {values[0].shape}: ask is_supported first"
     assert M <= MAX_ROWS, f"{M} rows: ask is_supported first"
@@ -124,7 +96,7 @@ def _call(
         "is_free": plgpu.Barrier(num_arrivals=tiles.warpgroups, num_barriers=num_slots),
         "value_smems": [_tile((num_slots, tiles.columns, tiles.step), jnp.int8)] * num_weights,
     }
-    if interpret is not None:
+    if interpret:
         scratch["factor_smem"] = plgpu.SMEM((tiles.warpgroups, COLUMNS, tiles.step), jnp.bfloat16)
     return plgpu.kernel(
         functools.partial(
@@ -142,7 +114,7 @@ def _call(
             unsafe_no_auto_barriers=True,  # they hold all warpgroups up, the one that loads as well
             approx_math=True,
         ),
-        interpret=interpret,
+        interpret=interpret or None,
     )(x_MD, *values, *scales)
 
 

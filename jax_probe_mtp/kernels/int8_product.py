@@ -1,6 +1,8 @@
 """Multiplies few rows with a weight of eight bits by the kernels made for the GPU at hand: Hopper's own, or Triton's."""
 
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,34 +30,54 @@ def fitting_rows(num_rows: int) -> int:
     return rows
 
 
-def product_parts(x_MD: jax.Array, weight: Weight, *, interpret: bool = False) -> jax.Array:
+def product_parts(
+    x_MD: jax.Array, weight: Weight, *, kernels: ModuleType | None = None, tiles: Any = None, interpret: Any = False
+) -> jax.Array:
     """Multiplies x with the weight value * scale, and gives P parts of the sums.
 
     Args:
       x_MD: M rows, bfloat16, as many as `is_supported` takes.
       weight: value and scale.
-      interpret: runs the kernel as JAX operations on any device: slow, for tests.
+      kernels: `int8_hopper` or `int8_triton`; those for the GPU at hand when left out, interpreted Triton's; static.
+      tiles: how the work is cut; `kernels.choose_tiles` when left out; static.
+      interpret: as for `kernels.multiply`; static.
 
     Returns:
       float32 [P, N, I], N rows of which the first M are meant; their sum is the product, not rounded yet.
     """
-    if interpret:
-        return int8_triton.product_parts(x_MD, *weight, interpret=True)
-    parts: jax.Array = _kernels().product_parts(_fitting(x_MD), *weight)
-    return parts
+    return _multiply(x_MD, [weight], jnp.float32, kernels, tiles, interpret)
 
 
-def gated_product(x_MD: jax.Array, gate: Weight, up: Weight, *, interpret: bool = False) -> jax.Array:
+def gated_product(
+    x_MD: jax.Array,
+    gate: Weight,
+    up: Weight,
+    *,
+    kernels: ModuleType | None = None,
+    tiles: Any = None,
+    interpret: Any = False,
+) -> jax.Array:
     """Computes silu(x gate) (x up), [N, F] in x's dtype, rounded once. Takes what `product_parts` takes."""
-    if interpret:
-        return int8_triton.gated_product(x_MD, gate, up, interpret=True)
-    product: jax.Array = _kernels().gated_product(_fitting(x_MD), gate, up)
-    return product
+    return _multiply(x_MD, [gate, up], x_MD.dtype, kernels, tiles, interpret)[0]
 
 
-def _fitting(x_MD: jax.Array) -> jax.Array:
-    missing = fitting_rows(len(x_MD)) - len(x_MD)
-    return jnp.pad(x_MD, ((0, missing), (0, 0))) if missing else x_MD
+def _multiply(
+    x_MD: jax.Array,
+    weights: Sequence[Weight],
+    out_dtype: jnp.dtype,
+    kernels: ModuleType | None,
+    tiles: Any,
+    interpret: Any,
+) -> jax.Array:
+    kernels = kernels or (int8_triton if interpret else _kernels())
+    values, scales = zip(*weights, strict=True)
+    I, D = values[0].shape
+    missing = kernels.fitting_rows(len(x_MD)) - len(x_MD)
+    if missing:
+        x_MD = jnp.pad(x_MD, ((0, missing), (0, 0)))
+    tiles = tiles or kernels.choose_tiles(D, I, num_weights=len(weights))
+    parts: jax.Array = kernels.multiply(x_MD, values, scales, tiles, out_dtype, interpret)
+    return parts
 
 
 def _kernels() -> ModuleType:

@@ -70,48 +70,7 @@ def fitting_rows(num_rows: int) -> int:
     return num_rows
 
 
-def product_parts(
-    x_MD: jax.Array, value_ID: jax.Array, scale_I: jax.Array, *, tiles: Tiles | None = None, interpret: bool = False
-) -> jax.Array:
-    """Multiplies x with the weight value * scale, and gives P parts of the sums.
-
-    Args:
-      x_MD: M rows, bfloat16, M at most `MAX_ROWS`.
-      value_ID: int8.
-      scale_I: float32, what one of a column's values is worth.
-      tiles: how the work is cut; `choose_tiles` when left out; static.
-      interpret: runs the kernel as JAX operations on any device: slow, for tests.
-
-    Returns:
-      float32 [P, M, I]; their sum is the product, not rounded yet.
-    """
-    tiles = tiles or choose_tiles(value_ID.shape[1], value_ID.shape[0])
-    return _call(x_MD, [value_ID], [scale_I], tiles, jnp.float32, interpret)
-
-
-def gated_product(
-    x_MD: jax.Array,
-    gate: tuple[jax.Array, jax.Array],
-    up: tuple[jax.Array, jax.Array],
-    *,
-    tiles: Tiles | None = None,
-    interpret: bool = False,
-) -> jax.Array:
-    """Computes silu(x gate) (x up), [M, F] in x's dtype, rounded once.
-
-    Args:
-      x_MD: as for `product_parts`.
-      gate: value int8 [F, D] and scale float32 [F].
-      up: as gate.
-      tiles: as for `product_parts`, of one part.
-      interpret: as for `product_parts`.
-    """
-    tiles = tiles or choose_tiles(gate[0].shape[1], gate[0].shape[0], num_weights=2)
-    values, scales = zip(gate, up, strict=True)
-    return _call(x_MD, values, scales, tiles, x_MD.dtype, interpret)[0]
-
-
-def _call(
+def multiply(
     x_MD: jax.Array,
     values: Sequence[jax.Array],
     scales: Sequence[jax.Array],
@@ -119,6 +78,19 @@ def _call(
     out_dtype: jnp.dtype,
     interpret: bool,
 ) -> jax.Array:
+    """Multiplies x with one weight, or with gate and up, of which it gives silu(x gate) (x up).
+
+    Args:
+      x_MD: M rows, bfloat16, at most `MAX_ROWS`.
+      values: of each weight, int8 [I, D].
+      scales: of each weight, float32 [I].
+      tiles: `choose_tiles`; static.
+      out_dtype: of the result; static.
+      interpret: runs the kernel as JAX operations on any device: slow, for tests; static.
+
+    Returns:
+      Parts of the sums, [P, M, I]; rounded once where `out_dtype` is short.
+    """
     (M, D), I = x_MD.shape, len(values[0])
     assert tiles is not None, f"no tiles for {values[0].shape}: ask is_supported first"
     assert M <= MAX_ROWS, f"{M} rows: ask is_supported first"

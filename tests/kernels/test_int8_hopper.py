@@ -1,5 +1,7 @@
 """Hopper's products with weights of eight bits: the kernel as JAX operations against NumPy, and its lowering."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from support.kernels import int8_case, lowered_for_cuda
 
 from jax_probe_mtp.kernels import int8_hopper, int8_product, int8_triton
-from jax_probe_mtp.kernels.int8_hopper import MAX_ROWS, Tiles, choose_tiles, gated_product, product_parts
+from jax_probe_mtp.kernels.int8_hopper import MAX_ROWS, Tiles, choose_tiles
 from jax_probe_mtp.model.params import Int8, dequantize
 
+product_parts = functools.partial(int8_product.product_parts, kernels=int8_hopper)
+gated_product = functools.partial(int8_product.gated_product, kernels=int8_hopper)
 CAN_INTERPRET = hasattr(plgpu, "InterpretGPUParams")
 interpreted = pytest.mark.skipif(not CAN_INTERPRET, reason="JAX interprets such kernels from 0.11 on")
 
@@ -34,7 +38,7 @@ def _few_processors(monkeypatch):
 @pytest.mark.parametrize("N", [8, 24])
 def test_the_product(N, D, I, tiles):
     x_ND, value_ID, scale_I, exact_NI = int8_case(N, D, I, 0)
-    parts = product_parts(x_ND, value_ID, scale_I, tiles=tiles, interpret=plgpu.InterpretGPUParams())
+    parts = product_parts(x_ND, (value_ID, scale_I), tiles=tiles, interpret=plgpu.InterpretGPUParams())
     assert parts.shape == (tiles.parts, N, I)
     assert parts.dtype == jnp.float32
     step = D // tiles.parts

@@ -1,18 +1,18 @@
 """Products with weights of eight bits: the kernel as JAX operations against NumPy, and its lowering."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.kernels import int8_case, lowered_for_cuda
 
-from jax_probe_mtp.kernels.int8_triton import (
-    MAX_ROWS,
-    Tiles,
-    choose_tiles,
-    gated_product,
-    product_parts,
-)
+from jax_probe_mtp.kernels import int8_product, int8_triton
+from jax_probe_mtp.kernels.int8_triton import MAX_ROWS, Tiles, choose_tiles
 from jax_probe_mtp.model.params import Int8, dequantize
+
+product_parts = functools.partial(int8_product.product_parts, kernels=int8_triton)
+gated_product = functools.partial(int8_product.gated_product, kernels=int8_triton)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from jax_probe_mtp.model.params import Int8, dequantize
 @pytest.mark.parametrize("M", [1, 16, 17, MAX_ROWS])
 def test_the_product(M, D, I, tiles):
     x_MD, value_ID, scale_I, exact_MI = int8_case(M, D, I, 0)
-    parts = product_parts(x_MD, value_ID, scale_I, tiles=tiles, interpret=True)
+    parts = product_parts(x_MD, (value_ID, scale_I), tiles=tiles, interpret=True)
     chosen = tiles or choose_tiles(D, I)
     assert parts.shape == (chosen.parts, M, I)
     assert parts.dtype == jnp.float32
@@ -53,7 +53,7 @@ def test_tiles_are_those_that_were_measured():
 def test_it_becomes_one_kernel_that_reads_eight_bits():
     x_MD, value, scale = jnp.zeros((30, 128), jnp.bfloat16), jnp.zeros((64, 128), jnp.int8), jnp.zeros(64, jnp.float32)
     for program, args in (
-        (product_parts, (x_MD, value, scale)),
+        (product_parts, (x_MD, (value, scale))),
         (gated_product, (x_MD, (value, scale), (value, scale))),
     ):
         text = lowered_for_cuda(program, *args)
