@@ -1,6 +1,6 @@
 """Multiplies up to 128 rows with a weight of eight bits on Hopper GPUs: runs the kernel of `int8_hopper_program`.
 
-So a weight crosses shared memory in eight bits, where Triton's kernel (`kernels/int8_triton.py`) writes it back in sixteen for
+A weight crosses shared memory in eight bits, where Triton's kernel (`kernels/int8_triton.py`) writes it back in sixteen for
 more than 32 rows. Where the columns make too few programs for the GPU, the sum is split as well, as in `kernels/product.py`.
 
 A row's sums have one order whatever the number of rows: it follows from `Tiles.parts`, which a weight's shape alone decides.
@@ -39,7 +39,7 @@ def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> 
     most_parts = MAX_PARTS if num_weights == 1 else 1
     several = [
         (num_columns // COLUMNS // warpgroups * parts, Tiles(warpgroups, 1, step, parts))
-        for warpgroups in (2, 3, 1)
+        for warpgroups in ((2, 3, 1) if num_weights == 1 else (2, 1))  # three have no registers for the sums of two
         for parts in range(1, most_parts + 1)
         if num_columns % (warpgroups * COLUMNS) == 0 and num_summed // step % parts == 0
     ]
@@ -63,7 +63,7 @@ def multiply(
     x_MD: jax.Array,
     values: Sequence[jax.Array],
     scales: Sequence[jax.Array],
-    tiles: Tiles | None,
+    tiles: Tiles,
     out_dtype: jnp.dtype,
     interpret: Any,
 ) -> jax.Array:
@@ -81,9 +81,6 @@ def multiply(
       Parts of the sums, [P, N, I], N rows of which the first M are meant; rounded once where `out_dtype` is short.
     """
     (M, D), I, num_weights = x_MD.shape, len(values[0]), len(values)
-    assert tiles is not None, f"no tiles for {values[0].shape}: ask is_supported first"
-    assert M <= MAX_ROWS, f"{M} rows: ask is_supported first"
-    assert fitting_rows(M) == M, f"{M} rows: ask fitting_rows first"
     N = _in_eights(M)
     if num_weights == 2 and N <= FEW_ROWS and D % (2 * tiles.step) == 0:
         tiles = tiles._replace(step=2 * tiles.step)

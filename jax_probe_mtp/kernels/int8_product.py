@@ -72,10 +72,12 @@ def _multiply(
     kernels = kernels or (int8_triton if interpret else _kernels())
     values, scales = zip(*weights, strict=True)
     I, D = values[0].shape
+    assert len(x_MD) <= kernels.MAX_ROWS, f"{len(x_MD)} rows: ask is_supported first"
     missing = kernels.fitting_rows(len(x_MD)) - len(x_MD)
     if missing:
         x_MD = jnp.pad(x_MD, ((0, missing), (0, 0)))
     tiles = tiles or kernels.choose_tiles(D, I, num_weights=len(weights))
+    assert tiles is not None, f"no tiles for {values[0].shape}: ask is_supported first"
     parts: jax.Array = kernels.multiply(x_MD, values, scales, tiles, out_dtype, interpret)
     return parts
 

@@ -74,7 +74,7 @@ def multiply(
     x_MD: jax.Array,
     values: Sequence[jax.Array],
     scales: Sequence[jax.Array],
-    tiles: Tiles | None,
+    tiles: Tiles,
     out_dtype: jnp.dtype,
     interpret: bool,
 ) -> jax.Array:
@@ -92,8 +92,6 @@ def multiply(
       Parts of the sums, [P, M, I]; rounded once where `out_dtype` is short.
     """
     (M, D), I = x_MD.shape, len(values[0])
-    assert tiles is not None, f"no tiles for {values[0].shape}: ask is_supported first"
-    assert M <= MAX_ROWS, f"{M} rows: ask is_supported first"
     m = 16 if M <= 16 else 32
     of_weight = pl.BlockSpec((tiles.columns, D // tiles.parts), lambda i, p: (i, p))
     of_scale = pl.BlockSpec((tiles.columns,), lambda i, p: (i,))

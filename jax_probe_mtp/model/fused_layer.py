@@ -52,7 +52,13 @@ def decoder_layer(
     x_MD, normed_MD = x_BTD.reshape(M, D), normed_BTD.reshape(M, D)
     kernel: dict[str, Any] = {"interpret": interpret}
     # So many rows the kernels leave for the next product, which would first copy another number of them.
-    N = int8_product.fitting_rows(M) if isinstance(layer["qkv"], Int8) and not interpret else M
+    N = M
+    if (
+        isinstance(layer["out"], Int8)
+        and int8_product.is_supported(M, x_MD.dtype, layer["out"].value)
+        and not interpret
+    ):
+        N = int8_product.fitting_rows(M)
 
     def by_xla(x_MI: jax.Array, weight: layers.Weight) -> jax.Array:
         if isinstance(weight, Int8):

@@ -71,6 +71,7 @@ def test_tiles_fill_the_processors():
     assert choose_tiles(4096, 128256) == Tiles(2, 2, 128, 1)  # 501 units, 4 for most
     assert choose_tiles(576, 960) == Tiles(1, 1, 64, 3)  # 15 * 3, of nine steps
     assert choose_tiles(896, 151936) == Tiles(1, 1, 128, 1)  # 2374 = 2 * 1187 blocks
+    assert choose_tiles(4096, 24576, num_weights=2) == Tiles(2, 1, 128, 1)  # not three warpgroups in 128 programs
     assert choose_tiles(96, 64) is None
     assert choose_tiles(64, 96) is None
 
