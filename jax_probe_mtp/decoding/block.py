@@ -148,14 +148,15 @@ def block_can_attend(
 
 def absolute_tail(
     is_visible_BRR: jax.Array, position_BR: jax.Array, length_B: jax.Array, start: jax.Array | int, window: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cuts what a block's rows read where a row's own position says: `layers.anchored_attention`'s last three arguments.
+) -> dict[str, jax.Array]:
+    """Cuts what a block's rows read where a row's own position says: the last three arguments of
+    `layers.anchored_attention`.
 
-    Of a row at position q the anchor is W max(0, q // W - 1), at most the committed length since a path has no more than
-    W rows above q; the tail is the 2 W positions from there. W = 4, a row at q = 13 two below its root at 11:
+    Of a row at position q the anchor is max(0, q - W), at most the committed length where no row is deeper than W below its
+    root; the tail is the W + 1 positions from there. W = 4, a row at q = 13 two below its root at 11:
 
-      position   0 .. 7 | 8   9  10 | 11    12    13 | 14  15
-      read from  cache  | cache     | root child row | nothing
+      position   0 .. 8 | 9   10 | 11    12    13
+      read from  cache  | cache  | root child row
 
     With 12 committed tokens and the row's parent as the root, or 13 and the row itself, the same positions are read in the
     same order; that some come out of other slots changes nothing.
@@ -165,14 +166,23 @@ def absolute_tail(
       position_BR: int32 [B, R], `block_positions`.
       length_B: int32 [B], committed slots.
       start: slot of the block's first row, for all batch rows or int32 [B].
-      window: W, at least the rows of the longest path less one; static.
+      window: W, at least the longest path below a root; static.
 
     Returns:
-      int32 [B, R] anchor, int32 [B, R, 2 W] slots of the positions from there on, bool [B, R, 2 W] True where one is read.
+      Arguments of `layers.anchored_attention`: int32 [B, R] anchors, int32 [B, R, W + 1] slots of the positions from there
+      on, bool [B, R, W + 1] True where one is read.
     """
-    anchor_BR = window * jnp.maximum(position_BR // window - 1, 0)
-    place_BRJ = anchor_BR[..., None] + jnp.arange(2 * window)[None, None]
+    anchor_BR = jnp.maximum(position_BR - window, 0)
+    place_BRJ = anchor_BR[..., None] + jnp.arange(window + 1)[None, None]
     is_on_path_BRJR = is_visible_BRR[:, :, None, :] & (position_BR[:, None, None, :] == place_BRJ[..., None])
     row_BRJ = jnp.argmax(is_on_path_BRJR, axis=-1).astype(jnp.int32)
     slot_BRJ = jnp.where(place_BRJ < length_B[:, None, None], place_BRJ, jnp.reshape(start, (-1, 1, 1)) + row_BRJ)
-    return anchor_BR, slot_BRJ, place_BRJ <= position_BR[..., None]
+    return {"anchor_BT": anchor_BR, "tail_slot_BTJ": slot_BRJ, "is_tail_BTJ": place_BRJ <= position_BR[..., None]}
+
+
+def prompt_tail(start_B: jax.Array, num_rows: int, window: int) -> dict[str, jax.Array]:
+    """Gives `absolute_tail` of the U rows of a prompt's piece, each in the slot of its position."""
+    position_BU = start_B[:, None] + jnp.arange(num_rows, dtype=jnp.int32)[None]
+    anchor_BU = jnp.maximum(position_BU - window, 0)
+    slot_BUJ = anchor_BU[..., None] + jnp.arange(window + 1, dtype=jnp.int32)[None, None]
+    return {"anchor_BT": anchor_BU, "tail_slot_BTJ": slot_BUJ, "is_tail_BTJ": slot_BUJ <= position_BU[..., None]}

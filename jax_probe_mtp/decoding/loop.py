@@ -6,11 +6,13 @@ token for its root and drafts nothing; its bonus is the first new token. Reports
 prefill.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jax_probe_mtp.decoding import block_layer
 from jax_probe_mtp.decoding.batch import Batch
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request
@@ -130,7 +132,11 @@ def prefill(
 
     if T > 1:  # else all are roots, and the model is neither traced nor compiled: so a job begins, with an empty batch
         num_tokens = largest(cfg, jnp.max(request.prompt_length_B) - 1)
-        cache, begun = transformer.read_text(params, cfg, prompt_BT, cache, num_tokens, chunk, read, begun)
+        run_rows = functools.partial(transformer.forward, norm=block_layer.first_norm(params, cfg, decode_cfg))
+        make_layer = block_layer.prompt_layer(params, cfg, decode_cfg)
+        cache, begun = transformer.read_text(
+            params, cfg, prompt_BT, cache, num_tokens, chunk, read, begun, run_rows, make_layer
+        )
     begun = source.try_masks(
         begun, ReadPrompts(model=model, token_BT=prompt_BT, length_B=request.prompt_length_B, cache=cache)
     )

@@ -6,9 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jax_probe_mtp.decoding import verify
+from jax_probe_mtp.decoding import block_layer, verify
 from jax_probe_mtp.decoding.block import make_block
-from jax_probe_mtp.decoding.block_layer import block_layer
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeState, num_emitted
@@ -65,14 +64,14 @@ def step_and_call(
     logits, cache = run_block(params, cfg, tree, owner_BO, state, source, decode_cfg)
     accepted = verify.walk(
         tree,
-        _chooser(logits, tree, state.length_B, request),
+        _chooser(logits, tree, state.length_B, request, is_exact=decode_cfg.is_exact),
         max_depth=source.max_depth,
         max_accept=request.max_accept,
         is_looped=request.draw is not None and decode_cfg.is_exact,
     )
     if source.num_rows > 1:
         cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
-    logprob_BP = emitted_logprobs(logits, accepted) if decode_cfg.has_logprobs else None
+    logprob_BP = emitted_logprobs(logits, accepted, decode_cfg.is_exact) if decode_cfg.has_logprobs else None
     after = _commit(request, state.replace(cache=cache), tree, accepted, logprob_BP)
     num_new_B = after.length_B - state.length_B
     finished = FinishedCall(
@@ -121,13 +120,14 @@ def run_block(
         masks_BMD = source.masks(state.source).astype(x_BRD.dtype)
         x_BRD = jnp.concatenate([x_BRD, jnp.tile(masks_BMD, (1, num_owners, 1))], axis=1)  # owner by owner
     block = make_block(tree, owner_BO, state.length_B, state.cache.capacity, source)
-    run_layer = block_layer(cfg, x_BRD.dtype, block, state.cache.k[0].shape[2], decode_cfg)
-    hidden_BRD, cache = transformer.forward(params, cfg, x_BRD, block.position_BR, state.cache, run_layer)
-    return transformer.split_logits(params, cfg, hidden_BRD), cache
+    run_layer = block_layer.block_layer(params, cfg, block, state.cache.k[0].shape[2], decode_cfg)
+    norm = block_layer.first_norm(params, cfg, decode_cfg)
+    hidden_BRD, cache = transformer.forward(params, cfg, x_BRD, block.position_BR, state.cache, run_layer, norm)
+    return transformer.split_logits(params, cfg, hidden_BRD, block_layer.head(params, cfg, decode_cfg)), cache
 
 
 def _chooser(
-    logits: Logits, tree: Tree, length_B: jax.Array, request: Request
+    logits: Logits, tree: Tree, length_B: jax.Array, request: Request, *, is_exact: bool
 ) -> Callable[[jax.Array, jax.Array | int], jax.Array]:
     """Makes the function by which `verify.walk` asks for the model's own next token after a node of the tree."""
     if request.draw is None:  # all nodes at once: an argmax is cheap, and it is one kernel
@@ -137,16 +137,27 @@ def _chooser(
     def draw(
         node_B: jax.Array, depth: jax.Array | int
     ) -> jax.Array:  # of visited nodes alone: noise and cuts are not cheap
-        logits_BV = logits.rows(node_B[:, None]).whole()[:, 0]
-        return sampling.next_token(logits_BV, length_B + depth + 1, request.draw)
+        args = logits.rows(node_B[:, None]).whole()[:, 0], length_B + depth + 1, request.draw
+        return jax.lax.map(_draw_alone, args) if is_exact else sampling.next_token(*args)
 
     return draw
 
 
-def emitted_logprobs(logits: Logits, accepted: verify.Accepted) -> jax.Array:
+def _draw_alone(args: tuple[jax.Array, jax.Array, sampling.Sampling]) -> jax.Array:
+    """Draws one row's token: several rows' sums over the vocabulary may have another order than one's."""
+    return sampling.next_token(*jax.tree.map(lambda leaf: leaf[None], args))[0]
+
+
+def emitted_logprobs(logits: Logits, accepted: verify.Accepted, is_exact: bool = False) -> jax.Array:
     """Computes a call's tokens' log-probabilities, float32 [B, P]: the model's own softmax, before temperature and cuts."""
     logits = logits.rows(accepted.node_BP)
-    return (logits.at(accepted.token_BP[..., None]) - logits.logsumexp())[..., 0]
+    if is_exact:  # row by row, as `_draw_alone`
+        rows_Mv = logits.part_Xv.reshape(-1, logits.part_Xv.shape[-1])
+        sum_M1 = jax.lax.map(lambda row_v: logits.replace(part_Xv=row_v[None]).logsumexp()[0], rows_Mv)
+        sum_BP1 = sum_M1.reshape(*accepted.token_BP.shape, 1)
+    else:
+        sum_BP1 = logits.logsumexp()
+    return (logits.at(accepted.token_BP[..., None]) - sum_BP1)[..., 0]
 
 
 def _commit(

@@ -51,7 +51,7 @@ def block_attention(
     tiles = tiles or choose_tiles(q_BKGTh.shape, k_BKSh.shape[2] - T, q_BKGTh.dtype)
     is_visible_BRT = jnp.tile(is_visible_BTT.astype(jnp.int8), (1, G, 1))
     kernel, scalars = functools.partial(_visible_kernel, tiles=tiles), [length_B, start_B]
-    return _call(kernel, tiles.splits, q_BKGTh, k_BKSh, v_BKSh, scalars, [is_visible_BRT], tiles, num_out, interpret)
+    return _call(kernel, q_BKGTh, k_BKSh, v_BKSh, scalars, [is_visible_BRT], tiles, num_out, interpret)
 
 
 def anchored_attention(
@@ -74,14 +74,15 @@ def anchored_attention(
     G, T = q_BKGTh.shape[2:4]
     tiles = tiles or choose_tiles(q_BKGTh.shape, k_BKSh.shape[2] - T, q_BKGTh.dtype, MAX_TAIL_ROW)
     slot_BTJ = jnp.where(is_tail_BTJ, tail_slot_BTJ, NO_SLOT)
+    over = -slot_BTJ.shape[2] % tiles.splits
+    slot_BTJ = jnp.pad(slot_BTJ, ((0, 0), (0, 0), (0, over)), constant_values=NO_SLOT)
     of_rows = [jnp.tile(array_BTJ, (1, G, 1)) for array_BTJ in (anchor_BT[..., None], slot_BTJ)]
-    kernel, splits = functools.partial(_anchored_kernel, tiles=tiles), tiles.splits + 1  # the last reads the tails
-    return _call(kernel, splits, q_BKGTh, k_BKSh, v_BKSh, [length_B], of_rows, tiles, num_out, interpret)
+    kernel = functools.partial(_anchored_kernel, tiles=tiles)
+    return _call(kernel, q_BKGTh, k_BKSh, v_BKSh, [length_B], of_rows, tiles, num_out, interpret)
 
 
 def _call(
     kernel: Callable[..., None],
-    splits: int,
     q_BKGTh: jax.Array,
     k_BKSh: jax.Array,
     v_BKSh: jax.Array,
@@ -93,7 +94,7 @@ def _call(
 ) -> jax.Array:
     """Runs a kernel on int32 [B] scalars and on arrays [B, R, X], which say what each of the R = G T rows reads."""
     B, K, G, T, h = q_BKGTh.shape
-    S, R = k_BKSh.shape[2], G * T
+    S, R, splits = k_BKSh.shape[2], G * T, tiles.splits
     if not is_supported(h, q_BKGTh.dtype):
         raise ValueError(f"no kernel for heads of {h} {q_BKGTh.dtype}: use {HEAD_DIMS} of bfloat16 or float32.")
     scalar = pl.BlockSpec((None,), lambda b, k, r, p: (b,))

@@ -8,9 +8,9 @@ which the splits, here 3, read in turn:
       tile   0  1  2  3  4                                   5  6
       split  0  1  2  0  1                                   2  0
 
-The anchored kernel reads the block in another way: one split more reads each row's tail, position by position. Each row
-then sums in the order of absolute positions: tiles begin at fixed slots, and a tile in which a row reads nothing leaves
-its sums as they are, to the bit.
+The anchored kernel reads the block in another way: after its tiles each split reads a few positions of each row's tail, one
+by one. Each row then sums in the order of absolute positions: tiles begin at fixed slots, and a tile in which a row reads
+nothing leaves its sums as they are, to the bit.
 
 Source: the running softmax of FlashAttention (arXiv:2205.14135), Algorithm 1; slots split as in Flash-Decoding.
 """
@@ -23,9 +23,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from jax_probe_mtp.kernels.tiles import Tiles
+from jax_probe_mtp.kernels.tiles import MAX_TAIL_STEP, Tiles
 
 NO_SLOT = -1
+MIN_COLUMNS = 16  # of a matrix product
 MIN_SCORE = float(jnp.finfo(jnp.float32).min)  # finite: the difference of two of them is 0, of two -inf it is NaN
 
 Carry = tuple[jax.Array, jax.Array, jax.Array]  # sum of weights times values, sum of weights, score whose weight is 1
@@ -46,7 +47,7 @@ def _visible_kernel(
         is_read_s = start + jnp.arange(tiles.slot) < T
         is_inside_rs = is_row_r[:, None] & is_read_s[None, :]
         is_visible_rs = plgpu.load(is_visible_ref.at[:, pl.ds(start, tiles.slot)], mask=is_inside_rs, other=0) != 0
-        return _attend(q_rh, k_ref, v_ref, carry, block_start + start, is_visible_rs, is_read_s)
+        return _attend(q_rh, k_ref, v_ref, carry, block_start + start, is_visible_rs, is_read_s, tiles)
 
     # The turns of the splits go on from the prefix into the block.
     first_block_tile = split + _num_turns(length, split, tiles) * tiles.splits - _cdiv(length, tiles.slot)
@@ -58,34 +59,41 @@ def _anchored_kernel(
     length_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, anchor_ref: Any, slot_ref: Any, *out_refs: Any,
     num_rows: int, tiles: Tiles,
 ) -> None:  # fmt: skip
-    """Reads one split of the slots below each row's anchor; the last split reads each row's tail, a position at a time."""
+    """Reads one split of the slots below each row's anchor, then the split's share of each row's tail."""
     is_row_r, q_rh = _queries(q_ref, num_rows, tiles)
     anchor_r1 = plgpu.load(anchor_ref, mask=is_row_r[:, None], other=0)
+    q32_rh = q_rh.astype(jnp.float32)
+    at_h = jnp.arange(q_ref.shape[1])[None, :]
 
     def is_below(is_read_s: jax.Array, slot_s: jax.Array) -> jax.Array:
         return is_read_s[None, :] & (slot_s[None, :] < anchor_r1)
 
-    is_tail_split = pl.program_id(3) == tiles.splits
-    length = jnp.where(is_tail_split, 0, length_ref[...])
-    carry = _read_prefix(q_rh, k_ref, v_ref, length, pl.program_id(3), is_below, tiles)
-    q32_rh = q_rh.astype(jnp.float32)
-    at_h = jnp.arange(q_ref.shape[1])[None, :]
-
-    def tail_step(j: jax.Array, carry: Carry) -> Carry:
-        acc_rh, total_r, top_r = carry
+    def load(j: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         slot_r1 = plgpu.load(slot_ref.at[:, pl.ds(j, 1)], mask=is_row_r[:, None], other=NO_SLOT)
         is_read_r1 = slot_r1 != NO_SLOT
         slots = jnp.maximum(slot_r1, 0), at_h
         k_rh, v_rh = (plgpu.load(ref.at[slots], mask=is_read_r1, other=0).astype(jnp.float32) for ref in (k_ref, v_ref))
+        return is_read_r1, k_rh, v_rh
+
+    def add(carry: Carry, is_read_r1: jax.Array, k_rh: jax.Array, v_rh: jax.Array) -> Carry:
+        acc_rh, total_r, top_r = carry
         score_r1 = jnp.sum(q32_rh * k_rh, axis=1, keepdims=True) * q_ref.shape[1] ** -0.5
         score_r = jnp.max(jnp.where(is_read_r1, score_r1, MIN_SCORE), axis=1)
         new_top_r = jnp.maximum(top_r, score_r)
         shrink_r, weight_r = jnp.exp(top_r - new_top_r), jnp.exp(score_r - new_top_r)
-        rounded_r1 = weight_r.astype(v_ref.dtype).astype(jnp.float32)[:, None]
-        return acc_rh * shrink_r[:, None] + rounded_r1 * v_rh, total_r * shrink_r + weight_r, new_top_r
+        rounded_r = weight_r.astype(v_ref.dtype).astype(jnp.float32)
+        total_r = total_r * shrink_r + (rounded_r if tiles.has_one_order else weight_r)
+        return acc_rh * shrink_r[:, None] + rounded_r[:, None] * v_rh, total_r, new_top_r
 
-    num_tails = slot_ref.shape[1] * is_tail_split.astype(jnp.int32)
-    _write(jax.lax.fori_loop(0, num_tails, tail_step, carry), is_row_r, *out_refs)
+    num_tails = slot_ref.shape[1] // tiles.splits
+    first = pl.program_id(3) * num_tails
+    # Loaded before the prefix, which hides how long it takes.
+    loaded = [load(first + n) for n in range(min(num_tails, MAX_TAIL_STEP))]
+    carry = _read_prefix(q_rh, k_ref, v_ref, length_ref[...], pl.program_id(3), is_below, tiles)
+    for tail in loaded:
+        carry = add(carry, *tail)
+    carry = jax.lax.fori_loop(first + len(loaded), first + num_tails, lambda j, carry: add(carry, *load(j)), carry)
+    _write(carry, is_row_r, *out_refs)
 
 
 def _queries(q_ref: Any, num_rows: int, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
@@ -119,7 +127,7 @@ def _read_prefix(
         start = (split + i * tiles.splits) * tiles.slot
         slot_s = start + jnp.arange(tiles.slot)
         is_read_s = slot_s < length
-        return _attend(q_rh, k_ref, v_ref, carry, start, can_attend(is_read_s, slot_s), is_read_s)
+        return _attend(q_rh, k_ref, v_ref, carry, start, can_attend(is_read_s, slot_s), is_read_s, tiles)
 
     zeros_r = jnp.zeros(tiles.row, jnp.float32)
     carry = jnp.zeros(q_rh.shape, jnp.float32), zeros_r, zeros_r + MIN_SCORE
@@ -134,6 +142,7 @@ def _attend(
     start: jax.Array,
     can_attend_rs: jax.Array,
     is_read_s: jax.Array,
+    tiles: Tiles,
 ) -> Carry:
     """Adds one tile of slots to the sums."""
     acc_rh, total_r, top_r = carry
@@ -148,8 +157,14 @@ def _attend(
     # In a row that has met no true score yet, the hidden slots weigh exp(0); the first true score, met here or in
     # another split, shrinks that to exactly 0.
     weights_rs = jnp.exp(scores_rs - new_top_r[:, None])
-    mixed_rh = plgpu.dot(weights_rs.astype(v_sh.dtype), v_sh, precision=precision)
-    return acc_rh * shrink_r[:, None] + mixed_rh, total_r * shrink_r + weights_rs.sum(axis=1), new_top_r
+    rounded_rs = weights_rs.astype(v_sh.dtype)
+    mixed_rh = plgpu.dot(rounded_rs, v_sh, precision=precision)
+    if tiles.has_one_order:
+        ones_sc = jnp.ones((is_read_s.size, MIN_COLUMNS), v_sh.dtype)
+        sum_r = plgpu.dot(rounded_rs, ones_sc, precision=precision).max(axis=1)  # of equal columns
+    else:
+        sum_r = weights_rs.sum(axis=1)
+    return acc_rh * shrink_r[:, None] + mixed_rh, total_r * shrink_r + sum_r, new_top_r
 
 
 def _write(carry: Carry, is_row_r: jax.Array, acc_ref: Any, total_ref: Any, top_ref: Any) -> None:

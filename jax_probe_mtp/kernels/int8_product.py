@@ -15,13 +15,13 @@ Weight = tuple[jax.Array, jax.Array]  # value int8 [I, D] and scale float32 [I]:
 
 
 def is_supported(num_rows: int, x_dtype: jnp.dtype, *values: jax.Array) -> bool:
-    """Says whether the kernels take so many rows and weights of these values, each [I, D]."""
-    kernels = _kernels()
-    return (
-        num_rows <= kernels.MAX_ROWS
-        and x_dtype == jnp.bfloat16
-        and all(kernels.choose_tiles(value.shape[1], value.shape[0]) is not None for value in values)
-    )
+    """Says whether the kernels take weights of these values, each [I, D], and are the fastest for so many rows."""
+    return num_rows <= _kernels().MAX_ROWS and x_dtype == jnp.bfloat16 and all(map(has_tiles, values))
+
+
+def has_tiles(value: jax.Array) -> bool:
+    """Says whether the kernels take a weight of this value, [I, D]."""
+    return _kernels().choose_tiles(value.shape[1], value.shape[0]) is not None
 
 
 def fitting_rows(num_rows: int) -> int:
@@ -36,7 +36,7 @@ def product_parts(
     """Multiplies x with the weight value * scale, and gives P parts of the sums.
 
     Args:
-      x_MD: M rows, bfloat16, as many as `is_supported` takes.
+      x_MD: M rows, bfloat16; more than the kernels take at a time go through in blocks.
       weight: value and scale.
       kernels: `int8_hopper` or `int8_triton`; those for the GPU at hand when left out, interpreted Triton's; static.
       tiles: how the work is cut; `kernels.choose_tiles` when left out; static.
@@ -72,7 +72,10 @@ def _multiply(
     kernels = kernels or (int8_triton if interpret else _kernels())
     values, scales = zip(*weights, strict=True)
     I, D = values[0].shape
-    assert len(x_MD) <= kernels.MAX_ROWS, f"{len(x_MD)} rows: ask is_supported first"
+    if len(x_MD) > kernels.MAX_ROWS:
+        blocks = [x_MD[start : start + kernels.MAX_ROWS] for start in range(0, len(x_MD), kernels.MAX_ROWS)]
+        each = [_multiply(x, weights, out_dtype, kernels, tiles, interpret)[:, : len(x)] for x in blocks]
+        return jnp.concatenate(each, axis=1)
     missing = kernels.fitting_rows(len(x_MD)) - len(x_MD)
     if missing:
         x_MD = jnp.pad(x_MD, ((0, missing), (0, 0)))

@@ -7,6 +7,9 @@ all rows. Where the columns make too few programs for the GPU, the sum is split 
     weight rows 0 .. D/2   program 0, 0       program 1, 0         -> part 0 of the sums
     weight rows D/2 .. D   program 0, 1       program 1, 1         -> part 1
 
+A row's sums have one order, which the weight's shape alone decides, whatever the number of rows: more than `MAX_ROWS` go
+through in blocks. XLA's products are faster then, but have another order for another number of rows.
+
 The kernel that reads the result adds the parts up on the way (`add_norm`, `split_qkv`); XLA makes a kernel of its own for
 that, and another one for an activation.
 """
@@ -22,7 +25,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
 
-MAX_ROWS = 64  # as many as were measured beside XLA's products
+MAX_ROWS = 64  # of a program; of more, XLA's products are faster
 STEP = 64  # rows of the weight that a program reads at a time
 MAX_PARTS = 8
 
@@ -74,7 +77,7 @@ def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> 
 
 
 def is_supported(num_rows: int, x_dtype: jnp.dtype, *weights: jax.Array) -> bool:
-    """Says whether the kernels take so many rows and these weights, each [D, I]."""
+    """Says whether the kernels take these weights, each [D, I], and are the fastest for so many rows."""
     return (
         num_rows <= MAX_ROWS
         and x_dtype == jnp.bfloat16
@@ -98,8 +101,24 @@ def product_parts(
     """
     tiles = tiles or choose_tiles(*weight_DI.shape)
     assert tiles is not None, f"no tiles for {weight_DI.shape}: ask is_supported first"
-    block = pl.BlockSpec((weight_DI.shape[0] // tiles.parts, tiles.columns), lambda i, p: (p, i))
+    block = pl.BlockSpec((weight_DI.shape[0] // tiles.parts, tiles.columns), lambda i, p, r: (p, i))
     return _call(x_MD, [weight_DI], block, tiles, jnp.float32, interpret)
+
+
+def head_product(x_MD: jax.Array, head_VD: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """Multiplies x with the rows of a table, such as the head; float32 [M, V], never rounded on the way.
+
+    Args:
+      x_MD: M rows, bfloat16.
+      head_VD: bfloat16; `choose_tiles(D, V)` has tiles for it.
+      interpret: as in `product_parts`.
+    """
+    V, D = head_VD.shape
+    tiles = choose_tiles(D, V)
+    assert tiles is not None, f"no tiles for {head_VD.shape}: ask choose_tiles first"
+    tiles = tiles._replace(parts=1)  # the vocabulary makes programs enough
+    block = pl.BlockSpec((tiles.columns, D), lambda i, p, r: (i, 0))
+    return _call(x_MD, [head_VD], block, tiles, jnp.float32, interpret, are_rows=True)[0]
 
 
 def gated_product(
@@ -108,7 +127,7 @@ def gated_product(
     """Computes silu(x gate) (x up), [M, F] in x's dtype, rounded once. Takes the arguments of `product_parts`."""
     tiles = tiles or choose_tiles(*gate_DF.shape, num_weights=2)
     assert tiles is not None, f"no tiles for {gate_DF.shape}: ask is_supported first"
-    block = pl.BlockSpec((gate_DF.shape[0], tiles.columns), lambda i, p: (0, i))
+    block = pl.BlockSpec((gate_DF.shape[0], tiles.columns), lambda i, p, r: (0, i))
     return _call(x_MD, [gate_DF, up_DF], block, tiles, x_MD.dtype, interpret)[0]
 
 
@@ -119,34 +138,37 @@ def _call(
     tiles: Tiles,
     out_dtype: jnp.dtype,
     interpret: bool,
+    are_rows: bool = False,
 ) -> jax.Array:
-    (M, D), I = x_MD.shape, weights[0].shape[1]
-    m = max(pl.next_power_of_2(M), 16)
+    """Runs the kernel; `are_rows` says that a weight is [I, D]."""
+    M, D = x_MD.shape
+    I = weights[0].shape[0 if are_rows else 1]
+    m = min(max(pl.next_power_of_2(M), 16), MAX_ROWS)
     return pl.pallas_call(
-        functools.partial(_product_kernel, num_rows=M),
-        grid=(I // tiles.columns, tiles.parts),
-        in_specs=[pl.BlockSpec((m, D // tiles.parts), lambda i, p: (0, p)), *[block] * len(weights)],
-        out_specs=pl.BlockSpec((None, m, tiles.columns), lambda i, p: (p, 0, i)),
+        functools.partial(_product_kernel, num_rows=M, are_rows=are_rows),
+        grid=(I // tiles.columns, tiles.parts, pl.cdiv(M, m)),  # blocks of rows last: they share a tile of the weight
+        in_specs=[pl.BlockSpec((m, D // tiles.parts), lambda i, p, r: (r, p)), *[block] * len(weights)],
+        out_specs=pl.BlockSpec((None, m, tiles.columns), lambda i, p, r: (p, r, i)),
         out_shape=jax.ShapeDtypeStruct((tiles.parts, M, I), out_dtype),
         compiler_params=plgpu.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),
         interpret=interpret,
     )(x_MD, *weights)
 
 
-def _product_kernel(x_ref: Any, *refs: Any, num_rows: int) -> None:
-    """Multiplies all m rows with the program's c columns, s of the summed axis at a time."""
+def _product_kernel(x_ref: Any, *refs: Any, num_rows: int, are_rows: bool) -> None:
+    """Multiplies m rows with the program's c columns, s of the summed axis at a time."""
     *weight_refs, out_ref = refs
     m, num_summed = x_ref.shape
-    is_row_m1 = (jnp.arange(m) < num_rows)[:, None]
+    is_row_m1 = (pl.program_id(2) * m + jnp.arange(m) < num_rows)[:, None]
 
     def step(i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         summed = pl.ds(i * STEP, STEP)
         x_ms = plgpu.load(x_ref.at[:, summed], mask=is_row_m1, other=0)
         # The weight is the left factor: the GPU's products take 64 rows and 8 columns at least.
-        products = [
-            plgpu.dot(plgpu.load(ref.at[summed, :]), x_ms, trans_a=True, trans_b=True, precision="default")
-            for ref in weight_refs
+        tiles = [
+            plgpu.load(ref.at[(slice(None), summed) if are_rows else (summed, slice(None))]) for ref in weight_refs
         ]
+        products = [plgpu.dot(tile, x_ms, trans_a=not are_rows, trans_b=True, precision="default") for tile in tiles]
         return tuple(sum_cm + product_cm for sum_cm, product_cm in zip(sums, products, strict=True))
 
     zeros_cm = jnp.zeros((out_ref.shape[1], m), jnp.float32)

@@ -45,7 +45,8 @@ def split_qkv(
     """
     P, B, _, K, n, h = parts_PBUKnh.shape
     T, S, G = rope[0].shape[1], k_BKSh.shape[2], n - 2
-    rows = min(ROWS, pl.next_power_of_2(T))
+    # How many numbers a program holds decides the order in which it sums them for the norms.
+    rows = min(ROWS, pl.next_power_of_2(T)) if norms is None else ROWS
     angles = pl.BlockSpec((None, rows, h // 2), lambda b, t, k, i: (b, t, 0))
     slots = pl.BlockSpec((None, None, S, h), lambda b, t, k, i: (b, k, 0, 0))
     weights, blocks = [], []

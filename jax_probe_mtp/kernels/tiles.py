@@ -11,6 +11,7 @@ MAX_SPLITS = 8  # each costs a float32 copy of the output, and in short texts ha
 MAX_ROW = 64  # rows of a program
 # Each row gathers a tail of its own: 10.7 microseconds at 30 rows of an 8B model's block, 16.7 where this is 64.
 MAX_TAIL_ROW = 32
+MAX_TAIL_STEP = 4  # positions of the tails that a program loads at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Tiles:
       splits: programs that share the slots of the same rows.
       num_warps: warps of a program.
       num_stages: steps whose loads are in flight at once.
+      has_one_order: whether weights are summed as the matrix products sum, whose order does not change with `row`.
     """
 
     row: int
@@ -30,11 +32,31 @@ class Tiles:
     splits: int
     num_warps: int
     num_stages: int
+    has_one_order: bool = False
 
 
 def is_supported(head_dim: int, dtype: jnp.dtype) -> bool:
     """Says whether the attention kernels take heads of this size and dtype."""
     return head_dim in HEAD_DIMS and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float32)
+
+
+def tiles_for_any_rows(q_shape: tuple[int, ...]) -> Tiles:
+    """Chooses tiles for queries [B, K, G, T, h] in bfloat16 with which a row's sums have one order in every call.
+
+    That order follows from the slots of a tile and the splits, which are the same for all shapes; `row` and the stages change
+    no bit (on one H200, rows of 16, 32 and 64, one to four warps and two or three stages gave the same).
+    """
+    B, K, G, T, h = q_shape
+    blocks = [row for row in (64, 32) if B * K * pl.cdiv(G * T, row) * MAX_SPLITS > NUM_PROCESSORS and row // 2 < G * T]
+    row = max(blocks, default=16)
+    return Tiles(
+        row=row,
+        slot=64 if h <= 128 else 32,
+        splits=MAX_SPLITS,
+        num_warps=4,
+        num_stages=3 if row == 16 else 2,
+        has_one_order=True,
+    )
 
 
 def choose_tiles(q_shape: tuple[int, ...], capacity: int, dtype: jnp.dtype, max_row: int = MAX_ROW) -> Tiles:

@@ -15,7 +15,7 @@ from jax_probe_mtp.kernels.add_norm import add_norm
 from jax_probe_mtp.kernels.product import gated_product, is_supported, product_parts
 from jax_probe_mtp.kernels.split_qkv import split_qkv
 from jax_probe_mtp.model import layers
-from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.config import TENSOR, ModelConfig
 from jax_probe_mtp.model.params import Int8, Params
 from jax_probe_mtp.model.transformer import Rope, Stream, sum_parts
 
@@ -29,6 +29,7 @@ def decoder_layer(
     cfg: ModelConfig,
     start_B: jax.Array,
     attend: Callable[..., jax.Array],
+    has_one_order: bool = False,
     interpret: bool = False,
 ) -> Stream:
     """Runs one layer of a block.
@@ -41,6 +42,8 @@ def decoder_layer(
       cfg: the model; static.
       start_B: int32 [B], slot of the block's first row.
       attend: one of kernels/attention.py's, of queries [B, K, G, T, h], keys and values [B, K, S, h], and `num_out`.
+      has_one_order: every product by its kernel, also of so many rows that XLA's would be faster, and the devices' parts
+        summed in their order: a row's bits then do not depend on the rows beside it.
       interpret: runs the kernels as JAX operations on any device: slow, for tests.
 
     Returns:
@@ -68,18 +71,18 @@ def decoder_layer(
     def product(x_NI: jax.Array, weight: layers.Weight) -> jax.Array:
         """Parts [P, N, O] of the product of M or N rows."""
         if isinstance(weight, Int8):
-            if int8_product.is_supported(M, x_NI.dtype, weight.value):
+            if has_one_order or int8_product.is_supported(M, x_NI.dtype, weight.value):
                 return int8_product.product_parts(x_NI, weight, **kernel)
-        elif is_supported(M, x_NI.dtype, weight):
+        elif has_one_order or is_supported(M, x_NI.dtype, weight):
             return product_parts(x_NI, weight, **kernel)
         return by_xla(x_NI, weight)[None]
 
     def gated(x_ND: jax.Array, gate: Any, up: Any) -> jax.Array:
         """silu(gate(x)) * up(x), [N, F]."""
         if isinstance(gate, Int8):
-            if int8_product.is_supported(M, x_ND.dtype, gate.value, up.value):
+            if has_one_order or int8_product.is_supported(M, x_ND.dtype, gate.value, up.value):
                 return int8_product.gated_product(x_ND, gate, up, **kernel)
-        elif is_supported(M, x_ND.dtype, gate, up):
+        elif has_one_order or is_supported(M, x_ND.dtype, gate, up):
             return gated_product(x_ND, gate, up, **kernel)
         gate_NF, up_NF = (by_xla(x_ND, weight) for weight in (gate, up))
         return jax.nn.silu(gate_NF) * up_NF
@@ -87,7 +90,11 @@ def decoder_layer(
     def add(x_MD: jax.Array, parts_PND: jax.Array, norm_D: jax.Array, num_out: int) -> tuple[jax.Array, jax.Array]:
         """Adds the product to the stream, and takes its norm."""
         if cfg.is_sharded:
-            parts_PND = sum_parts(cfg, jnp.sum(parts_PND, axis=0, keepdims=True))
+            part_1ND = jnp.sum(parts_PND, axis=0, keepdims=True)
+            if has_one_order:  # a sum over devices may have another order for another number of bytes
+                parts_PND = jax.lax.all_gather(part_1ND, TENSOR, axis=0, tiled=True)
+            else:
+                parts_PND = sum_parts(cfg, part_1ND)
         return add_norm(x_MD, parts_PND, norm_D, eps=cfg.norm_eps, num_out=num_out, **kernel)
 
     qkv_PNI = product(normed_MD, layer["qkv"])

@@ -23,7 +23,10 @@ Mix = Callable[
 Rope = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [B, T, h/2]
 Forward = Callable[[Any, ModelConfig, jax.Array, jax.Array, KVCache, Any], tuple[jax.Array, KVCache]]  # as `forward`
 Stream = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x and its norm [B, T, D], the layer's k and v [B, K, S, h]
+Norm = Callable[[jax.Array, jax.Array], jax.Array]  # x and a weight; as `layers.rms_norm`
+Head = Callable[[jax.Array, jax.Array | Int8], jax.Array]  # hidden [M, D] and the head -> logits, float32 [M, V]
 RunLayer = Callable[[Params, jax.Array, Rope, Stream], Stream]  # with the weight of the next norm
+MakeLayer = Callable[[Any, jax.Array], RunLayer]  # of a piece's first slot and what its rows may read, bool [B, U, S]
 
 
 def embed(params: Params, cfg: ModelConfig, ids: jax.Array) -> jax.Array:
@@ -49,7 +52,13 @@ def sum_parts(cfg: ModelConfig, x: jax.Array) -> jax.Array:
 
 
 def forward(
-    params: Params, cfg: ModelConfig, x_BTD: jax.Array, position_BT: jax.Array, cache: KVCache, run_layer: RunLayer
+    params: Params,
+    cfg: ModelConfig,
+    x_BTD: jax.Array,
+    position_BT: jax.Array,
+    cache: KVCache,
+    run_layer: RunLayer,
+    norm: Norm | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Runs T rows through the model, writing their keys and values into the cache before they are attended to.
 
@@ -63,12 +72,14 @@ def forward(
       position_BT: int32 [B, T], rotary positions.
       cache: where the rows before these are.
       run_layer: one layer, such as `text_layer(cfg, start, can_attend_BTS)`.
+      norm: the one before the layers, which have their own; `layers.rms_norm` when left out.
 
     Returns:
       The hidden states [B, T, D] after the final norm, and the cache with the rows written.
     """
     rope = layers.rope_table(cfg, position_BT)
-    normed_BTD = layers.rms_norm(x_BTD, params["layers"][0]["attn_norm"], cfg.norm_eps)
+    norm = norm or functools.partial(layers.rms_norm, eps=cfg.norm_eps)
+    normed_BTD = norm(x_BTD, params["layers"][0]["attn_norm"])
     all_k, all_v = [], []
     for (layer, next_norm_D), k_BKSh, v_BKSh in zip(layers_and_norms(params), cache.k, cache.v, strict=True):
         x_BTD, normed_BTD, k_BKSh, v_BKSh = run_layer(layer, next_norm_D, rope, (x_BTD, normed_BTD, k_BKSh, v_BKSh))
@@ -161,9 +172,18 @@ def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array
     return split_logits(params, cfg, hidden_BTD).whole()
 
 
-def split_logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> Logits:
-    """Computes next-token logits, each device those of its tokens; never rounded to a shorter dtype on the way."""
+def split_logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array, head: Head | None = None) -> Logits:
+    """Computes next-token logits, each device those of its tokens; `plain_head` does unless another head is given."""
     head_VD = params["head"] if "head" in params else params["embed"]
+    logits_MV = (head or plain_head)(hidden_BTD.reshape(-1, cfg.width), head_VD)
+    logits_BTV = logits_MV.reshape(*hidden_BTD.shape[:2], -1)
+    return Logits.of_part(logits_BTV, cfg.vocab_size) if cfg.is_sharded else Logits.of(logits_BTV)
+
+
+def plain_head(hidden_MD: jax.Array, head_VD: jax.Array | Int8) -> jax.Array:
+    """Computes logits, float32 [M, V], never rounded to a shorter dtype on the way."""
+    if isinstance(head_VD, Int8):
+        return _int8_logits(hidden_MD, head_VD)
 
     def of_rows(hidden_MD: jax.Array) -> jax.Array:
         return layers.product("md,vd->mv", hidden_MD, head_VD, out_dtype=jnp.float32)
@@ -171,16 +191,11 @@ def split_logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> Log
     def of_several(hidden_MD: jax.Array) -> jax.Array:
         return of_rows(layers.never_one_row(hidden_MD))[: len(hidden_MD)]
 
-    hidden_MD = hidden_BTD.reshape(-1, cfg.width)
-    if isinstance(head_VD, Int8):
-        logits_MV = _int8_logits(hidden_MD, head_VD)
-    elif len(hidden_MD) == 1 and hidden_BTD.dtype == jnp.bfloat16:
+    if len(hidden_MD) == 1 and hidden_MD.dtype == jnp.bfloat16:
         # As in `layers.linear`; GPUs multiply one row as fast as they read the weight.
-        logits_MV = jax.lax.platform_dependent(hidden_MD, cuda=of_rows, rocm=of_rows, default=of_several)
-    else:
-        logits_MV = of_rows(hidden_MD)
-    logits_BTV = logits_MV.reshape(*hidden_BTD.shape[:2], -1)
-    return Logits.of_part(logits_BTV, cfg.vocab_size) if cfg.is_sharded else Logits.of(logits_BTV)
+        logits_MV: jax.Array = jax.lax.platform_dependent(hidden_MD, cuda=of_rows, rocm=of_rows, default=of_several)
+        return logits_MV
+    return of_rows(hidden_MD)
 
 
 def _int8_logits(hidden_MD: jax.Array, head: Int8) -> jax.Array:
@@ -207,6 +222,7 @@ def read_text(
     visit: Visit,
     carried: Any,
     run_rows: Forward = forward,
+    make_layer: MakeLayer | None = None,
 ) -> tuple[KVCache, Any]:
     """Runs texts through the model from slot 0 on, piece by piece, causally; what padding writes lies behind the texts.
 
@@ -221,6 +237,8 @@ def read_text(
         last piece may overlap the one before, whose tokens are computed again.
       carried: what the first `visit` is given.
       run_rows: runs a piece through all layers; another than `forward` where the parameters lie otherwise; static.
+      make_layer: makes the layer of a piece from its first slot and what its rows may read, bool [B, U, S]; `text_layer`
+        when left out; static.
 
     Returns:
       The filled cache, and what the last `visit` gave.
@@ -235,7 +253,7 @@ def read_text(
         position_BU = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BUS = jnp.arange(num_slots)[None, None] <= position_BU[..., None]
         x_BUD = embed(params, cfg, ids_BU)
-        run_layer = text_layer(cfg, start, can_attend_BUS)
+        run_layer = (make_layer or functools.partial(text_layer, cfg))(start, can_attend_BUS)
         hidden_BUD, cache = run_rows(params, cfg, x_BUD, position_BU, whole(cache), run_layer)
         return as_carried(cache), visit(carried, start, ids_BU, hidden_BUD)
 

@@ -148,7 +148,7 @@ def forward_loop(
         start=state.length_B if num_rows == 1 else state.cache.capacity,
         longest_path=1,
     )
-    run_layer = block_layer(cfg, params["embed"].dtype, block, state.cache.k[0].shape[2], decode_cfg)
+    run_layer = block_layer(params, cfg, block, state.cache.k[0].shape[2], decode_cfg)
 
     def body(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         token_BR, state = carry

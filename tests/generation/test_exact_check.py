@@ -137,23 +137,25 @@ def test_a_limit_between_none_and_all(tiny):
 def test_the_tail_of_a_drawn_block():
     """Root at position 11 with a chain of two below it, W = 4, the block from slot 20 on: rows at 11, 12, 13."""
     is_visible = jnp.asarray([np.tril(np.ones((3, 3), bool))])
-    anchor, slot, is_read = absolute_tail(is_visible, jnp.asarray([[11, 12, 13]]), jnp.asarray([11]), 20, window=4)
-    assert anchor.tolist() == [[4, 8, 8]]
+    tail = absolute_tail(is_visible, jnp.asarray([[11, 12, 13]]), jnp.asarray([11]), 20, window=4)
+    anchor, slot, is_read = tail.values()
+    assert anchor.tolist() == [[7, 8, 9]]
     where = [
         [s if r else None for s, r in zip(*row, strict=True)]
         for row in zip(slot[0].tolist(), is_read[0].tolist(), strict=True)
     ]
     assert where == [
-        [4, 5, 6, 7, 8, 9, 10, 20],
-        [8, 9, 10, 20, 21, None, None, None],
-        [8, 9, 10, 20, 21, 22, None, None],
+        [7, 8, 9, 10, 20],
+        [8, 9, 10, 20, 21],
+        [9, 10, 20, 21, 22],
     ]
 
 
 def test_siblings_read_their_own_path():
     """0 with children 1 and 2, 3 below 2; a root at position 0."""
     is_visible = jnp.asarray([[[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]], bool)
-    _, slot, is_read = absolute_tail(is_visible, jnp.asarray([[0, 1, 1, 2]]), jnp.asarray([0]), 9, window=2)
+    tail = absolute_tail(is_visible, jnp.asarray([[0, 1, 1, 2]]), jnp.asarray([0]), 9, window=2)
+    _, slot, is_read = tail.values()
     read = [
         [s for s, r in zip(*row, strict=True) if r] for row in zip(slot[0].tolist(), is_read[0].tolist(), strict=True)
     ]

@@ -210,7 +210,7 @@ def anchored_args(parents, length, capacity, q_BTKGh, k_BKSh, v_BKSh):
     is_visible_BRR = block_visible(ancestors_or_self(parent_BN, max_depth=3), 0)
     length_B = jnp.asarray([length])
     tail = absolute_tail(is_visible_BRR, block_positions(depth_BN, length_B, 0), length_B, capacity, WINDOW)
-    return (q_BTKGh, k_BKSh, v_BKSh, length_B, *tail), (is_visible_BRR, length_B)
+    return (q_BTKGh, k_BKSh, v_BKSh, length_B, *tail.values()), (is_visible_BRR, length_B)
 
 
 @jax.jit
