@@ -1,4 +1,4 @@
-"""Tests the exact mode's one assumption on this device: at one shape, what a row gives depends on its inputs alone.
+"""Tests the exact mode's one assumption on this device: what a row gives depends on its inputs alone.
 
 The same tokens go through the same program in two ways: each as the root of a call of its own, as plain decoding has them,
 and as drafts, in every place of the tree and of the batch, beside other drafts and other neighbours. Every logit must
@@ -10,24 +10,29 @@ have the same bits.
                  t0 ┬─ t1    t0 ── t1 ┬─ t2
     drafts          ├─ t1             ├─ t2
                     └─ t1             └─ t2
+
+Where the exact mode gives one text (`one_text.py`), a third way is plain decoding at one row, a program of another shape.
 """
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_probe_mtp.decoding import any_rows
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import idle_request, join_requests
 from jax_probe_mtp.decoding.rows import empty
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.decoding.step import run_block
 from jax_probe_mtp.drafting.source import DraftSource
-from jax_probe_mtp.drafting.spec import draft_name
+from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
 from jax_probe_mtp.drafting.tree import NO_PARENT, Tree
+from jax_probe_mtp.generation import one_text
 from jax_probe_mtp.generation.programs import REQUEST, ROWS, Programs
 from jax_probe_mtp.model import cache as kv
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -55,6 +60,7 @@ def check(programs: Programs, checkpoint: Checkpoint, source: DraftSource, decod
     Raises:
       ValueError: if some have other bits: the exact mode is not exact here.
     """
+    one_text.check(checkpoint, source)
     key = (decode_cfg, rows)
     if key in programs.tested:
         return 0
@@ -66,8 +72,12 @@ def check(programs: Programs, checkpoint: Checkpoint, source: DraftSource, decod
         found = _compare(programs, checkpoint, source, decode_cfg, rows, in_use)
         differ, compared = differ + found[0], compared + found[1]
     if differ:
+        where = "their place in the call"
+        if one_text.has_one_text(checkpoint) and programs.mesh is None:
+            pieces = any_rows.differing(checkpoint.params, rows * source.num_rows)
+            where += f", which begins in {', '.join(pieces) if pieces else 'attention or norms'}"
         raise ValueError(
-            f"not exact on this device: {differ} of {compared} rows of logits depend on their place in the call "
+            f"not exact on this device: {differ} of {compared} rows of logits depend on {where} "
             f"({draft_name(source)}, batch {rows}, capacity {decode_cfg.capacity}, {checkpoint.number_format}, "
             f"attention {'anchored' if decode_cfg.is_exact else decode_cfg.attention}); "
             f"leave --exact out, or try another batch size or dtype."
@@ -89,23 +99,7 @@ def _compare(
     B, N, D = rows, source.num_nodes, source.max_depth
     draw = np.random.default_rng(in_use)
     path = draw.integers(0, checkpoint.config.vocab_size, D + 1)
-    state = _noisy_state(programs, checkpoint, source, decode_cfg, B)
-
-    def call(token_BN: np.ndarray, parent_BN: np.ndarray, depth_BN: np.ndarray, length: int) -> Any:
-        nonlocal state
-        tree = Tree(
-            token_BN=_int32(token_BN),
-            parent_BN=_int32(parent_BN),
-            depth_BN=_int32(depth_BN),
-            score_BN=jnp.zeros((B, N), jnp.float32),
-            kind_BN=jnp.zeros((B, N), jnp.int32),
-        )
-        # What an earlier call left from `length` on is written again before it is read.
-        args = programs.place(tree), state.replace(length_B=programs.place(_int32(np.full(B, length))))
-        give = programs.get(_run_call, *args, gives=(ROWS, programs.state), donate=(2,), decode_cfg=decode_cfg)
-        logits_BNV, state = give(checkpoint.params, *args)
-        return logits_BNV
-
+    call = _caller(programs, checkpoint, source, decode_cfg, B)
     roots, differ, compared = [], 0, 0
     for d in range(D + 1):
         token_BN = draw.integers(0, checkpoint.config.vocab_size, (B, N))  # beside the root: drafts, never accepted
@@ -125,7 +119,41 @@ def _compare(
             is_there_BN = (deep_B1 == d) & (depth_BN == d)
             differ += _count_other(programs, logits_BNV, roots[d], is_there_BN)
             compared += int(is_there_BN.sum())
+    if one_text.has_one_text(checkpoint):
+        one = programs.of_plain(checkpoint)
+        rows = one.num_shards
+        call = _caller(one, checkpoint, parse_draft(PLAIN), decode_cfg, rows)
+        for d in range(D + 1):
+            logits_B1V = call(
+                np.full((rows, 1), path[d]), np.full((rows, 1), NO_PARENT), np.zeros((rows, 1)), in_use + d
+            )
+            differ += _count_other(one, logits_B1V, roots[d], np.ones((rows, 1), np.bool_))
+            compared += rows
     return differ, compared
+
+
+def _caller(
+    programs: Programs, checkpoint: Checkpoint, source: DraftSource, decode_cfg: DecodeConfig, rows: int
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray, int], Any]:
+    """Makes the function that gives logits [B, N, V] of a call with a tree, so many committed tokens into a text of noise."""
+    state = _noisy_state(programs, checkpoint, source, decode_cfg, rows)
+
+    def call(token_BN: np.ndarray, parent_BN: np.ndarray, depth_BN: np.ndarray, length: int) -> Any:
+        nonlocal state
+        tree = Tree(
+            token_BN=_int32(token_BN),
+            parent_BN=_int32(parent_BN),
+            depth_BN=_int32(depth_BN),
+            score_BN=jnp.zeros(token_BN.shape, jnp.float32),
+            kind_BN=jnp.zeros(token_BN.shape, jnp.int32),
+        )
+        # What an earlier call left from `length` on is written again before it is read.
+        args = programs.place(tree), state.replace(length_B=programs.place(_int32(np.full(rows, length))))
+        give = programs.get(_run_call, *args, gives=(ROWS, programs.state), donate=(2,), decode_cfg=decode_cfg)
+        logits_BNV, state = give(checkpoint.params, *args)
+        return logits_BNV
+
+    return call
 
 
 def _noisy_state(
@@ -140,8 +168,13 @@ def _noisy_state(
 
     def noise(slots: jax.Array, seed: int) -> jax.Array:
         def draw() -> jax.Array:
-            row = jax.random.normal(jax.random.key(seed), slots.shape[1:], slots.dtype)
-            return jnp.broadcast_to(row, slots.shape)
+            K, S, h = slots.shape[1:]
+            # The scratch is drawn apart: how long it is does not change what the text's slots hold.
+            sizes = zip(
+                jax.random.split(jax.random.key(seed)), (decode_cfg.capacity, S - decode_cfg.capacity), strict=True
+            )
+            parts = [jax.random.normal(key, (K, size, h), slots.dtype) for key, size in sizes]
+            return jnp.broadcast_to(jnp.concatenate(parts, axis=1), slots.shape)
 
         return jax.jit(draw, out_shardings=slots.sharding)()
 

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
+from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DATA, TENSOR
 from jax_probe_mtp.model.mesh import local_config, mesh_of
@@ -70,6 +71,7 @@ class Programs:
         self.compile_seconds = 0.0
         self.tested: set[Any] = set()
         self._compiled: dict[Any, Program] = {}
+        self._of_plain: Programs | None = None
 
     @property
     def num_shards(self) -> int:
@@ -103,6 +105,12 @@ class Programs:
             return shared
         own = begin_shared(source, self._whole_config, shared)
         return jax.tree.map(lambda leaf: np.concatenate([np.asarray(leaf)] * groups), own)
+
+    def of_plain(self, checkpoint: Checkpoint) -> "Programs":
+        """Gives programs of plain decoding of the same checkpoint, which are kept as these are."""
+        if self._of_plain is None:
+            self._of_plain = Programs(checkpoint, parse_draft(PLAIN))
+        return self._of_plain
 
     def __len__(self) -> int:
         return len(self._compiled)

@@ -7,12 +7,14 @@ from jax_probe_mtp.drafting.mask_tokens import EARLIER_INIT
 from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.run_file import FORMAT, Begun
 from jax_probe_mtp.generation.identity import identity
+from jax_probe_mtp.generation.one_text import has_one_text
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.fingerprint import model_identity
 
 _SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprobs")
 _OF_TEMPLATE = ("continue_final_message", "system", "template_kwargs")
+ONE_TEXT = "one text"  # whatever drafts it
 _OF_PROGRAM = ("batch_size", "capacity", "calls_per_chunk")
 
 
@@ -44,17 +46,20 @@ def made_by(
         run: dict[str, Any] = {"model": model_identity(checkpoint) | numbers}
     else:
         run = {"format": FORMAT, "started": begun.at.isoformat(), "model": identity(checkpoint) | numbers}
+    is_one_text = settings.is_exact and has_one_text(checkpoint)
     run["settings"] = {
-        "draft": draft,
-        **({"masks": masks} if masks else {}),
+        **({} if is_one_text else {"draft": draft}),
+        **({"masks": masks} if masks and not is_one_text else {}),
         "chat_template": encode.use_chat_template,
         # Left out where they were not given: earlier versions had none.
         **{name: value for name in _OF_TEMPLATE if (value := getattr(encode, name)) not in (None, False)},
         **{name: getattr(settings, name) for name in _SETTINGS},
         "stop": list(settings.stop),
-        "exact": settings.is_exact,
+        "exact": ONE_TEXT if is_one_text else settings.is_exact,
     }
-    if settings.is_exact:  # then answers are those of one compiled program
+    if is_one_text:  # which is the same for all programs that split sums over as many devices
+        run["program"] = {"mesh": mesh}
+    elif settings.is_exact:  # then answers are those of one compiled program
         run["program"] = {name: getattr(settings, name) for name in _OF_PROGRAM}
         run["program"] |= {"mesh": mesh, "draft": program_draft}
     return run

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
+from jax_probe_mtp.generation import one_text
 from jax_probe_mtp.generation.answers import Generation
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -30,7 +31,8 @@ def compare(
 ) -> Iterator[Verdict]:
     """Decodes with and without drafts; gives a verdict for each prompt, and says on stderr what each took on its own.
 
-    In the exact mode plain decoding is the same program that accepts nothing, and no difference is a tie.
+    In the exact mode plain decoding is decoded at one row a call, or, where the mode is exact for one program, is the same
+    program that accepts nothing; and no difference is a tie.
 
     Args:
       checkpoint: the model.
@@ -42,7 +44,11 @@ def compare(
       plain_answers: plain decoding's, where they are there already; not used in the exact mode.
     """
     drafted = Decoder(checkpoint, source, shared=shared)
-    if settings.is_exact:
+    if settings.is_exact and one_text.has_one_text(checkpoint):
+        plain = Decoder(checkpoint, parse_draft(PLAIN))
+        one_row = dataclasses.replace(settings, batch_size=plain.programs.num_shards)
+        expected_ones = answers_of(plain, prompts, one_row)
+    elif settings.is_exact:
         plain = Decoder(checkpoint, source, programs=drafted.programs, shared=shared)
         expected_ones = answers_of(plain, prompts, dataclasses.replace(settings, max_accept=0))
     elif plain_answers is None:

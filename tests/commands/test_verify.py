@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from support.commands import NEW, PROMPTS, RAW, write, write_prompts
 
+from jax_probe_mtp.generation import exact_check
 from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.sameness import first_difference
+from jax_probe_mtp.sameness import compare, first_difference
 
 
 def test_verify_prints_each_record_and_the_counts(run, model, expected, tmp_path):
@@ -191,6 +192,24 @@ def test_the_exact_mode_is_compared_with_its_own_program(run, model, tmp_path, f
     first, second = err.splitlines()
     assert first.startswith("plain: tau 1.000, ")
     assert float(re.match(r"probe:7\+3: tau (\d\.\d+), ", second).group(1)) > 1
+
+
+def test_where_exact_is_one_text_it_is_compared_with_plain_decoding_at_one_row(run, model, tmp_path, monkeypatch):
+    honest, seen = Decoder.run, []
+
+    def spy(self, prompts, settings):
+        seen.append((self.source.num_rows, settings.batch_size, settings.is_exact, settings.max_accept))
+        return honest(self, prompts, settings)
+
+    monkeypatch.setattr(Decoder, "run", spy)
+    monkeypatch.setattr(compare.one_text, "has_one_text", lambda checkpoint: True)
+    prompts = write(tmp_path / "p.jsonl", [{"id": name, "prompt_ids": ids} for name, ids in PROMPTS.items()])
+    command = ["verify", "--model", model, "--input", prompts, "--exact", "--max-new-tokens", str(NEW), "--tree", "7"]
+    monkeypatch.setattr(exact_check, "check", lambda *args: 0)  # the model is too small for the kernels
+    code, out, _ = run(*command, "--batch-size", "2")
+    assert (code, out.splitlines()[-1]) == (0, "3 same, 0 tie, 0 diverged")
+    assert [each[:3] for each in seen] == [(1, 1, True), (16, 2, True)]
+    assert seen[0][3] == seen[1][3]  # both accept what they draft
 
 
 def test_no_decoders_seconds_hold_the_work_of_another(run, model, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from checkpoints import make_checkpoint, write_folder
 from conftest import BASE, make_tiny
 from support.files.job_runs import IDS, RECORDS, SIZES, assert_refused, files, ids_of, read, write
 
+from jax_probe_mtp.jobs import made_by
+
 
 @pytest.mark.parametrize(
     ("kept", "torn"), [(0, ""), (0, '{"id": "lo'), (1, ""), (4, '{"id": "3", "prompt_ids": [60, 1'), (9, "\0\0\0")]
@@ -100,6 +102,21 @@ def test_exact_answers_are_those_of_one_program(generate, tmp_path):
     )
     assert generate(*command)[0] == 0
     assert read(tmp_path / "answers.jsonl") == lines
+
+
+def test_exact_answers_of_one_text_go_on_under_any_program(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr(made_by, "has_one_text", lambda checkpoint: True)  # as on a GPU in bfloat16
+    command = files(tmp_path, RECORDS[1:4])
+    assert generate(*command, "--exact", *SIZES, "--limit", "1")[0] == 0
+    begun = read(tmp_path / "answers.jsonl")
+    run = json.loads((tmp_path / "answers.jsonl.run.json").read_text())
+    assert (run["settings"]["exact"], run["program"], "draft" in run["settings"]) == ("one text", {"mesh": None}, False)
+    others = ["--tree", "5,2", "--batch-size", "1", "--capacity", "120", "--calls-per-chunk", "3"]
+    code, _, err = generate(*command, "--exact", *others)
+    assert code == 0, err
+    lines = read(tmp_path / "answers.jsonl")
+    assert (lines[:1], len(lines)) == (begun, 3)
+    assert_refused(generate(*command, *SIZES), "was made with settings.exact", "one text", "but this run has False")
 
 
 def test_what_was_written_out_of_order_stays_where_it_is(generate, leave, whole, tmp_path):

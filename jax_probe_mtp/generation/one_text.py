@@ -1,0 +1,39 @@
+"""Says where the exact mode gives one text, plain decoding's, whatever program decodes: on CUDA GPUs, in bfloat16.
+
+There a token's logits have the same bits in a call of one row and of many, in any tree, batch and capacity
+(`decoding/any_rows.py`). Elsewhere exact answers are those of one compiled program.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jax_probe_mtp.decoding import any_rows, block_layer
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.model.checkpoint import Checkpoint
+
+
+def has_one_text(checkpoint: Checkpoint) -> bool:
+    """Says whether exact answers of this checkpoint, where it lies, do not depend on the program."""
+    table_VD: jax.Array = checkpoint.params["embed"]
+    if table_VD.dtype != jnp.bfloat16 or not hasattr(table_VD, "devices"):
+        return False
+    device = next(iter(table_VD.devices()))
+    return device.platform == "gpu" and "rocm" not in device.client.platform_version  # as JAX tells the two apart
+
+
+def check(checkpoint: Checkpoint, source: DraftSource) -> None:
+    """Raises ValueError where a piece of the model has no kernel for that, or the source's trees are too deep for it."""
+    if not has_one_text(checkpoint):
+        return
+    lacking = any_rows.lacking(checkpoint.params, checkpoint.config)
+    if lacking:
+        raise ValueError(
+            f"the exact mode has no GPU kernels for {', '.join(lacking)}: leave --exact out, or give --dtype float32, "
+            "in which answers are exact for one program."
+        )
+    depth = source.max_depth + source.num_masks
+    if depth > block_layer.WINDOW:
+        raise ValueError(
+            f"the exact mode takes paths of at most {block_layer.WINDOW} rows below a root on a GPU, masks counted, "
+            f"got {depth}: give a shallower tree, or leave --exact out."
+        )
