@@ -3,7 +3,14 @@ import numpy as np
 import pytest
 from support.drafting.trees import make_tree
 
-from jax_probe_mtp.decoding.block import block_can_attend, block_positions, block_visible, make_block
+from jax_probe_mtp.decoding.block import (
+    absolute_tail,
+    block_can_attend,
+    block_positions,
+    block_visible,
+    make_block,
+    prompt_tail,
+)
 from jax_probe_mtp.drafting import Plain, Probe
 from jax_probe_mtp.drafting.candidates import NO_PARENT
 from jax_probe_mtp.drafting.tree import ancestors_or_self
@@ -79,3 +86,17 @@ def test_the_root_alone_is_written_where_it_stays():
     assert block.start_B.tolist() == [9, 9]  # the scratch behind all that is committed
     assert block.longest_path == 2  # a draft and its mask
     assert block.position_BR.tolist() == [[4, 5, 5, 6], [2, 3, 3, 4]]
+
+
+def test_a_prompts_tail_is_that_of_each_row_as_a_root():
+    """Rows at positions 3 and 9 to 14, W = 4: each as a call of its own, written where it stays."""
+    tails = prompt_tail(jnp.asarray([3, 9]), 6, 4)
+    for b, first in enumerate((3, 9)):
+        for row in range(6):
+            position = jnp.asarray([[first + row]])
+            alone = absolute_tail(jnp.ones((1, 1, 1), bool), position, position[0], position[0], window=4)
+            is_read = alone["is_tail_BTJ"][0, 0]
+            assert tails["anchor_BT"][b, row] == alone["anchor_BT"][0, 0]
+            assert tails["is_tail_BTJ"][b, row].tolist() == is_read.tolist()
+            own, expected = (each["tail_slot_BTJ"][n][is_read] for each, n in ((tails, (b, row)), (alone, (0, 0))))
+            assert own.tolist() == expected.tolist()
