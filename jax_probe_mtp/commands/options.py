@@ -168,7 +168,8 @@ def add_exact(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exact",
         action="store_true",
-        help="in any dtype the tokens of the same program without accepted drafts; tested on this device at the start",
+        help="the same bits with and without accepted drafts, on CUDA GPUs in bfloat16 in every program "
+        "(docs/exactness.md); tested on this device at the start",
     )
 
 

@@ -19,12 +19,18 @@ from jax_probe_mtp.model.params import Params
 WINDOW = 2 * tiles.MAX_SPLITS - 1
 
 
-def has_one_order(params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig) -> bool:
+def has_one_order(params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig, longest_path: int) -> bool:
     """Says whether a GPU's program gives a row the same bits whatever rows are beside it: the exact mode in bfloat16.
 
     `generation/one_text.py` refuses models and trees with which it could not.
+
+    Args:
+      params: their shapes and dtypes alone; static.
+      cfg, decode_cfg: of the program; static.
+      longest_path: rows below a root, masks counted; static.
     """
-    return decode_cfg.is_exact and decode_cfg.attention != "plain" and not any_rows.lacking(params, cfg)
+    is_asked = decode_cfg.is_exact and decode_cfg.attention != "plain"
+    return is_asked and longest_path <= WINDOW and not any_rows.lacking(params, cfg)
 
 
 def block_layer(
@@ -40,7 +46,7 @@ def block_layer(
       decode_cfg: which code runs it, and whether sums have one order; static.
     """
     visible, start_B = block.is_visible_BRR, block.start_B
-    one_order = has_one_order(params, cfg, decode_cfg) and block.longest_path <= WINDOW
+    one_order = has_one_order(params, cfg, decode_cfg, block.longest_path)
 
     def tail(window: int) -> dict[str, Any]:
         return absolute_tail(visible, block.position_BR, block.length_B, block.start, window)
@@ -60,10 +66,12 @@ def block_layer(
     return _of_layer(plain, cfg, start_B, attend_fused, one_order, decode_cfg)
 
 
-def prompt_layer(params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig) -> transformer.MakeLayer:
+def prompt_layer(
+    params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig, longest_path: int
+) -> transformer.MakeLayer:
     """Makes layers for pieces of prompts: plain ones, unless a row's bits may not depend on the rows beside it."""
     plain = functools.partial(transformer.text_layer, cfg)
-    if not has_one_order(params, cfg, decode_cfg):
+    if not has_one_order(params, cfg, decode_cfg, longest_path):
         return plain
 
     def make(start: Any, can_attend_BUS: jax.Array) -> transformer.RunLayer:
@@ -75,19 +83,19 @@ def prompt_layer(params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig) -> 
     return make
 
 
-def first_norm(params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig) -> transformer.Norm:
+def first_norm(params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig, longest_path: int) -> transformer.Norm:
     """Gives the norm before the layers."""
     plain = functools.partial(layers.rms_norm, eps=cfg.norm_eps)
-    if not has_one_order(params, cfg, decode_cfg):
+    if not has_one_order(params, cfg, decode_cfg, longest_path):
         return plain
     return _by_platform(
         decode_cfg, plain, lambda interpret: functools.partial(any_rows.norm, eps=cfg.norm_eps, interpret=interpret)
     )
 
 
-def head(params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig) -> transformer.Head:
+def head(params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig, longest_path: int) -> transformer.Head:
     """Gives the product with the head."""
-    if not has_one_order(params, cfg, decode_cfg):
+    if not has_one_order(params, cfg, decode_cfg, longest_path):
         return transformer.plain_head
     return _by_platform(
         decode_cfg, transformer.plain_head, lambda interpret: functools.partial(any_rows.head, interpret=interpret)

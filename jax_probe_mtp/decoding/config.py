@@ -13,9 +13,9 @@ class DecodeConfig:
     Attributes:
       capacity: S, cache slots of a row; a row needs prompt + new tokens - 1 of them.
       prefill_chunk: prompt tokens that enter the model at a time.
-      attention: which code runs the layers of decode calls: "auto" takes GPU kernels on CUDA, where there are some for the
-        model's heads, and plain layers elsewhere; "plain" or "fused" says which. Off CUDA the kernels are interpreted:
-        slow, for tests.
+      attention: which code runs the layers of decode calls, in the exact mode of prompts too: "auto" takes GPU kernels on
+        CUDA, where there are some for the model's heads, and plain layers elsewhere; "plain" or "fused" says which. Off CUDA
+        the kernels are interpreted: slow, for tests.
       is_exact: True for the exact mode: a row's sums have an order that its position decides, so that a token's logits do not
         depend on the call that gave it; on CUDA GPUs in bfloat16 nor on the program (docs/exactness.md).
       has_logprobs: True keeps the log-probability of every emitted token.

@@ -132,8 +132,10 @@ def prefill(
 
     if T > 1:  # else all are roots, and the model is neither traced nor compiled: so a job begins, with an empty batch
         num_tokens = largest(cfg, jnp.max(request.prompt_length_B) - 1)
-        run_rows = functools.partial(transformer.forward, norm=block_layer.first_norm(params, cfg, decode_cfg))
-        make_layer = block_layer.prompt_layer(params, cfg, decode_cfg)
+        longest_path = source.max_depth + source.num_masks
+        norm = block_layer.first_norm(params, cfg, decode_cfg, longest_path)
+        run_rows = functools.partial(transformer.forward, norm=norm)
+        make_layer = block_layer.prompt_layer(params, cfg, decode_cfg, longest_path)
         cache, begun = transformer.read_text(
             params, cfg, prompt_BT, cache, num_tokens, chunk, read, begun, run_rows, make_layer
         )

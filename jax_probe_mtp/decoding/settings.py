@@ -30,7 +30,8 @@ class Settings:
       batch_size: B, rows that are decoded at a time.
       calls_per_chunk: K, decode calls between two looks at the rows: a row that ends waits for the next look.
       max_accept: drafts that a call accepts at most; None for all that are right, 0 for plain decoding by the same program.
-      is_exact: True for the exact mode: in any dtype, tokens do not depend on `max_accept` (docs/exactness.md).
+      is_exact: True for the exact mode: tokens do not depend on `max_accept`, on CUDA GPUs in bfloat16 on nothing but the
+        model, the prompt and the sampling (docs/exactness.md).
       logprobs: True for the log-probability of each token, of the model's own softmax (no temperature, no cuts).
       capacity: cache slots of a row; the smallest bucket that fits when None.
       prompt_slots: T, when prompts of several batches are to share a program; the smallest bucket when None.

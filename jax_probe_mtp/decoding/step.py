@@ -121,9 +121,10 @@ def run_block(
         x_BRD = jnp.concatenate([x_BRD, jnp.tile(masks_BMD, (1, num_owners, 1))], axis=1)  # owner by owner
     block = make_block(tree, owner_BO, state.length_B, state.cache.capacity, source)
     run_layer = block_layer.block_layer(params, cfg, block, state.cache.k[0].shape[2], decode_cfg)
-    norm = block_layer.first_norm(params, cfg, decode_cfg)
+    norm = block_layer.first_norm(params, cfg, decode_cfg, block.longest_path)
     hidden_BRD, cache = transformer.forward(params, cfg, x_BRD, block.position_BR, state.cache, run_layer, norm)
-    return transformer.split_logits(params, cfg, hidden_BRD, block_layer.head(params, cfg, decode_cfg)), cache
+    head = block_layer.head(params, cfg, decode_cfg, block.longest_path)
+    return transformer.split_logits(params, cfg, hidden_BRD, head), cache
 
 
 def _chooser(

@@ -1,4 +1,4 @@
-"""Tests the exact mode's one assumption on this device: what a row gives depends on its inputs alone.
+"""Tests what the exact mode assumes of this device: what a row gives depends on its inputs alone.
 
 The same tokens go through the same program in two ways: each as the root of a call of its own, as plain decoding has them,
 and as drafts, in every place of the tree and of the batch, beside other drafts and other neighbours. Every logit must
@@ -75,7 +75,7 @@ def check(programs: Programs, checkpoint: Checkpoint, source: DraftSource, decod
         where = "their place in the call"
         if one_text.has_one_text(checkpoint) and programs.mesh is None:
             pieces = any_rows.differing(checkpoint.params, rows * source.num_rows)
-            where += f", which begins in {', '.join(pieces) if pieces else 'attention or norms'}"
+            where += f"; of the products alone, {' and '.join(pieces) if pieces else 'none'} did"
         raise ValueError(
             f"not exact on this device: {differ} of {compared} rows of logits depend on {where} "
             f"({draft_name(source)}, batch {rows}, capacity {decode_cfg.capacity}, {checkpoint.number_format}, "
@@ -122,6 +122,7 @@ def _compare(
     if one_text.has_one_text(checkpoint):
         one = programs.of_plain(checkpoint)
         rows = one.num_shards
+        del call  # and with it the batch's cache
         call = _caller(one, checkpoint, parse_draft(PLAIN), decode_cfg, rows)
         for d in range(D + 1):
             logits_B1V = call(

@@ -1,4 +1,4 @@
-"""Says where the exact mode gives one text, plain decoding's, whatever program decodes: on CUDA GPUs, in bfloat16.
+"""Says where exact answers are the same, whatever program makes them: on CUDA GPUs, in bfloat16.
 
 There a token's logits have the same bits in a call of one row and of many, in any tree, batch and capacity
 (`decoding/any_rows.py`). Elsewhere exact answers are those of one compiled program.
@@ -21,11 +21,17 @@ def has_one_text(checkpoint: Checkpoint) -> bool:
     return device.platform == "gpu" and "rocm" not in device.client.platform_version  # as JAX tells the two apart
 
 
+def device_kind(checkpoint: Checkpoint) -> str:
+    """Names the kind of device that the checkpoint lies on, whose instructions decide the bits."""
+    table_VD: jax.Array = checkpoint.params["embed"]
+    return next(iter(table_VD.devices())).device_kind
+
+
 def check(checkpoint: Checkpoint, source: DraftSource) -> None:
     """Raises ValueError where a piece of the model has no kernel for that, or the source's trees are too deep for it."""
     if not has_one_text(checkpoint):
         return
-    lacking = any_rows.lacking(checkpoint.params, checkpoint.config)
+    lacking = any_rows.lacking(jax.tree.map(_part, checkpoint.params), checkpoint.config)
     if lacking:
         raise ValueError(
             f"the exact mode has no GPU kernels for {', '.join(lacking)}: leave --exact out, or give --dtype float32, "
@@ -37,3 +43,8 @@ def check(checkpoint: Checkpoint, source: DraftSource) -> None:
             f"the exact mode takes paths of at most {block_layer.WINDOW} rows below a root on a GPU, masks counted, "
             f"got {depth}: give a shallower tree, or leave --exact out."
         )
+
+
+def _part(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    """Gives what a device has of an array: on a mesh a part, which has kernels or not."""
+    return jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)

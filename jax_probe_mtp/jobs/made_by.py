@@ -7,13 +7,14 @@ from jax_probe_mtp.drafting.mask_tokens import EARLIER_INIT
 from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.run_file import FORMAT, Begun
 from jax_probe_mtp.generation.identity import identity
-from jax_probe_mtp.generation.one_text import has_one_text
+from jax_probe_mtp.generation.one_text import device_kind, has_one_text
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.fingerprint import model_identity
 
 _SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprobs")
 _OF_TEMPLATE = ("continue_final_message", "system", "template_kwargs")
+_ORDER = 2  # of the exact mode's sums: answers of a version with another order are others
 ONE_TEXT = "one text"  # whatever drafts it
 _OF_PROGRAM = ("batch_size", "capacity", "calls_per_chunk")
 
@@ -57,11 +58,11 @@ def made_by(
         "stop": list(settings.stop),
         "exact": ONE_TEXT if is_one_text else settings.is_exact,
     }
-    if is_one_text:  # which is the same for all programs that split sums over as many devices
-        run["program"] = {"mesh": mesh}
+    if is_one_text:  # of all programs on one kind of device; a mesh cuts sums into parts
+        run["program"] = {"mesh": mesh, "device": device_kind(checkpoint), "order": _ORDER}
     elif settings.is_exact:  # then answers are those of one compiled program
         run["program"] = {name: getattr(settings, name) for name in _OF_PROGRAM}
-        run["program"] |= {"mesh": mesh, "draft": program_draft}
+        run["program"] |= {"mesh": mesh, "draft": program_draft, "order": _ORDER}
     return run
 
 

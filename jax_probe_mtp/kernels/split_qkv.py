@@ -24,6 +24,7 @@ def split_qkv(
     start_B: jax.Array,
     *,
     eps: float,
+    has_one_order: bool = False,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Adds the parts of the product up, and puts each head where attention reads it.
@@ -38,6 +39,7 @@ def split_qkv(
       v_BKSh: the same for values.
       start_B: int32 [B].
       eps: of the norms; static.
+      has_one_order: sums for the norms in one order, whatever T is; static.
       interpret: runs the kernel as JAX operations on any device: slow, for tests.
 
     Returns:
@@ -46,7 +48,7 @@ def split_qkv(
     P, B, _, K, n, h = parts_PBUKnh.shape
     T, S, G = rope[0].shape[1], k_BKSh.shape[2], n - 2
     # How many numbers a program holds decides the order in which it sums them for the norms.
-    rows = min(ROWS, pl.next_power_of_2(T)) if norms is None else ROWS
+    rows = ROWS if has_one_order and norms is not None else min(ROWS, pl.next_power_of_2(T))
     angles = pl.BlockSpec((None, rows, h // 2), lambda b, t, k, i: (b, t, 0))
     slots = pl.BlockSpec((None, None, S, h), lambda b, t, k, i: (b, k, 0, 0))
     weights, blocks = [], []

@@ -4,6 +4,7 @@ norm of x -> product -> split_qkv -> attention, merge -> product -> add_norm
           -> gated product -> product -> add_norm -> x after the layer, and its norm
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -90,11 +91,11 @@ def decoder_layer(
     def add(x_MD: jax.Array, parts_PND: jax.Array, norm_D: jax.Array, num_out: int) -> tuple[jax.Array, jax.Array]:
         """Adds the product to the stream, and takes its norm."""
         if cfg.is_sharded:
-            part_1ND = jnp.sum(parts_PND, axis=0, keepdims=True)
             if has_one_order:  # a sum over devices may have another order for another number of bytes
-                parts_PND = jax.lax.all_gather(part_1ND, TENSOR, axis=0, tiled=True)
+                part_ND = functools.reduce(jnp.add, parts_PND)
+                parts_PND = jax.lax.all_gather(part_ND, TENSOR, axis=0)
             else:
-                parts_PND = sum_parts(cfg, part_1ND)
+                parts_PND = sum_parts(cfg, jnp.sum(parts_PND, axis=0, keepdims=True))
         return add_norm(x_MD, parts_PND, norm_D, eps=cfg.norm_eps, num_out=num_out, **kernel)
 
     qkv_PNI = product(normed_MD, layer["qkv"])
@@ -110,6 +111,7 @@ def decoder_layer(
         v_BKSh,
         start_B,
         eps=cfg.norm_eps,
+        has_one_order=has_one_order,
         **kernel,
     )
     mixed_NKGh = attend(q_BKGTh, k_BKSh, v_BKSh, num_out=N)

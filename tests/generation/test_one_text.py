@@ -85,6 +85,6 @@ def test_the_self_test_compares_with_one_row(monkeypatch):
     monkeypatch.setattr(exact_check.any_rows, "differing", lambda params, rows: ["head"])
     programs.tested.clear()
     with pytest.raises(
-        ValueError, match="6 of 30 rows of logits depend on their place in the call, which begins in head"
+        ValueError, match="6 of 30 rows of logits depend on their place in the call; of the products alone, head did"
     ):
         exact_check.check(programs, checkpoint, source, decode_cfg, 2)
