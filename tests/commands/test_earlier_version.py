@@ -50,16 +50,14 @@ def begun(tmp_path, identity):
     return begun
 
 
-@pytest.mark.parametrize(
-    ("draft", "exact"), [*((draft, False) for draft in JOBS), ("ngram:4@n=2", True)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize("draft", JOBS)
 @pytest.mark.parametrize("by_spec", [False, True], ids=["flags", "draft"])
-def test_a_job_goes_on_with_what_is_missing(run, model, prompts, begun, tmp_path, draft, exact, by_spec):
-    output, (_, name, flags) = begun(draft, exact=exact), JOBS[draft]
+def test_a_job_goes_on_with_what_is_missing(run, model, prompts, begun, tmp_path, draft, by_spec):
+    output, (_, name, flags) = begun(draft), JOBS[draft]
     first, stats = output.read_bytes(), tmp_path / "stats.json"
     flags = ["--draft", name] if by_spec else flags
     command = ["generate", "--model", model, "--input", prompts, "--output", output, "--max-new-tokens", "8", *flags]
-    code, _, err = run(*command, "--stats-json", stats, *(["--exact"] if exact else []))
+    code, _, err = run(*command, "--stats-json", stats)
     assert code == 0, err
     assert output.read_bytes().startswith(first)
     lines = read_lines(output)
@@ -67,6 +65,12 @@ def test_a_job_goes_on_with_what_is_missing(run, model, prompts, begun, tmp_path
     assert [line["draft"] for line in lines] == [draft, name, name]
     assert lines[1]["token_ids"] == [20, 36, 13, 11, 28, 28, 28, 28]  # as it was then
     assert json.loads(stats.read_text())["records"] == 2
+
+
+def test_an_exact_job_is_refused_since_its_sums_had_another_order(run, model, prompts, begun):
+    output, (_, _, flags) = begun("ngram:4@n=2", exact=True), JOBS["ngram:4@n=2"]
+    command = ["generate", "--model", model, "--input", prompts, "--output", output, "--max-new-tokens", "8", *flags]
+    assert_refused(run(*command, "--exact"), "was made with program.order nothing, but this run has 2")
 
 
 def test_a_job_of_another_draft_is_still_refused(run, model, prompts, begun):
