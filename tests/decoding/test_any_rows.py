@@ -135,8 +135,12 @@ def test_each_piece_is_needed(monkeypatch, piece):
     assert decode("bfloat16", Recycle(tree=7), [0, 2], 160)[0] != expected
 
 
-def test_xla_multiplies_nothing_in_a_gpus_program():
-    run, *args = program(Probe(widths=(4,)), [0, 1], 96, attention="auto")
+@pytest.mark.parametrize(
+    "source", [Plain(), Ngram(num_drafts=6, max_ngram=2)], ids=lambda source: type(source).__name__
+)
+def test_xla_multiplies_nothing_in_a_gpus_program(source):
+    """Of sources that draft without products of their own."""
+    run, *args = program(source, [0, 1], 96, attention="auto")
     assert "stablehlo.dot_general" not in lowered_for_cuda(run, weights("bfloat16"), *args)
 
 
