@@ -149,8 +149,7 @@ def block_can_attend(
 def absolute_tail(
     is_visible_BRR: jax.Array, position_BR: jax.Array, length_B: jax.Array, start: jax.Array | int, window: int
 ) -> dict[str, jax.Array]:
-    """Cuts what a block's rows read where a row's own position says: the last three arguments of
-    `layers.anchored_attention`.
+    """Cuts what a block's rows read where a row's own position says, for `layers.anchored_attention`.
 
     Of a row at position q the anchor is max(0, q - W), at most the committed length where no row is deeper than W below its
     root; the tail is the W + 1 positions from there. W = 4, a row at q = 13 two below its root at 11:
@@ -169,11 +168,10 @@ def absolute_tail(
       window: W, at least the longest path below a root; static.
 
     Returns:
-      Arguments of `layers.anchored_attention`: int32 [B, R] anchors, int32 [B, R, W + 1] slots of the positions from there
+      Its last three arguments: int32 [B, R] anchors, int32 [B, R, W + 1] slots of the positions from there
       on, bool [B, R, W + 1] True where one is read.
     """
-    anchor_BR = jnp.maximum(position_BR - window, 0)
-    place_BRJ = anchor_BR[..., None] + jnp.arange(window + 1)[None, None]
+    anchor_BR, place_BRJ = _tail_places(position_BR, window)
     is_on_path_BRJR = is_visible_BRR[:, :, None, :] & (position_BR[:, None, None, :] == place_BRJ[..., None])
     row_BRJ = jnp.argmax(is_on_path_BRJR, axis=-1).astype(jnp.int32)
     slot_BRJ = jnp.where(place_BRJ < length_B[:, None, None], place_BRJ, jnp.reshape(start, (-1, 1, 1)) + row_BRJ)
@@ -183,6 +181,11 @@ def absolute_tail(
 def prompt_tail(start_B: jax.Array, num_rows: int, window: int) -> dict[str, jax.Array]:
     """Gives `absolute_tail` of the U rows of a prompt's piece, each in the slot of its position."""
     position_BU = start_B[:, None] + jnp.arange(num_rows, dtype=jnp.int32)[None]
-    anchor_BU = jnp.maximum(position_BU - window, 0)
-    slot_BUJ = anchor_BU[..., None] + jnp.arange(window + 1, dtype=jnp.int32)[None, None]
+    anchor_BU, slot_BUJ = _tail_places(position_BU, window)
     return {"anchor_BT": anchor_BU, "tail_slot_BTJ": slot_BUJ, "is_tail_BTJ": slot_BUJ <= position_BU[..., None]}
+
+
+def _tail_places(position_BR: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
+    """Gives each row's anchor [B, R], and the W + 1 positions from there on [B, R, W + 1]."""
+    anchor_BR = jnp.maximum(position_BR - window, 0)
+    return anchor_BR, anchor_BR[..., None] + jnp.arange(window + 1, dtype=jnp.int32)[None, None]
