@@ -13,10 +13,10 @@ from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.files.whole_files import check_files, write_json
-from jax_probe_mtp.generation.identity import identity
 from jax_probe_mtp.measuring import bench, bench_record, bench_report
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.measuring.runs import parse_runs
+from jax_probe_mtp.model.fingerprint import identity
 
 DEFAULT_RUNS = "plain;probe:14;ngram:10;recycle:30"
 

@@ -22,7 +22,6 @@ from jax_probe_mtp.files.run_file import Begun, begun, run_path
 from jax_probe_mtp.files.whole_files import check_files
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.generation.identity import text_identity
 from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.jobs.encode import capacity_of
 from jax_probe_mtp.jobs.job import Job
@@ -30,7 +29,7 @@ from jax_probe_mtp.jobs.made_by import made_by
 from jax_probe_mtp.jobs.stats_file import StatsFile, peak_host_bytes
 from jax_probe_mtp.jobs.warm import warm_path
 from jax_probe_mtp.measuring.environment import environment
-from jax_probe_mtp.model.fingerprint import local_weights_digest
+from jax_probe_mtp.model.fingerprint import local_weights_digest, text_identity
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 from jax_probe_mtp.model.params import format_name
 

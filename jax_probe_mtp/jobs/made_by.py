@@ -6,11 +6,10 @@ from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.mask_tokens import EARLIER_INIT
 from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.run_file import FORMAT, Begun
-from jax_probe_mtp.generation.identity import identity
 from jax_probe_mtp.generation.one_text import device_kind, has_one_text
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.fingerprint import model_identity
+from jax_probe_mtp.model.fingerprint import identity, model_identity
 
 _SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprobs")
 _OF_TEMPLATE = ("continue_final_message", "system", "template_kwargs")

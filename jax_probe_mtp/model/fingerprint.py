@@ -1,9 +1,10 @@
-"""Tells two models apart: a model's name, and a hash that is cheap however many weights there are."""
+"""Tells two models apart, by digests of all that decides the tokens of their texts: two that agree in them are one model."""
 
 import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,24 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.mesh import mesh_of
 from jax_probe_mtp.model.params import Params, abstract_params, by_head, weights_of
+
+
+def identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Gives the model's name, its end-of-text ids, and digests of its shape, every weight, the tokenizer and its template."""
+    return {
+        **model_identity(checkpoint),
+        "weights": weights_digest(checkpoint.params),
+        "eos_token_ids": sorted(checkpoint.eos_token_ids),
+        **text_identity(checkpoint.tokenizer),
+    }
+
+
+def text_identity(tokenizer: Any) -> dict[str, str]:
+    """Gives digests of what decides the tokens of a text: the tokenizer, and its chat template with what it may print."""
+    tokenizer("a")  # a tokenizer.json may bring padding or truncation, which the first call takes away
+    template = [tokenizer.chat_template, sorted(map(repr, tokenizer.special_tokens_map.items()))]
+    parts = {"tokenizer": tokenizer.backend_tokenizer.to_str(), "chat_template": repr(template)}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
 
 
 def weights_digest(params: Params) -> str:
