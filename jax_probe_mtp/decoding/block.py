@@ -81,6 +81,8 @@ def block_positions(
       num_masks: M; static.
       owner_BO: int32 [B, O], the nodes that own masks; None for all of them.
     """
+    if not num_masks:  # nor constants without elements: see `programs._on_mesh`
+        return length_B[:, None] + depth_BN
     num_owners = depth_BN.shape[1] if owner_BO is None else owner_BO.shape[1]
     index_M = np.tile(np.arange(1, num_masks + 1, dtype=np.int32), num_owners)
     of_masks_BM = jnp.repeat(_of_owners(depth_BN, owner_BO), num_masks, axis=1) + index_M[None]
@@ -100,6 +102,8 @@ def block_visible(is_ancestor_BNN: jax.Array, num_masks: int, owner_BO: jax.Arra
 
     Source: ESP (arXiv:2603.17942), Section 3.3.
     """
+    if not num_masks:
+        return is_ancestor_BNN
     B, N, _ = is_ancestor_BNN.shape
     num_owners = N if owner_BO is None else owner_BO.shape[1]
     of_masks_BMN = jnp.repeat(_of_owners(is_ancestor_BNN, owner_BO), num_masks, axis=1)

@@ -44,6 +44,17 @@ def build_tree(root_B: jax.Array, candidates: Candidates, num_nodes: int) -> Tre
     Source: the selection of ESP (arXiv:2603.17942), Algorithm 1.
     """
     B, P = candidates.token_BP.shape
+    before_root = ((0, 0), (1, 0))
+    if num_nodes == 1:  # sums over nothing would bring constants without elements: see `programs._on_mesh`
+        nothing_B1 = jnp.zeros((B, 1), jnp.int32)
+        return Tree(
+            token_BN=root_B[:, None],
+            parent_BN=nothing_B1 + NO_PARENT,
+            depth_BN=nothing_B1,
+            score_BN=jnp.zeros((B, 1), candidates.score_BP.dtype),
+            kind_BN=nothing_B1,
+            note_BN=None if candidates.note_BP is None else jnp.zeros((B, 1), candidates.note_BP.dtype),
+        )
     if num_nodes - 1 == P:
         kept_BN = jnp.broadcast_to(jnp.arange(P), (B, P))
     else:
@@ -58,7 +69,6 @@ def build_tree(root_B: jax.Array, candidates: Candidates, num_nodes: int) -> Tre
     parent_BN = jnp.sum(
         jnp.where(is_parent_BNN, number_N[None, None], 0), axis=-1, dtype=jnp.int32
     )  # none found: the root, 0
-    before_root = ((0, 0), (1, 0))
     return Tree(
         token_BN=jnp.concatenate([root_B[:, None], keep(candidates.token_BP)], axis=1),
         parent_BN=jnp.pad(parent_BN, before_root, constant_values=NO_PARENT),

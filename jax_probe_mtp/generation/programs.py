@@ -3,14 +3,16 @@
 Where the checkpoint's parameters lie on a mesh, a program is one `jax.shard_map` over it.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_probe_mtp.decoding.request import Request
@@ -51,16 +53,24 @@ STATE: Any = DecodeState(
 )
 
 
+@dataclasses.dataclass
+class CompileClock:
+    """How long compiling has taken, in seconds of the wall: of all programs that one thread compiles for."""
+
+    seconds: float = 0.0
+
+
 class Programs:
     """Compiles functions of `decoding/loop.py` and `decoding/rows.py`, whose first argument is the parameters.
 
     Attributes:
       mesh: where the parameters lie; None on one device.
-      compile_seconds: what compiling has taken so far.
       tested: shapes at which `exact_check` has found the exact mode exact.
     """
 
-    def __init__(self, checkpoint: Checkpoint, source: DraftSource) -> None:
+    def __init__(self, checkpoint: Checkpoint, source: DraftSource, clock: CompileClock | None = None) -> None:
+        """Compiles nothing yet; `clock` is that of other programs which the same thread compiles."""
+        self._clock = CompileClock() if clock is None else clock
         self._params, self._source = checkpoint.params, source
         self.mesh = mesh_of(checkpoint.params)
         self._static = {
@@ -68,10 +78,14 @@ class Programs:
             "source": source,
         }
         self._whole_config = checkpoint.config
-        self.compile_seconds = 0.0
         self.tested: set[Any] = set()
         self._compiled: dict[Any, Program] = {}
         self._of_plain: Programs | None = None
+
+    @property
+    def compile_seconds(self) -> float:
+        """Says what compiling has taken so far, of these programs and all others with their clock."""
+        return self._clock.seconds
 
     @property
     def num_shards(self) -> int:
@@ -88,16 +102,17 @@ class Programs:
         """Says how a decode state lies on a mesh."""
         return STATE.replace(source=SourceState(rows=ROWS, shared=self.shared))
 
-    def begin_shared(self, shared: Any = None) -> Any:
+    def begin_shared(self, shared: Any = None, groups: int | None = None) -> Any:
         """Gives what the rows begin to share, the groups' one behind the other where each has its own.
 
         Args:
           shared: what the caller brings, for all groups; or what a run before gave, which has a part for each group.
+          groups: how many there are; those of these programs when left out.
 
         Raises:
           ValueError: if it has other arrays than the source's.
         """
-        source, groups = self._source, self.num_shards
+        source, groups = self._source, groups or self.num_shards
         if not source.learns_shared or groups == 1:
             return begin_shared(source, self._whole_config, shared)
         if shared is not None and all(leaf.shape[0] == groups for leaf in jax.tree.leaves(shared)):
@@ -109,7 +124,7 @@ class Programs:
     def of_plain(self, checkpoint: Checkpoint) -> "Programs":
         """Gives programs of plain decoding of the same checkpoint, which are kept as these are."""
         if self._of_plain is None:
-            self._of_plain = Programs(checkpoint, parse_draft(PLAIN))
+            self._of_plain = Programs(checkpoint, parse_draft(PLAIN), self._clock)
         return self._of_plain
 
     def __len__(self) -> int:
@@ -138,16 +153,20 @@ class Programs:
         key = (function, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), tuple(static.items()))
         if key not in self._compiled:
             start = time.perf_counter()
-            bound = functools.partial(function, **self._static, **static)
-            if self.mesh is not None:
-                specs = (
-                    partition_specs(self._whole_config, weights_of(self._params)),
-                    *(takes or map(self._spec, args)),
-                )
-                bound = jax.shard_map(bound, mesh=self.mesh, in_specs=specs, out_specs=gives, check_vma=False)
+            bound = self.bind(function, *args, takes=takes, gives=gives, **static)
             self._compiled[key] = jax.jit(bound, donate_argnums=donate).lower(self._params, *args).compile()
-            self.compile_seconds += time.perf_counter() - start
+            self._clock.seconds += time.perf_counter() - start
         return self._compiled[key]
+
+    def bind(
+        self, function: Function, *args: Any, takes: tuple[Any, ...] | None = None, gives: Any = None, **static: Any
+    ) -> Function:
+        """Gives `function(params, *args)` with its static arguments, to be compiled; the arguments are those of `get`."""
+        bound = functools.partial(function, **self._static, **static)
+        if self.mesh is None:
+            return bound
+        specs = partition_specs(self._whole_config, weights_of(self._params)), *(takes or map(self._spec, args))
+        return _on_mesh(bound, self.mesh, specs, gives)
 
     def place(self, arg: Any, spec: Any = None) -> Any:
         """Lays an argument from the host out as the programs take it; every process gives all of it."""
@@ -171,3 +190,45 @@ class Programs:
         if isinstance(arg, Request):
             return REQUEST
         return self.state if isinstance(arg, DecodeState) else ROWS
+
+
+def _on_mesh(function: functools.partial[Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Function:
+    """Gives `jax.shard_map` of a function, whose border no array without elements crosses.
+
+    XLA (jaxlib 0.11.2) makes constants of them, and its pass "shardy-xla" crashes at a constant without elements:
+    docs/upstream/empty_constant.md. Plain decoding has such an array, its accepted drafts by depth. Nor may a function make
+    such constants itself.
+    """
+
+    def run(*args: Any) -> Any:
+        of_args, of_results = _shapes(args), list[tuple[int, ...]]()
+
+        def inside(*args: Any) -> Any:
+            results = function(*_emptied(args, of_args))
+            of_results[:] = _shapes(results)
+            return _filled(results)
+
+        on_mesh = jax.shard_map(inside, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return _emptied(on_mesh(*_filled(args)), of_results)
+
+    run.__name__ = function.func.__name__
+    return run
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+
+def _filled(tree: Any) -> Any:
+    """Gives arrays without elements one along each empty axis."""
+    return jax.tree.map(lambda x: x if x.size else jnp.zeros([size or 1 for size in x.shape], x.dtype), tree)
+
+
+def _emptied(tree: Any, shapes: list[tuple[int, ...]]) -> Any:
+    """Takes those elements away again; `shapes` are of before, of all or of a device's part."""
+
+    def leaf(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return x if all(shape) else x[tuple(slice(None) if size else slice(0) for size in shape)]
+
+    leaves, tree_def = jax.tree.flatten(tree)
+    return jax.tree.unflatten(tree_def, map(leaf, leaves, shapes))

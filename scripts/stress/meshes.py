@@ -1,0 +1,139 @@
+"""Decodes a random model on one device and on several: which combinations crash, a process for each, and do tokens differ?
+
+    python scripts/stress/meshes.py --shape qwen2.5-0.5b --layers 4 --meshes tensor=2 data=2 --output R.json
+
+Each process decodes the same prompts on one device and on the mesh, in the same way of drafting. In float32 all tokens must be
+the same. In bfloat16 they are where a device runs the same program on as many rows (`data=D`); a sum over devices rounds
+otherwise. A process that crashes costs only its own combination; the record has the end of what it wrote.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_probe_mtp import Prompt, Settings
+from jax_probe_mtp.commands.options import positive
+from jax_probe_mtp.drafting.spec import parse_draft
+from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.files.whole_files import check_files, write_json
+from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.mesh import make_mesh, parse_mesh, sharded_params
+from jax_probe_mtp.model.params import Params, random_params
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "measure"))
+from shapes import SHAPES
+
+NUM_PROMPTS, LONGEST_PROMPT = 6, 200  # the longest is prefilled in a piece of its own length
+SECONDS = 900  # a combination that takes longer hangs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a line for each combination; exit status 1 where one failed or float32 tokens differ."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b")
+    parser.add_argument("--layers", type=positive, default=4)
+    parser.add_argument("--formats", nargs="+", default=["float32", "bfloat16", "int8"], metavar="FORMAT")
+    parser.add_argument(
+        "--drafts", nargs="+", default=["plain", "probe:14", "recycle:30", "merged:16"], metavar="DRAFT"
+    )
+    parser.add_argument("--meshes", nargs="+", default=["tensor=2", "data=2"], metavar="M")
+    parser.add_argument("--batch-size", type=positive, default=4)
+    parser.add_argument("--max-new-tokens", type=positive, default=32)
+    parser.add_argument("--processes", type=positive, default=1, help="at a time")
+    parser.add_argument("--output", type=Path, metavar="R.json")
+    parser.add_argument(
+        "--one", nargs=3, metavar=("FORMAT", "DRAFT", "M"), help="this combination alone, in this process"
+    )
+    args = parser.parse_args(argv)
+    if args.one:
+        print(json.dumps(compare(args, *args.one)))
+        return 0
+    check_files({"--output": args.output}, [])
+    for mesh in args.meshes:
+        parse_mesh(mesh)
+    with concurrent.futures.ThreadPoolExecutor(args.processes) as threads:
+        combinations = itertools.product(args.formats, args.drafts, args.meshes)
+        runs = list(threads.map(lambda one: run_apart(argv, args, one), combinations))
+    if args.output:
+        write_json(args.output, {"shape": args.shape, "layers": args.layers, "runs": runs})
+    return int(any("error" in run or (run["format"] == "float32" and run["same"] < NUM_PROMPTS) for run in runs))
+
+
+def run_apart(argv: Sequence[str] | None, args: argparse.Namespace, one: tuple[str, str, str]) -> dict[str, Any]:
+    """Runs a combination in a process of its own, and says what came of it."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    run: dict[str, Any] = dict(zip(("format", "draft", "mesh"), one, strict=True))
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, *given, "--one", *one],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        status, out, errors = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired:
+        status, out, errors = -1, "", f"nothing came within {SECONDS} s"
+    if status:
+        run |= {"status": status, "error": errors[-2000:]}
+    else:
+        run |= json.loads(out.splitlines()[-1])
+    says = (
+        f"status {status}: {errors.strip().splitlines()[-1:]}"
+        if status
+        else "{same} of {of} same, {tau:.2f}".format(**run)
+    )
+    print(*one, says, flush=True)
+    return run
+
+
+def compare(args: argparse.Namespace, form: str, draft: str, mesh_name: str) -> dict[str, Any]:
+    """Decodes on one device and on the mesh."""
+    cfg = dataclasses.replace(SHAPES[args.shape], num_layers=args.layers)
+    dtype, weights = ("bfloat16", form) if form == "int8" else (form, None)
+    params = random_params(cfg, jax.random.key(0), jnp.dtype(dtype), weights)
+    data, tensor = parse_mesh(mesh_name)
+    wanted = sharded_params(cfg, make_mesh(data, tensor), jnp.dtype(dtype), weights)
+    draw = random.Random(0)
+    prompts = [
+        Prompt(id=i, token_ids=[draw.randrange(cfg.vocab_size) for _ in range(1 + i * LONGEST_PROMPT // NUM_PROMPTS)])
+        for i in range(NUM_PROMPTS)
+    ]
+
+    def answers(params: Params, batch_size: int) -> list[Any]:
+        checkpoint = Checkpoint(params=params, config=cfg, tokenizer=None, eos_token_ids=(0,), name="random")
+        settings = Settings(max_new_tokens=args.max_new_tokens, batch_size=batch_size, capacity=512)
+        return list(Decoder(checkpoint, parse_draft(draft)).run(prompts, settings))
+
+    def spread(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+        padding = [(0, after - before) for before, after in zip(leaf.shape, wanted.shape, strict=True)]
+        return jax.device_put(np.pad(np.asarray(leaf), padding), wanted.sharding)
+
+    one = answers(params, args.batch_size // data)
+    several = answers(jax.tree.map(spread, params, wanted), args.batch_size)
+    same = sum(a.token_ids == b.token_ids for a, b in zip(one, several, strict=True))
+    calls, committed = (sum(getattr(a, name) for a in several) for name in ("calls", "committed"))
+    return {
+        "same": same,
+        "of": NUM_PROMPTS,
+        "calls_of_one": sum(a.calls for a in one),
+        "calls": calls,
+        "tau": committed / calls,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
