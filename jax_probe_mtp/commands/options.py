@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
@@ -225,9 +227,9 @@ def open_model(args: argparse.Namespace) -> Any:
     )
 
 
-def load(args: argparse.Namespace) -> Checkpoint:
-    """Loads the checkpoint that the flags of `add_model` name."""
-    checkpoint: Checkpoint = open_model(args).load()
+def load(args: argparse.Namespace, mesh: jax.sharding.Mesh | None = None) -> Checkpoint:
+    """Loads the checkpoint that the flags of `add_model` name, onto a mesh where there is one."""
+    checkpoint: Checkpoint = open_model(args).load(mesh)
     return checkpoint
 
 

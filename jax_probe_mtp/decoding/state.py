@@ -8,7 +8,7 @@ import jax
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.drafting.source import SourceState
 from jax_probe_mtp.model.cache import KVCache
-from jax_probe_mtp.model.config import DATA, TENSOR, ModelConfig
+from jax_probe_mtp.model.config import TENSOR, ModelConfig
 
 
 class DecodeState(flax.struct.PyTreeNode, kw_only=True):
@@ -66,5 +66,8 @@ def num_emitted(state: DecodeState, request: Request) -> jax.Array:
 
 
 def largest(cfg: ModelConfig, value: jax.Array) -> jax.Array:
-    """Finds the largest of what the devices hold, so that all of them make the same turns of a loop."""
-    return jax.lax.pmax(value, (DATA, TENSOR)) if cfg.is_sharded else value
+    """Finds the largest of what the devices that share weights hold, so that they make the same turns of a loop.
+
+    Others make their own: a loop exchanges nothing with them.
+    """
+    return jax.lax.pmax(value, TENSOR) if cfg.is_sharded else value

@@ -8,9 +8,8 @@ from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.source import DraftSource, check_is_source
 from jax_probe_mtp.generation.answers import Generation, Stats
+from jax_probe_mtp.generation.groups import AnyDecoder, Groups
 from jax_probe_mtp.generation.in_order import InOrder
-from jax_probe_mtp.generation.programs import Programs
-from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 
@@ -21,18 +20,18 @@ class Decoder:
       checkpoint: the model.
       source: where drafts come from.
       stats: sums over what was run.
-      programs: what was compiled.
+      groups: what was compiled, for each group of devices that decodes by itself.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, source: DraftSource, programs: Programs | None = None, shared: Any = None
+        self, checkpoint: Checkpoint, source: DraftSource, groups: Groups | None = None, shared: Any = None
     ) -> None:
         """Compiles nothing yet.
 
         Args:
           checkpoint: the model.
           source: where drafts come from.
-          programs: another decoder's for the same two, to share them.
+          groups: another decoder's for the same two, to share them.
           shared: what the source's rows share, such as tuned masks; what it begins with when None.
         """
         if not isinstance(checkpoint, Checkpoint):
@@ -41,8 +40,8 @@ class Decoder:
         self.checkpoint = checkpoint
         self.source = source
         self.stats = Stats()
-        self.programs = Programs(checkpoint, source) if programs is None else programs
-        self._shared = self.programs.begin_shared(shared)
+        self.groups = Groups(checkpoint, source) if groups is None else groups
+        self._shared = self.groups.begin_shared(shared)
 
     def run(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Generation]:
         """Generates, in order, with all rows kept busy. All prompts are checked before the first one runs.
@@ -52,13 +51,13 @@ class Decoder:
         """
         return self._run(self.stream(prompts, settings), prompts)
 
-    def _run(self, stream: ContinuousDecoder, prompts: Sequence[Prompt]) -> Iterator[Generation]:
+    def _run(self, stream: AnyDecoder, prompts: Sequence[Prompt]) -> Iterator[Generation]:
         in_order = InOrder()
         for update in stream.run(in_order.watch(enumerate(prompts))):
             yield from (generation for _, generation in in_order.add(update.finished))
         self._shared = stream.shared  # not before: what a run that fails gave its calls is gone
 
-    def stream(self, prompts: Sequence[Prompt], settings: Settings, *, streams_text: bool = False) -> ContinuousDecoder:
+    def stream(self, prompts: Sequence[Prompt], settings: Settings, *, streams_text: bool = False) -> AnyDecoder:
         """Makes what decodes these prompts, with no more rows than prompts; each is checked."""
         capacity = settings.capacity or 1
         eos = self.checkpoint.eos_token_ids
@@ -69,27 +68,24 @@ class Decoder:
                 raise ValueError(
                     f"prompt {prompt.id} has stop texts, but the checkpoint has no tokenizer; leave them out."
                 )
-        shards = self.programs.num_shards
+        shards = self.groups.num_shards
         rows = max(1, -(-len(prompts) // shards)) * shards
         if settings.batch_size > rows:
             settings = dataclasses.replace(settings, batch_size=rows)
-        return ContinuousDecoder(
-            self.checkpoint,
-            self.source,
+        return self.groups.stream(
             settings,
+            stats=self.stats,
+            shared=self._shared,
             capacity=capacity,
             is_sampled=any(prompt.of("temperature", settings) > 0 for prompt in prompts),
             streams_text=streams_text,
-            programs=self.programs,
-            stats=self.stats,
-            shared=self._shared,
         )
 
     def stream_text(self, prompt: Prompt, settings: Settings) -> Iterator[str]:
         """Gives one answer in pieces, whole characters only, as its calls give them. The prompt is checked at once."""
         return self._stream_text(self.stream([prompt], settings, streams_text=True), prompt)
 
-    def _stream_text(self, stream: ContinuousDecoder, prompt: Prompt) -> Iterator[str]:
+    def _stream_text(self, stream: AnyDecoder, prompt: Prompt) -> Iterator[str]:
         for update in stream.run([(0, prompt)]):
             yield from (text for _, text in update.new_text)
         self._shared = stream.shared

@@ -1,12 +1,33 @@
-"""One row of a running batch on the host: the tokens, counts and text it has given, and where a stop string ends it."""
+"""One row of a running batch on the host: the prompt that waits for it, then the text it has given, and what ends that."""
 
 import dataclasses
 import itertools
 
+from jax_probe_mtp.decoding.batch import Batch
 from jax_probe_mtp.decoding.settings import Prompt
 from jax_probe_mtp.generation.answers import Generation, make_generation
 from jax_probe_mtp.generation.text_stream import TextStream
 from jax_probe_mtp.model.checkpoint import Checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WaitingPrompt:
+    """A prompt that waits for a row, checked and laid out as arrays.
+
+    Attributes:
+      number: the record's, given by whoever made the stream.
+      prompt: the record.
+      batch: of one row.
+    """
+
+    number: int
+    prompt: Prompt
+    batch: Batch
+
+    @property
+    def padded_length(self) -> int:
+        """Gives T, which says which compiled prefill takes it."""
+        return self.batch.prompt_BT.shape[1]
 
 
 class RowText:

@@ -3,28 +3,24 @@
 import collections
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.config import DecodeConfig
-from jax_probe_mtp.decoding.request import Request, idle_request, join_requests
-from jax_probe_mtp.decoding.rows import Report, admit, empty, run_calls
+from jax_probe_mtp.decoding.request import idle_request, join_requests
+from jax_probe_mtp.decoding.rows import Report
 from jax_probe_mtp.decoding.settings import Prompt, Settings
-from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation import exact_check
 from jax_probe_mtp.generation.answers import Generation, Item, Numbered, Stats, make_refusal
-from jax_probe_mtp.generation.programs import EVERYWHERE, REQUEST, Function, Program, Programs
-from jax_probe_mtp.generation.row import RowText
-from jax_probe_mtp.generation.waiting import WaitingPrompt
+from jax_probe_mtp.generation.chunks import Arrival, Chunks
+from jax_probe_mtp.generation.programs import Programs
+from jax_probe_mtp.generation.row import RowText, WaitingPrompt
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.sampling import Sampling
 
 MOST_REFUSALS = 1000  # that are kept before they are handed on
 
@@ -50,7 +46,6 @@ class ContinuousDecoder:
 
     Attributes:
       stats: sums over what was run.
-      shared: what the draft source's rows share, after a run as the run left it.
     """
 
     def __init__(
@@ -83,16 +78,15 @@ class ContinuousDecoder:
           ValueError: one line with the values and a way out.
         """
         self._programs = Programs(checkpoint, source) if programs is None else programs
-        self._num_shards = self._programs.num_shards
         self._settings = dataclasses.replace(settings, capacity=capacity)
-        self._settings.check(checkpoint.config, source, num_shards=self._num_shards)
+        self._settings.check(checkpoint.config, source, num_shards=self._programs.num_shards)
         self._checkpoint, self._source, self._is_sampled = checkpoint, source, is_sampled
         self._streams_text = streams_text
         self._decode_cfg = DecodeConfig(capacity=capacity, is_exact=settings.is_exact, has_logprobs=settings.logprobs)
         self._draft_name = draft_name(source)
         self.stats = Stats() if stats is None else stats
-        self.shared = self._programs.begin_shared(shared)
-        self._compiled: dict[Any, Program] = {}
+        self._shared = self._programs.begin_shared(shared)
+        self._chunks = Chunks(self._programs, checkpoint.params, self._settings, self._decode_cfg)
         self._idle = idle_request(1, checkpoint.eos_token_ids, is_sampled=is_sampled, max_accept=settings.max_accept)
         self._rows: list[RowText | None] = [None] * settings.batch_size
         self._is_stopped_B = np.zeros(settings.batch_size, np.bool_)
@@ -121,41 +115,42 @@ class ContinuousDecoder:
             yield self._update()
             return
         self._check_exact()
-        done, compiled = time.perf_counter(), self._programs.compile_seconds
-        request, state = self._empty_batch()
-        while True:
-            request, state = self._admit(request, state)
-            if not any(self._rows):
-                has_more = self._prepare(items)
-                if should_stop() or not has_more:
-                    break
+        chunks = self._chunks
+        with chunks.running(self._idle, self._shared):
+            while True:
+                arriving = self._arriving()
+                if not any(self._rows):
+                    has_more = self._prepare(items)
+                    if should_stop() or not has_more:
+                        break
+                    yield self._update()
+                    continue
+                chunks.start(arriving, self._is_stopped_B, self.stats)
                 yield self._update()
-                continue
-            stopped_B = self._programs.place(self._is_stopped_B)
-            state, report = self._call(
-                run_calls,
-                request,
-                state,
-                stopped_B,
-                gives=(self._programs.state, EVERYWHERE),
-                donate=(2,),
-                num_calls=self._settings.calls_per_chunk,
-            )
-            compile_seconds = self._programs.compile_seconds - compiled
-            compiled += compile_seconds
-            self.stats.compile_seconds += compile_seconds
-            self.stats.host_seconds += time.perf_counter() - done - compile_seconds
-            self.shared = state.source.shared  # whoever looks does so before the next call, which takes its memory
-            yield self._update()
-            self._prepare(items)
-            report = jax.device_get(report)
-            before, done = done, time.perf_counter()
-            self.stats.seconds += done - before - compile_seconds
-            self._read(report)
-            if should_stop():
-                break
-        self.shared = state.source.shared
+                self._prepare(items)
+                self._read(chunks.wait(self.stats))
+                if should_stop():
+                    break
+            self._shared = chunks.shared
         yield self._update()
+
+    @property
+    def shared(self) -> Any:
+        """What the draft source's rows share: of a chunk under way, once it has ended, or as the last run left it."""
+        return self._chunks.shared if self._chunks.are_running else self._shared
+
+    @shared.setter
+    def shared(self, shared: Any) -> None:
+        self._shared = shared
+
+    @property
+    def num_rows(self) -> int:
+        """Counts the rows of the batch."""
+        return len(self._rows)
+
+    def is_ready(self) -> bool:
+        """Says whether `run` would go on without waiting for the device."""
+        return self._chunks.is_ready()
 
     def under_way(self) -> list[tuple[int, int]]:
         """Gives, of each record that is being decoded, its new tokens so far and the most that it may get."""
@@ -165,12 +160,6 @@ class ContinuousDecoder:
     def refusal(self, prompt: Prompt, error: ValueError) -> Generation:
         """Says what comes of a prompt that cannot run."""
         return make_refusal(prompt, error, draft=self._draft_name, max_depth=self._source.max_depth)
-
-    def _call(self, function: Function, *args: Any, **options: Any) -> Any:
-        key = function, getattr(args[0], "shape", None)  # a prompt's padded length; all else stays the same
-        if key not in self._compiled:
-            self._compiled[key] = self._programs.get(function, *args, decode_cfg=self._decode_cfg, **options)
-        return self._compiled[key](self._checkpoint.params, *args)
 
     def _prepare(self, items: Iterator[tuple[int, Item]]) -> bool:
         """Takes prompts from the stream until one waits for each row; False at the stream's end, with none waiting."""
@@ -201,18 +190,9 @@ class ContinuousDecoder:
         if self._settings.is_exact:
             exact_check.check(self._programs, self._checkpoint, self._source, self._decode_cfg, len(self._rows))
 
-    def _empty_batch(self) -> tuple[Request, DecodeState]:
-        request = self._programs.place(join_requests([self._idle] * len(self._rows)))
-        shared = self._programs.place(self.shared, self._programs.shared)
-        # Nothing is drawn before there are prompts: a greedy batch's program, which the exact mode's test has compiled.
-        greedy = request.replace(sampling=Sampling(seed_B=request.sampling.seed_B))
-        return request, self._call(
-            empty, greedy, shared, takes=(REQUEST, self._programs.shared), gives=self._programs.state
-        )
-
-    def _admit(self, request: Request, state: DecodeState) -> tuple[Request, DecodeState]:
-        """Puts those who wait into the free rows. One call takes one prompt a shard, all padded to the same length."""
-        D, B = self._num_shards, len(self._rows)
+    def _arriving(self) -> list[Arrival]:
+        """Gives the free rows to those who wait: one prompt a shard at a time, all padded to the same length."""
+        D, B = self._programs.num_shards, len(self._rows)
         per_shard = B // D
         free = sorted((r for r in range(B) if self._rows[r] is None), key=lambda r: r % per_shard)
         groups: list[dict[int, tuple[int, WaitingPrompt]]] = []  # shard -> its row and who goes there
@@ -225,19 +205,17 @@ class ContinuousDecoder:
             if group is None:
                 groups.append(group := {})
             group[shard] = r % per_shard, waiting
+        arriving: list[Arrival] = []
         for group in groups:
             idle = 0, np.zeros((1, _padded_length(group)), np.int32), self._idle
             places = [
                 (group[d][0], group[d][1].batch.prompt_BT, group[d][1].batch.request) if d in group else idle
                 for d in range(D)
             ]
-            row_D = np.asarray([row for row, _, _ in places], np.int32)
             prompt_DT = np.concatenate([prompt_1T for _, prompt_1T, _ in places])
-            arriving = join_requests([request for _, _, request in places])
-            args = map(self._programs.place, (prompt_DT, arriving, row_D))
-            gives = REQUEST, self._programs.state
-            request, state = self._call(admit, *args, request, state, gives=gives, donate=(4, 5))
-        return request, state
+            requests = join_requests([request for _, _, request in places])
+            arriving.append((prompt_DT, requests, np.asarray([row for row, _, _ in places], np.int32)))
+        return arriving
 
     def _row_text(self, waiting: WaitingPrompt) -> RowText:
         stop = waiting.prompt.of("stop", self._settings)
@@ -245,12 +223,12 @@ class ContinuousDecoder:
 
     def _read(self, report: Report) -> None:
         """Takes what the calls gave each row, and ends the rows that are done."""
-        num_calls = int(np.max(np.sum(report.length_BQ >= 0, axis=1)))
-        self.stats.row_calls += num_calls * len(self._rows)
+        num_calls_B = np.sum(report.length_BQ >= 0, axis=1)  # shards of a batch make their own numbers of calls
+        self.stats.row_calls += int(np.sum(num_calls_B))
         for r, row in enumerate(self._rows):
             if row is None:
                 continue
-            lengths = [row.length, *report.length_BQ[r, :num_calls].tolist()]
+            lengths = [row.length, *report.length_BQ[r, : num_calls_B[r]].tolist()]
             self.stats.busy_row_calls += sum(after > before for before, after in itertools.pairwise(lengths))
             num_new = lengths[-1] - row.length
             is_stopped = row.take(

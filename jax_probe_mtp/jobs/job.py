@@ -14,8 +14,8 @@ from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.files.answer_file import AnswerFile
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
 from jax_probe_mtp.generation.answers import Generation, Item, Stats
+from jax_probe_mtp.generation.groups import Groups
 from jax_probe_mtp.generation.in_order import InOrder
-from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.jobs import processes
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.jobs.kept import Kept
@@ -86,14 +86,13 @@ class Job:
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
         self._warm = WarmState(self._output, run, source, checkpoint.params)
-        self._decoder = ContinuousDecoder(
-            checkpoint,
-            source,
+        groups = Groups(checkpoint, source)
+        self._decoder = groups.stream(
             settings,
+            stats=self.stats,
+            shared=groups.begin_shared(shared),
             capacity=settings.capacity,
             is_sampled=max(temperatures) > 0,
-            stats=self.stats,
-            shared=shared,
         )
 
     def run(self) -> int:
@@ -182,7 +181,7 @@ class Job:
                         answers.write(mine)
                 except OSError as error:
                     failure = error
-                self._warm.save_sometimes(self._decoder.shared)
+                self._warm.save_sometimes(lambda: self._decoder.shared)
                 progress.show()
                 signals.chunk_ended()
                 self._watch()

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 _EPOCH = datetime.datetime(2020, 1, 1)
 _logger = logging.getLogger("jax_probe_mtp")
 SECONDS_UNSAID = 5.0  # for which a process waits for the others without saying so
+SECONDS_TO_NOTICE = 10  # that another process has died; JAX alone takes 100
 ERROR = 1  # the signal number that stands for "could not write"; no run is stopped by the real one (SIGHUP)
 
 
@@ -43,7 +44,9 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPU devices alone
     try:
         with _said_if_long(_waits_for(coordinator, num_processes, process_id)):
-            jax.distributed.initialize(coordinator, num_processes, process_id)
+            jax.distributed.initialize(
+                coordinator, num_processes, process_id, heartbeat_timeout_seconds=SECONDS_TO_NOTICE
+            )
     except (ValueError, RuntimeError, IndexError) as error:  # the last where there is no port
         raise ValueError(
             f"the processes do not find each other at {coordinator!r} ({error}); check the three options, HOST:PORT first."

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,10 @@ class WarmState:
             whole[[groups[i] for i in here]] = part[here]
         return jax.tree.unflatten(tree, merged)
 
-    def save_sometimes(self, shared: Any) -> None:
+    def save_sometimes(self, shared: Callable[[], Any]) -> None:
         """Writes the file where the last time is a while ago."""
         if time.monotonic() - self._saved > SECONDS_BETWEEN:
-            self.save(shared)
+            self.save(shared())
 
     def save(self, shared: Any) -> None:
         """Replaces the file by what is shared now, of the groups of this process's devices; one line where it cannot."""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -106,28 +106,44 @@ def time_loop(
 
     The state is donated and used again: each repeat begins at the same length, over what the last one wrote.
     """
+    return time_side_by_side([(loop, params, request, state)], repeats=repeats)
+
+
+def time_side_by_side(
+    parts: Sequence[tuple[Callable[..., DecodeState], Params, Request, DecodeState]], *, repeats: int
+) -> Timing:
+    """Times loops as `time_loop` does, all at once, each on its own devices: from their start to the end of the last."""
     start = time.perf_counter()
-    compiled = jax.jit(loop, donate_argnums=2).lower(params, request, state).compile()
+    programs = [jax.jit(loop, donate_argnums=2).lower(*args).compile() for loop, *args in parts]
     compile_seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    length_B = np.asarray(state.length_B)
+    memory = programs[0].memory_analysis()
+    states = [state for *_, state in parts]
+    length_B = np.asarray(states[0].length_B)
+    begun = {
+        "length_B": length_B,
+        "is_done_B": np.zeros(length_B.shape, np.bool_),
+        "calls_B": np.zeros(length_B.shape, np.int32),
+    }
     ms = []
     for _ in range(repeats + 1):
-        state = state.replace(
-            length_B=jnp.asarray(length_B),
-            is_done_B=jnp.zeros(length_B.shape, jnp.bool_),
-            calls_B=jnp.zeros(length_B.shape, jnp.int32),
-        )
-        jax.block_until_ready(state)
+        states = [state.replace(**_beside(state, begun)) for state in states]
+        jax.block_until_ready(states)
         start = time.perf_counter()
-        state = jax.block_until_ready(compiled(params, request, state))
+        of_parts = zip(programs, parts, states, strict=True)
+        states = [program(params, request, state) for program, (_, params, request, _), state in of_parts]
+        jax.block_until_ready(states)
         seconds = time.perf_counter() - start
-        ms.append(1000 * seconds / int(jnp.max(state.calls_B)))
+        ms.append(1000 * seconds / max(int(np.max(state.calls_B)) for state in states))
     return Timing(
         ms=tuple(ms[1:]),
         compile_seconds=compile_seconds,
         temp_bytes=None if memory is None else int(memory.temp_size_in_bytes),
     )
+
+
+def _beside(state: DecodeState, begun: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Lays arrays where the state's own of these names lie."""
+    return {name: jax.device_put(array, getattr(state, name).sharding) for name, array in begun.items()}
 
 
 def time_step(

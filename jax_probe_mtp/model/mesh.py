@@ -6,6 +6,7 @@ out in `model/transformer.py`: so a device's part of the weights is as fused, an
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -90,6 +91,37 @@ def sharded_params(cfg: ModelConfig, mesh: Mesh, dtype: jnp.dtype = jnp.float32,
         return jax.ShapeDtypeStruct(shape, array.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(leaf, abstract_params(cfg, dtype, weights), partition_specs(cfg, weights))
+
+
+def random_sharded_params(
+    cfg: ModelConfig, key: jax.Array, mesh: Mesh, dtype: jnp.dtype = jnp.float32, weights: str | None = None
+) -> Params:
+    """Draws random parameters for timing, each device its parts: models that no single device holds.
+
+    They are of the sizes of `params.random_params`, but not its numbers.
+    """
+    wanted, tree = jax.tree.flatten_with_path(sharded_params(cfg, mesh, dtype, weights))
+    draws: dict[Any, Any] = {}
+
+    def draw(key: jax.Array, path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = next(part.key for part in reversed(path) if hasattr(part, "key"))
+        if leaf.dtype == jnp.int8:
+            return jax.random.randint(key, leaf.shape, -127, 128, jnp.int8)
+        noise = jax.random.normal(key, leaf.shape, leaf.dtype)
+        if name.endswith("norm"):
+            return 1 + 0.1 * noise
+        if len(leaf.shape) == 1:  # a bias, or the scales of eight-bit columns
+            return 0.1 * noise if name.endswith("bias") else jnp.full(leaf.shape, cfg.width**-0.5 / 73, leaf.dtype)
+        return noise * leaf.shape[1 if name in ("embed", "head") else 0] ** -0.5
+
+    arrays = []
+    for (path, leaf), own_key in zip(wanted, jax.random.split(key, len(wanted)), strict=True):
+        what = jax.tree_util.keystr(path[-2:]), leaf.shape, leaf.dtype, leaf.sharding
+        if what not in draws:
+            draws[what] = jax.jit(functools.partial(draw, path=path, leaf=leaf), out_shardings=leaf.sharding)
+        arrays.append(draws[what](own_key))
+    params: Params = jax.tree.unflatten(tree, arrays)
+    return params
 
 
 def mesh_of(params: Params) -> Mesh | None:

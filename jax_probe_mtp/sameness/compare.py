@@ -46,10 +46,10 @@ def compare(
     drafted = Decoder(checkpoint, source, shared=shared)
     if settings.is_exact and one_text.has_one_text(checkpoint):
         plain = Decoder(checkpoint, parse_draft(PLAIN))
-        one_row = dataclasses.replace(settings, batch_size=plain.programs.num_shards)
+        one_row = dataclasses.replace(settings, batch_size=plain.groups.num_shards)
         expected_ones = answers_of(plain, prompts, one_row)
     elif settings.is_exact:
-        plain = Decoder(checkpoint, source, programs=drafted.programs, shared=shared)
+        plain = Decoder(checkpoint, source, groups=drafted.groups, shared=shared)
         expected_ones = answers_of(plain, prompts, dataclasses.replace(settings, max_accept=0))
     elif plain_answers is None:
         expected_ones = answers_of(Decoder(checkpoint, parse_draft(PLAIN)), prompts, settings)

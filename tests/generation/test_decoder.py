@@ -167,14 +167,14 @@ def test_programs_are_compiled_once_a_shape(checkpoint):
     decoder = Decoder(checkpoint, PROBE)
     list(decoder.run(PROMPTS[:1], DRAWN))
     assert decoder.stats.compile_seconds > 0
-    assert len(decoder.programs) == 3  # an empty batch, a prompt that comes, the calls
+    assert len(decoder.groups.programs[0]) == 3  # an empty batch, a prompt that comes, the calls
 
     def added(prompts, **changes):
-        programs, seconds = len(decoder.programs), decoder.stats.compile_seconds
+        programs, seconds = len(decoder.groups.programs[0]), decoder.stats.compile_seconds
         list(decoder.run(prompts, dataclasses.replace(DRAWN, **changes)))
-        is_new = len(decoder.programs) > programs
+        is_new = len(decoder.groups.programs[0]) > programs
         assert is_new == (decoder.stats.compile_seconds > seconds)
-        return len(decoder.programs) - programs
+        return len(decoder.groups.programs[0]) - programs
 
     assert added(PROMPTS[:1]) == 0
     assert added(PROMPTS[1:]) == 0  # other lengths of the same bucket, three batches

@@ -225,7 +225,7 @@ def test_a_stream_is_exact_beside_any_neighbours(checkpoints, dtype):
     }
     assert turned == drafted
     assert sum(answer[2] for answer in drafted.values()) < sum(answer[2] for answer in plain.values())
-    assert len(decoder.programs) == 4, "empty, admit, run_calls and the self-test's; one more was compiled"
+    assert len(decoder.groups.programs[0]) == 4, "empty, admit, run_calls and the self-test's; one more was compiled"
 
 
 def test_a_run_that_would_not_be_exact_does_not_begin(checkpoints, monkeypatch):

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import io
 import json
-import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +20,15 @@ from checkpoints import EOS, make_checkpoint
 from conftest import BASE, FAMILIES
 
 from jax_probe_mtp import Prompt, Settings
-from jax_probe_mtp.decoding.rows import run_calls
 from jax_probe_mtp.drafting import DynamicProbe, Merged, Ngram, Plain, Probe, Recycle
 from jax_probe_mtp.drafting.merged.memory import Sizes
 from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.generation.programs import Programs
+from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.model.mesh import make_mesh, mesh_of, sharded_params
 from jax_probe_mtp.model.params import abstract_params, dequantize_params, quantize_params, weights_of
 from support.drafting import merged
+from support.generation.mesh_texts import count_empty_constants, read_program
 
 
 def of_probe(probe):
@@ -89,7 +90,8 @@ def measure(model, results):
     measured = {"cases": {name: measure_case(*case, is_rounded=name == "int8") for name, case in CASES.items()}}
     measured["exact"] = [measure_exact(dtype) for dtype in ("float32", "bfloat16")]
     measured["warm"] = measure_warm()
-    measured["program"] = measure_program(measured["cases"]["probe"].pop("decoder"))
+    measured["program"] = measure_program()
+    measured["empty constants"] = count_empty_constants(split(random_checkpoint(BASE), 1, 2), PROMPTS[5])
     measured["weights"] = measure_weights(model)
     measured["refusals"] = measure_refusals()
     measured["commands"] = measure_commands(model)
@@ -111,12 +113,12 @@ def measure_case(cfg, source, decode_again, sizes, is_sampled, *, is_rounded):
     case = {
         "got": [[answer.token_ids, answer.calls, answer.accepted_by_depth] for answer in answers],
         "expected": [decode_slowly(model, source, decode_again, prompt) for prompt in prompts],
-        "programs": len(several.programs),
+        "programs": [len(programs) for programs in several.groups.programs],
+        "own program": read_program(several.groups.programs[-1]),
     }
     if sizes == (4, 2):
         alone = Decoder(checkpoint, source).run(prompts, SETTINGS)
         case["logprobs"] = [[answer.logprobs for answer in answers], [answer.logprobs for answer in alone]]
-        case["decoder"] = several
     return case
 
 
@@ -217,16 +219,15 @@ def split(checkpoint, data, tensor):
     return dataclasses.replace(checkpoint, params=jax.tree.map(leaf, wanted, checkpoint.params))
 
 
-def measure_program(decoder):
-    """Lists what the decode program exchanges, and the shapes that it knows."""
-    programs = {key[0].__name__: program for key, program in decoder.programs._compiled.items()}
-    text = programs[run_calls.__name__].as_text()
-    summed = re.findall(r" = (\(.*?\)|\S+) all-reduce\(", text)  # several at a time, in parentheses
-    return {
-        "all-gather": sorted(re.findall(r" = (\S+?\])\S* all-gather\(", text)),
-        "all-reduce": sorted({shape for line in summed for shape in re.findall(r"\w+\[[\d,]*\]", line)}),
-        "others": re.findall(r" (all-to-all|collective-permute|reduce-scatter)\S*\(", text),
-        "shapes": sorted(set(re.findall(r"\b\w+\[[\d,]*\]", text))),
+def measure_program():
+    """Decodes as several processes do, all devices in one program; lists what that exchanges, and the shapes that it knows."""
+    checkpoint, source = split(random_checkpoint(BASE), 4, 2), CASES["probe"][1]
+    programs = Programs(checkpoint, source)
+    decoder = ContinuousDecoder(checkpoint, source, SETTINGS, capacity=64, is_sampled=True, programs=programs)
+    prompts = [dataclasses.replace(prompt, temperature=(prompt.id % 2) * 1.0) for prompt in PROMPTS]
+    ended = dict(item for update in decoder.run(enumerate(prompts)) for item in update.finished)
+    return read_program(programs) | {
+        "got": [[ended[i].token_ids, ended[i].calls, ended[i].accepted_by_depth] for i in range(len(prompts))]
     }
 
 

@@ -1,0 +1,146 @@
+"""The device's side of a running batch: chunks of calls, each run by a thread of its own while the host does other things."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp.decoding.request import Request, join_requests
+from jax_probe_mtp.decoding.rows import Report, admit, empty, run_calls
+from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.decoding.state import DecodeState
+from jax_probe_mtp.generation.answers import Stats
+from jax_probe_mtp.generation.programs import EVERYWHERE, REQUEST, Function, Program, Programs
+from jax_probe_mtp.model.params import Params
+from jax_probe_mtp.model.sampling import Sampling
+
+Arrival = tuple[np.ndarray, Request, np.ndarray]  # prompts [D, T] of one padded length, their requests and rows [D]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """What there is after a chunk.
+
+    Attributes:
+      request, state: of all rows.
+      report: what the host is told, on the host.
+      at: the moment at which the device had ended, of `time.perf_counter`.
+      compiled: seconds of compilation until then.
+    """
+
+    request: Request
+    state: DecodeState
+    report: Report | None
+    at: float
+    compiled: float
+
+
+class Chunks:
+    """Runs chunks of K calls on a batch of B rows, one after the other.
+
+    Calling a program is no matter of a moment: on a GPU, a loop of unknown length comes back only when it ends. So another
+    thread does, and the host, or other devices' hosts, go on meanwhile.
+    """
+
+    def __init__(self, programs: Programs, params: Params, settings: Settings, decode_cfg: DecodeConfig) -> None:
+        """Args: what to run, on which parameters, with which sizes, and how."""
+        self._programs, self._params, self._settings, self._decode_cfg = programs, params, settings, decode_cfg
+        self._compiled: dict[Any, Program] = {}
+        self._thread: concurrent.futures.ThreadPoolExecutor | None = None
+        self._under_way: concurrent.futures.Future[_Ended] | None = None
+        self._last: _Ended | None = None
+
+    @contextlib.contextmanager
+    def running(self, idle: Request, shared: Any) -> Iterator[None]:
+        """Begins with a batch without texts; waits at the end for what is under way.
+
+        Args:
+          idle: a request of one row that asks for nothing.
+          shared: what the draft source's rows share.
+        """
+        request = self._programs.place(join_requests([idle] * self._settings.batch_size))
+        shared = self._programs.place(shared, self._programs.shared)
+        # Nothing is drawn before there are prompts: a greedy batch's program, which the exact mode's test has compiled.
+        greedy = request.replace(sampling=Sampling(seed_B=request.sampling.seed_B))
+        start, compiled = time.perf_counter(), self._programs.compile_seconds
+        takes, gives = (REQUEST, self._programs.shared), self._programs.state
+        state = self._program(empty, greedy, shared, takes=takes, gives=gives)(self._params, greedy, shared)
+        self._last = _Ended(request=request, state=state, report=None, at=start, compiled=compiled)
+        with concurrent.futures.ThreadPoolExecutor(1) as self._thread:
+            try:
+                yield
+            finally:
+                self._thread = self._last = self._under_way = None  # the cache is no longer held
+
+    @property
+    def are_running(self) -> bool:
+        """Says whether a run is under way, so that `shared` is what its last chunk left."""
+        return self._thread is not None
+
+    @property
+    def shared(self) -> Any:
+        """What the rows share after the newest chunk; waits for its end."""
+        ended = self._last if self._under_way is None else self._under_way.result()
+        assert ended is not None
+        return ended.state.source.shared
+
+    def is_ready(self) -> bool:
+        """Says whether `wait` would not."""
+        return self._under_way is None or self._under_way.done()
+
+    def start(self, arriving: list[Arrival], is_stopped_B: np.ndarray, stats: Stats) -> None:
+        """Lets the device put in who arrives, then make K calls; compiles what is new before.
+
+        Args:
+          arriving: who gets which row.
+          is_stopped_B: bool [B], rows that end here though the device does not know why.
+          stats: gets the time in which the device had nothing to do.
+        """
+        last, thread = self._last, self._thread
+        assert last is not None
+        assert thread is not None
+        request, state, params, place = last.request, last.state, self._params, self._programs.place
+        puts = []
+        for arrival in arriving:
+            args, gives = tuple(map(place, arrival)), (REQUEST, self._programs.state)
+            puts.append((self._program(admit, *args, request, state, gives=gives, donate=(4, 5)), args))
+        stopped_B, gives = place(is_stopped_B), (self._programs.state, EVERYWHERE)
+        calls = self._program(
+            run_calls, request, state, stopped_B, gives=gives, donate=(2,), num_calls=self._settings.calls_per_chunk
+        )
+
+        def run() -> _Ended:
+            rows, after = request, state
+            for put, args in puts:
+                rows, after = put(params, *args, rows, after)
+            after, report = calls(params, rows, after, stopped_B)
+            report = jax.device_get(report)
+            at, compiled = time.perf_counter(), self._programs.compile_seconds
+            return _Ended(request=rows, state=after, report=report, at=at, compiled=compiled)
+
+        stats.host_seconds += time.perf_counter() - last.at - (self._programs.compile_seconds - last.compiled)
+        self._under_way = thread.submit(run)
+
+    def wait(self, stats: Stats) -> Report:
+        """Gives what the chunk under way tells the host, and counts its time, the host's before it included."""
+        assert self._under_way is not None
+        assert self._last is not None
+        before, self._last = self._last, self._under_way.result()
+        self._under_way = None
+        compile_seconds = self._last.compiled - before.compiled
+        stats.compile_seconds += compile_seconds
+        stats.seconds += self._last.at - before.at - compile_seconds
+        assert self._last.report is not None
+        return self._last.report
+
+    def _program(self, function: Function, *args: Any, **options: Any) -> Program:
+        key = function, getattr(args[0], "shape", None)  # a prompt's padded length; all else stays the same
+        if key not in self._compiled:
+            self._compiled[key] = self._programs.get(function, *args, decode_cfg=self._decode_cfg, **options)
+        return self._compiled[key]

@@ -1,0 +1,177 @@
+"""Groups of devices that share no weights: each decodes its own rows, and none waits for another.
+
+On a mesh of `data=D` groups each one has its own programs, its own batch and its own chunks of calls. One host thread looks
+after all: it goes on with a group whose chunk has ended, and the others' devices are busy meanwhile. A mesh whose devices
+belong to several processes stays one group: there all processes make the same calls.
+"""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.drafting.source import DraftSource
+from jax_probe_mtp.generation.answers import Generation, Item, Stats
+from jax_probe_mtp.generation.programs import CompileClock, Programs
+from jax_probe_mtp.generation.scheduler import ContinuousDecoder, Update
+from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.config import DATA, TENSOR
+from jax_probe_mtp.model.mesh import mesh_of
+from jax_probe_mtp.model.params import Params
+
+SECONDS_BETWEEN_LOOKS = 1e-4  # at groups of which none has ended its chunk; a chunk takes milliseconds
+_LONGEST = ("seconds", "compile_seconds")  # of `Stats`: groups run side by side, and their programs are one clock's
+
+
+class Groups:
+    """The programs of one checkpoint and one way of drafting, for each group of devices that decodes by itself.
+
+    Attributes:
+      programs: of each group.
+      num_shards: D, parts into which a batch's rows are split.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, source: DraftSource) -> None:
+        """Compiles nothing yet."""
+        self._checkpoints, self._source = split(checkpoint), source
+        clock = CompileClock()
+        self.programs = [Programs(part, source, clock) for part in self._checkpoints]
+        self.num_shards = max(len(self.programs), self.programs[0].num_shards)
+
+    def begin_shared(self, shared: Any = None) -> Any:
+        """Gives what the rows begin to share: see `Programs.begin_shared`."""
+        first = self.programs[0]
+        return first.begin_shared(shared, self.num_shards)
+
+    def stream(self, settings: Settings, *, stats: Stats, shared: Any, **options: Any) -> "AnyDecoder":
+        """Makes what decodes one stream of prompts; `options` are those of `ContinuousDecoder`.
+
+        Raises:
+          ValueError: one line with the values and a way out.
+        """
+        of_group = zip(self._checkpoints, self.programs, strict=True)
+        if len(self.programs) == 1:
+            ((checkpoint, programs),) = of_group
+            return ContinuousDecoder(
+                checkpoint, self._source, settings, programs=programs, stats=stats, shared=shared, **options
+            )
+        settings.check(self._checkpoints[0].config, self._source, num_shards=self.num_shards)
+        own = dataclasses.replace(settings, batch_size=settings.batch_size // self.num_shards)
+        decoders = [
+            ContinuousDecoder(checkpoint, self._source, own, programs=programs, **options)
+            for checkpoint, programs in of_group
+        ]
+        return SideBySide(decoders, learns_shared=self._source.learns_shared, stats=stats, shared=shared)
+
+
+def split(checkpoint: Checkpoint) -> list[Checkpoint]:
+    """Gives the checkpoint of each group of devices."""
+    return [dataclasses.replace(checkpoint, params=params) for params in split_params(checkpoint.params)]
+
+
+def split_params(params: Params) -> list[Params]:
+    """Gives the parameters of each group of devices: the arrays that lie there, nothing is copied.
+
+    A group of one device has no mesh: its programs are those of one device.
+    """
+    mesh = mesh_of(params)
+    if mesh is None or any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+        return [params]
+
+    def part(devices: np.ndarray, leaf: jax.Array) -> jax.Array:
+        on_device = {shard.device: shard.data for shard in leaf.addressable_shards}
+        if len(devices) == 1:
+            return on_device[devices[0]]
+        assert isinstance(leaf.sharding, NamedSharding)
+        sharding = NamedSharding(Mesh(devices[None], (DATA, TENSOR)), leaf.sharding.spec)
+        arrays = [on_device[device] for device in devices]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+    return [jax.tree.map(functools.partial(part, devices), params) for devices in mesh.devices]
+
+
+class SideBySide:
+    """The decoders of several groups behind one stream of prompts; used as a `ContinuousDecoder`.
+
+    Attributes:
+      stats: sums over all groups; their `seconds` are the longest's, their `host_seconds` the mean.
+    """
+
+    def __init__(
+        self, decoders: Sequence[ContinuousDecoder], *, learns_shared: bool, stats: Stats, shared: Any
+    ) -> None:
+        """Takes over the groups' decoders.
+
+        Args:
+          decoders: one of each group.
+          learns_shared: True where each group has what its rows share for itself.
+          stats: where to count.
+          shared: what the rows share, the groups' one behind the other where each has its own.
+        """
+        self._decoders, self._learns_shared, self.stats = decoders, learns_shared, stats
+        self.shared = shared
+
+    @property
+    def shared(self) -> Any:
+        """What the rows share, on the host, the groups' one behind the other where each has its own."""
+        parts = [decoder.shared for decoder in self._decoders]
+        if not self._learns_shared:
+            return parts[0]
+        return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts)
+
+    @shared.setter
+    def shared(self, shared: Any) -> None:
+        for g, decoder in enumerate(self._decoders):
+            decoder.shared = shared
+            if self._learns_shared:
+                decoder.shared = jax.tree.map(lambda leaf, g=g: np.asarray(leaf[g : g + 1]), shared)
+
+    def run(
+        self, items: Iterable[tuple[int, Item]], should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Update]:
+        """Decodes all prompts, as `ContinuousDecoder.run` does; each group takes the next prompt when it has a free row."""
+        rest = iter(items)
+        # The first ones are dealt out: a group that took as many as it has rows would leave none of a few to the next.
+        dealt = list(itertools.islice(rest, sum(decoder.num_rows for decoder in self._decoders)))
+        groups = range(len(self._decoders))
+        before = dataclasses.replace(self.stats)
+        for decoder in self._decoders:
+            decoder.stats = Stats()
+        going = {g: self._decoders[g].run(itertools.chain(dealt[g :: len(groups)], rest), should_stop) for g in groups}
+        while going:
+            ready = [g for g in going if len(going) == 1 or self._decoders[g].is_ready()]
+            if not ready:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            for g in ready:
+                update = next(going[g], None)
+                self._count(before)
+                if update is None:
+                    del going[g]
+                else:
+                    yield update
+
+    def under_way(self) -> list[tuple[int, int]]:
+        """Gives, of each record that is being decoded, its new tokens so far and the most that it may get."""
+        return [record for decoder in self._decoders for record in decoder.under_way()]
+
+    def refusal(self, prompt: Prompt, error: ValueError) -> Generation:
+        """Says what comes of a prompt that cannot run."""
+        return self._decoders[0].refusal(prompt, error)
+
+    def _count(self, before: Stats) -> None:
+        for field in dataclasses.fields(Stats):
+            parts = [getattr(decoder.stats, field.name) for decoder in self._decoders]
+            joined = max(parts) if field.name in _LONGEST else sum(parts)
+            if field.name == "host_seconds":
+                joined /= len(parts)
+            setattr(self.stats, field.name, getattr(before, field.name) + joined)
+
+
+AnyDecoder = ContinuousDecoder | SideBySide

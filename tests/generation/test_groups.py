@@ -1,0 +1,154 @@
+"""Groups of devices side by side, and a device's chunks: none waits for another, the host for none, and time is counted."""
+
+import collections
+import threading
+
+import jax
+import numpy as np
+import pytest
+from support.generation.row_streams import PROBE, PROMPTS, SETTINGS, S, answers
+
+from jax_probe_mtp.decoding.rows import run_calls
+from jax_probe_mtp.generation.answers import Stats
+from jax_probe_mtp.generation.groups import SideBySide
+from jax_probe_mtp.generation.scheduler import ContinuousDecoder, Update
+
+
+class Group:
+    """A decoder whose chunks each end one record, when the test says so."""
+
+    def __init__(self, name, log, *, num_rows=2, is_ready=lambda: True):
+        self.name, self.log, self.num_rows, self.is_ready = name, log, num_rows, is_ready
+        self.stats, self.shared = Stats(), None
+
+    def run(self, items, should_stop):
+        for number, _ in items:
+            if should_stop():
+                return
+            self.log.append((self.name, number))
+            self.stats.records += 1
+            self.stats.seconds += 2.0 if self.name == "a" else 1.0
+            self.stats.host_seconds += 0.5
+            yield Update(finished=[(number, self.name)], new_text=[])
+
+    def under_way(self):
+        return [(1, 2)]
+
+
+def side_by_side(*decoders, learns_shared=False, stats=None, shared=None):
+    return SideBySide(decoders, learns_shared=learns_shared, stats=stats or Stats(), shared=shared)
+
+
+def finished(updates):
+    return [record for update in updates for record in update.finished]
+
+
+def test_a_group_that_is_busy_keeps_no_other_from_going_on():
+    log = []
+    slow = Group("a", log, is_ready=lambda: not any(slow.stats.records for _ in "a") or len(log) >= 9)
+    ended = finished(side_by_side(slow, Group("b", log)).run((i, None) for i in range(10)))
+    assert sorted(number for number, _ in ended) == list(range(10))
+    assert collections.Counter(name for name, _ in log) == {"a": 2, "b": 8}
+    assert [name for name, _ in log[:2]] == ["a", "b"]
+    assert log[-1] == ("a", 2), "its second of the prompts that are dealt out: all others were taken by then"
+
+
+def test_few_prompts_are_dealt_out_to_all_groups():
+    log = []
+    finished(side_by_side(Group("a", log, num_rows=8), Group("b", log, num_rows=8)).run((i, None) for i in range(4)))
+    assert sorted(log) == [("a", 0), ("a", 2), ("b", 1), ("b", 3)]
+
+
+def test_counts_are_sums_and_time_is_the_longest_groups():
+    stats = Stats(records=1, seconds=5.0)
+    both = side_by_side(Group("a", []), Group("b", []), stats=stats)
+    finished(both.run((i, None) for i in range(4)))
+    assert (stats.records, stats.seconds, stats.host_seconds) == (1 + 4, 5.0 + 2 * 2.0, 1.0)
+    assert both.under_way() == [(1, 2), (1, 2)]
+
+
+def test_a_stop_ends_all_groups():
+    log = []
+    both = side_by_side(Group("a", log), Group("b", log))
+    ended = finished(both.run(((i, None) for i in range(100)), lambda: len(log) >= 5))
+    assert len(ended) == 5
+
+
+def test_an_error_of_one_group_comes_out():
+    class Broken(Group):
+        def run(self, items, should_stop):
+            raise ValueError("broken")
+            yield
+
+    with pytest.raises(ValueError, match="broken"):
+        finished(side_by_side(Group("a", []), Broken("b", [])).run((i, None) for i in range(4)))
+
+
+def test_each_group_has_its_part_of_what_is_learned():
+    both = side_by_side(Group("a", []), Group("b", []), learns_shared=True, shared={"x": np.arange(6).reshape(2, 3)})
+    assert [decoder.shared["x"].tolist() for decoder in both._decoders] == [[[0, 1, 2]], [[3, 4, 5]]]
+    both._decoders[1].shared = {"x": np.array([[7, 8, 9]])}
+    assert jax.tree.map(np.ndarray.tolist, both.shared) == {"x": [[0, 1, 2], [7, 8, 9]]}
+
+
+def test_what_is_not_learned_is_the_same_for_all():
+    both = side_by_side(Group("a", []), Group("b", []), shared="masks")
+    assert [decoder.shared for decoder in both._decoders] == ["masks", "masks"]
+    assert both.shared == "masks"
+
+
+@pytest.fixture
+def device(monkeypatch, programs):
+    """An event that each chunk of calls waits for, as on a device that is slow; the chunks' threads."""
+    goes_on, threads, honest = threading.Event(), [], programs.get
+
+    def get(function, *args, **options):
+        program = honest(function, *args, **options)
+        if function is not run_calls:
+            return program
+
+        def slow(*args):
+            threads.append(threading.current_thread())
+            assert goes_on.wait(60)
+            return program(*args)
+
+        return slow
+
+    monkeypatch.setattr(programs, "get", get)
+    yield goes_on, threads
+    goes_on.set()
+
+
+def test_the_host_goes_on_while_the_device_works(checkpoint, programs, expected, device):
+    goes_on, threads = device
+    decoder = ContinuousDecoder(checkpoint, PROBE, SETTINGS, capacity=S, is_sampled=True, programs=programs)
+    taken = []
+    updates = decoder.run((taken.append(i) or i, prompt) for i, prompt in enumerate(PROMPTS))
+    first = next(updates)  # with a call that comes back at its end, this would wait for ever
+    assert first.finished == []
+    assert not decoder.is_ready()
+    assert len(taken) == 3
+    goes_on.set()
+    got = answers([first, *updates])
+    assert {name: generation.token_ids for name, generation in got.items()} == {
+        name: tokens for name, (tokens, _) in expected.items()
+    }
+    assert len(set(threads)) == 1
+    assert threads[0] is not threading.current_thread()
+    assert not threads[0].is_alive(), "a run leaves no thread behind"
+    assert decoder.is_ready()
+
+
+def test_what_the_device_waits_for_is_the_hosts_time(checkpoint, programs, device, monkeypatch):
+    goes_on, _ = device
+    goes_on.set()
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    decoder = ContinuousDecoder(checkpoint, PROBE, SETTINGS, capacity=S, is_sampled=True, programs=programs)
+    updates = decoder.run([(0, PROMPTS[0])])
+    next(updates)
+    while not decoder.is_ready():
+        pass
+    now[0] += 5.0  # the chunk has ended, and nobody looks
+    list(updates)
+    assert decoder.stats.host_seconds == decoder.stats.seconds == 5.0
