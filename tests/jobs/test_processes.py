@@ -191,3 +191,23 @@ def test_the_three_options_go_together(run, folder, tmp_path, given):
     says = "--coordinator, --num-processes and --process-id go together; on a TPU pod leave all three out."
     assert (code, out, err) == (2, "", f"error: {says}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_death_of_one_process_ends_the_other_within_seconds(folder, tmp_path):
+    with Processes(folder, tmp_path) as both:
+        end = time.monotonic() + SECONDS
+        while not any(map(lines_of, both.parts)):
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        both.started[1].kill()
+        died = time.monotonic()
+        both.started[0].wait(SECONDS)
+        seconds = time.monotonic() - died
+    assert both.started[0].returncode not in (0, 3)
+    assert seconds < 5 * processes.SECONDS_TO_NOTICE, "as ever, JAX alone would take 100 s"
+    kept = lines_of(both.parts[0])
+    assert all(line.endswith("\n") for line in kept)
+    with Processes(folder, tmp_path) as both:
+        statuses, logs = both.wait()
+    assert statuses == [3, 0], logs
+    assert lines_of(both.parts[0])[: len(kept)] == kept
