@@ -12,10 +12,13 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import math
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -34,11 +37,14 @@ from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
 from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files.whole_files import check_files, write_json
+from jax_probe_mtp.generation.groups import split_params
+from jax_probe_mtp.generation.programs import Programs
 from jax_probe_mtp.measuring import call_cost
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import transformer
 from jax_probe_mtp.model.config import ModelConfig
-from jax_probe_mtp.model.params import WEIGHTS, Params, format_name, random_params
+from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh, random_sharded_params
+from jax_probe_mtp.model.params import WEIGHTS, Params, abstract_params, format_name, weights_of
 
 DATA_SHEET = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}  # bytes a second
 COLUMNS = "rows batch slots | forward ms  step ms  step/forward | GB read  of bandwidth | compile s  cached s  temp MB"
@@ -68,6 +74,7 @@ def main() -> int:
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
     parser.add_argument("--attention", choices=(*ATTENTIONS, EXACT), default="auto", help="of decode calls")
     parser.add_argument("--layers", type=positive, metavar="L", help="another number of layers than the shape has")
+    parser.add_argument("--mesh", metavar="M", help="such as data=2,tensor=4, with --step-only (default: one device)")
     parser.add_argument("--calls", type=positive, default=64, help="of a loop")
     parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument(
@@ -79,6 +86,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, metavar="R.json")
     args = parser.parse_args()
     check_files({"--output": args.output}, [])
+    if args.mesh and not args.step_only:
+        raise ValueError("--mesh measures whole steps alone: give --step-only as well.")
     with tempfile.TemporaryDirectory() as folder:  # empty, so that a first compilation is cold and a second one is not
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -95,18 +104,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Makes the record: environment, settings, bandwidth, and one entry per combination."""
     drafts = [*map(_draft, args.rows), *map(parse_draft, args.drafts)]
     cfg = dataclasses.replace(SHAPES[args.shape], **({"num_layers": args.layers} if args.layers else {}))
+    data, tensor = parse_mesh(args.mesh) if args.mesh else (1, 1)
+    for batch in args.batch:
+        check_mesh(cfg, batch, data, tensor)
+    mesh = make_mesh(data, tensor)
     device = jax.devices()[0]
     bandwidth, data_sheet = read_bandwidth(args.bandwidth_gb), DATA_SHEET.get(device.device_kind)
     print(f"{device.device_kind} reads {bandwidth / 1e9:.0f} GB/s\n{COLUMNS}", flush=True)
     runs = []
     for kind in args.weights:
         weights = None if kind == OF_DTYPE else kind
-        params = random_params(cfg, jax.random.key(0), jnp.dtype(args.dtype), weights)
+        params = random_sharded_params(cfg, jax.random.key(0), mesh, jnp.dtype(args.dtype), weights)
         print(f"{format_name(args.dtype, weights)}: {_bytes(params) / 1e9:.2f} GB", flush=True)
         for capacity, batch, source in itertools.product(args.capacity, args.batch, drafts):
             run = _run(params, cfg, source, args, batch, capacity)
             run |= {"weights": weights, "weight_bytes": _bytes(params)}
-            bytes_a_second = run["bytes_read"] / run["step_ms"] * 1e3
+            bytes_a_second = run["bytes_read"] / run["step_ms"] * 1e3  # of one device
             run["of_bandwidth"] = bytes_a_second / bandwidth
             run["of_data_sheet"] = bytes_a_second / data_sheet if data_sheet else None
             runs.append(run)
@@ -168,33 +181,40 @@ def _run(
 ) -> dict[str, Any]:
     Settings(max_new_tokens=args.calls, temperature=args.temperature, top_p=args.top_p).check(cfg, source)
     decode_cfg = _decode_config(capacity, args.attention)
+    shapes, groups = abstract_params(cfg, jnp.dtype(args.dtype), weights_of(params)), split_params(params)
 
-    def start() -> tuple[Request, DecodeState]:
-        return call_cost.filled_state(
-            params, cfg, source, decode_cfg, batch_size=batch, in_use=args.in_use, new_tokens=args.calls,
-            temperature=args.temperature, top_p=args.top_p,
-        )  # fmt: skip
+    def part(own: Params) -> tuple[Callable[..., DecodeState], Params, Request, DecodeState]:
+        """Gives the loop of a group of devices and what it takes."""
+        programs = Programs(SimpleNamespace(params=own, config=cfg), source)  # type: ignore[arg-type]
+        with jax.default_device(min(own["embed"].devices(), key=lambda device: device.id)):
+            request, state = call_cost.filled_state(
+                shapes, cfg, source, decode_cfg, batch_size=batch // len(groups), in_use=args.in_use,
+                new_tokens=args.calls, temperature=args.temperature, top_p=args.top_p,
+            )  # fmt: skip
+        request, state = programs.place(request), programs.place(state, programs.state)
+        step = programs.bind(run_steps, request, state, gives=programs.state, decode_cfg=decode_cfg)
+        return step, own, request, state
 
-    step = functools.partial(run_steps, cfg=cfg, source=source, decode_cfg=decode_cfg)
-    request, state = start()
+    parts = list(map(part, groups))
+    state = parts[0][-1]
     run: dict[str, Any] = {
         "draft": draft_name(source),
         "rows": source.num_rows,
         "batch": batch,
         "capacity": capacity,
-        "bytes_read": _bytes_read(params, state, args.in_use),
-        "weights_and_cache_bytes": _bytes(params) + _bytes(state.cache),
+        "bytes_read": _bytes_read(groups[0], state, args.in_use),
+        "weights_and_cache_bytes": _bytes(groups[0]) + _bytes(state.cache),
     }
-    timing = call_cost.time_loop(step, params, request, state, repeats=args.repeats)
+    timing = call_cost.time_side_by_side(parts, repeats=args.repeats)
     run |= {"step_ms": timing.median_ms, "step_ms_repeats": timing.ms, "temp_bytes": timing.temp_bytes}
     run |= {"compile_seconds": timing.compile_seconds, "peak_bytes": _peak_bytes()}
     if args.step_only:
         return run
-    del state  # it was donated
+    parts = []  # their states were donated
     jax.clear_caches()
-    again = call_cost.time_loop(step, params, *start(), repeats=0)
+    again = call_cost.time_loop(*part(groups[0]), repeats=0)
     forward = functools.partial(forward_loop, cfg=cfg, num_rows=source.num_rows, decode_cfg=decode_cfg)
-    alone = call_cost.time_loop(forward, params, *start(), repeats=args.repeats)
+    alone = call_cost.time_loop(forward, *part(groups[0])[1:], repeats=args.repeats)
     return run | {
         "compile_cached_seconds": again.compile_seconds,
         "forward_ms": alone.median_ms,
@@ -220,13 +240,14 @@ def _draft(rows: int) -> DraftSource:
 
 def _bytes_read(params: Params, state: DecodeState, in_use: int) -> int:
     """Counts what a call must read: each weight once, but of the embedding table a few rows, and the keys and values in use."""
-    weights = _bytes(params) - (params["embed"].nbytes if "head" in params else 0)
+    weights = _bytes(params) - (_bytes(params["embed"]) if "head" in params else 0)
     slots = state.cache.k[0].shape[2]
     return weights + _bytes(state.cache) * in_use // slots
 
 
 def _bytes(tree: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    """Counts what one device holds."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _peak_bytes() -> int | None:

@@ -31,9 +31,10 @@ from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.generation.scheduler import ContinuousDecoder
+from jax_probe_mtp.generation.groups import AnyDecoder
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.mesh import make_mesh, parse_mesh
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     draft_options.add_masks(parser)
     parser.add_argument("--max-new-tokens", type=positive, default=64)
     parser.add_argument("--calls-per-chunk", type=positive, default=Settings().calls_per_chunk)
+    parser.add_argument("--mesh", metavar="data=D,tensor=T", help="as for generate; batch sizes are the whole mesh's")
+    parser.add_argument("--times", type=positive, default=1, metavar="N", help="asks every prompt so many times")
     parser.add_argument("--repeats", type=positive, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
@@ -57,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     masks, runs = draft_options.MasksFlags(args), {name: parse_draft(name) for name in args.drafts.split(";")}
     for draft_source in runs.values():
         masks.check(draft_source)
-    checkpoint = options.load(args)
+    checkpoint = options.load(args, make_mesh(*parse_mesh(args.mesh)) if args.mesh else None)
     masks.check_model(checkpoint)
-    prompts = _prompts(args, checkpoint)
+    prompts = _prompts(args, checkpoint) * args.times
     cells = [(draft, size) for size in args.batch_sizes for draft in runs]
     decoders = {draft: Decoder(checkpoint, source, shared=masks.shared(source)) for draft, source in runs.items()}
     passes: dict[tuple[str, int], list[Stats]] = {cell: [] for cell in cells}
@@ -118,7 +121,7 @@ def _one_of_each_length(
     return [dataclasses.replace(prompt, max_new_tokens=2) for prompt in of_length.values()]
 
 
-def _decode(stream: ContinuousDecoder, prompts: list[Prompt]) -> list[list[int]]:
+def _decode(stream: AnyDecoder, prompts: list[Prompt]) -> list[list[int]]:
     answers = {number: answer for update in stream.run(enumerate(prompts)) for number, answer in update.finished}
     return [answers[number].token_ids for number in range(len(prompts))]
 
