@@ -17,6 +17,7 @@ from jax_probe_mtp.measuring import bench, bench_record, bench_report
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.measuring.runs import parse_runs
 from jax_probe_mtp.model.fingerprint import identity
+from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 
 DEFAULT_RUNS = "plain;probe:14;ngram:10;recycle:30"
 
@@ -49,6 +50,7 @@ def add_commands(commands: Any) -> None:
     )
     draft_options.add_masks(measure)
     options.add_sampling(measure, max_new_tokens=options.NEW_TOKENS)
+    measure.add_argument("--mesh", metavar="data=D,tensor=T", help="split over D x T devices (default: one device)")
     measure.add_argument("--output", type=Path, required=True, metavar="R.json", help="what was measured")
     measure.add_argument("--resume", action="store_true", help="go on with what --output holds")
     measure.set_defaults(command=_bench)
@@ -70,7 +72,11 @@ def _bench(args: argparse.Namespace) -> int:
     questions = read_questions(args.questions, args.per_category)
     check_files({"--output": args.output}, [args.questions, args.masks])
     earlier = bench_record.read_record(args.output) if args.output.exists() else None
-    checkpoint = options.load(args)
+    opened = options.open_model(args)
+    mesh = make_mesh(*parse_mesh(args.mesh)) if args.mesh else None
+    if mesh is not None:
+        check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
+    checkpoint = opened.load(mesh)
     masks.check_model(checkpoint)
     header = {
         "format": bench_record.FORMAT,
@@ -90,6 +96,7 @@ def _bench(args: argparse.Namespace) -> int:
             "batch_size": settings.batch_size,
             "capacity": settings.capacity,
             "prompt_slots": settings.prompt_slots,
+            **({"mesh": args.mesh} if args.mesh else {}),
             "eos_token_ids": args.eos_token_id,  # null: the model's own
             "use_chat_template": not args.no_chat_template,
         },

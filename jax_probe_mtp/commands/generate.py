@@ -215,7 +215,6 @@ def _generate_file(args: argparse.Namespace) -> int:
         encode,
         draft=draft_options.AUTO if choice else draft_name(source),
         program_draft=draft_name(source),
-        mesh=args.mesh,
         masks=masks.digest,
     )
     job = Job(

@@ -194,7 +194,6 @@ def _answer(
         encode,
         draft=PLAIN,
         program_draft=PLAIN,
-        mesh=args.mesh,
     )
     plain = parse_draft(PLAIN)
     return Job(prompts, output, run, checkpoint, plain, settings, encode=encode, is_ordered=True).run()

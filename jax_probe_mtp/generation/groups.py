@@ -82,7 +82,7 @@ def split_params(params: Params) -> list[Params]:
     A group of one device has no mesh: its programs are those of one device.
     """
     mesh = mesh_of(params)
-    if mesh is None or any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+    if mesh is None or not _is_local(mesh):
         return [params]
 
     def part(devices: np.ndarray, leaf: jax.Array) -> jax.Array:
@@ -95,6 +95,21 @@ def split_params(params: Params) -> list[Params]:
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
     return [jax.tree.map(functools.partial(part, devices), params) for devices in mesh.devices]
+
+
+def program_of(params: Params) -> tuple[str | None, int]:
+    """Names the devices of one program as `--mesh` does, None for one device, and counts the groups that have such a one."""
+    mesh = mesh_of(params)
+    if mesh is None:
+        return None, 1
+    data, tensor = mesh.devices.shape
+    if not _is_local(mesh):
+        return f"{DATA}={data},{TENSOR}={tensor}", 1
+    return f"{TENSOR}={tensor}" if tensor > 1 else None, data
+
+
+def _is_local(mesh: Mesh) -> bool:
+    return all(device.process_index == jax.process_index() for device in mesh.devices.flat)
 
 
 class SideBySide:

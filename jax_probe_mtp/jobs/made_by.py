@@ -6,6 +6,7 @@ from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.mask_tokens import EARLIER_INIT
 from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.run_file import FORMAT, Begun
+from jax_probe_mtp.generation.groups import program_of
 from jax_probe_mtp.generation.one_text import device_kind, has_one_text
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -15,7 +16,7 @@ _SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprob
 _OF_TEMPLATE = ("continue_final_message", "system", "template_kwargs")
 _ORDER = 2  # of the exact mode's sums: answers of a version with another order are others
 ONE_TEXT = "one text"  # whatever drafts it
-_OF_PROGRAM = ("batch_size", "capacity", "calls_per_chunk")
+_OF_PROGRAM = ("capacity", "calls_per_chunk")
 
 
 def made_by(
@@ -26,7 +27,6 @@ def made_by(
     *,
     draft: str,
     program_draft: str,
-    mesh: str | None,
     masks: str | None = None,
 ) -> dict[str, Any]:
     """Describes a job: another value of anything here may give other answers.
@@ -38,7 +38,6 @@ def made_by(
       encode: turns records into tokens.
       draft: the way of drafting as it was asked for.
       program_draft: the way of drafting that runs.
-      mesh: the devices, as they were asked for.
       masks: digest of tuned masks; None where there are none.
     """
     numbers = {"dtype": checkpoint.number_format}
@@ -57,10 +56,12 @@ def made_by(
         "stop": list(settings.stop),
         "exact": ONE_TEXT if is_one_text else settings.is_exact,
     }
-    if is_one_text:  # of all programs on one kind of device; a mesh cuts sums into parts
+    mesh, num_programs = program_of(checkpoint.params)
+    if is_one_text:  # of all programs on one kind of device; devices that share weights cut sums into parts
         run["program"] = {"mesh": mesh, "device": device_kind(checkpoint), "order": _ORDER}
     elif settings.is_exact:  # then answers are those of one compiled program
-        run["program"] = {name: getattr(settings, name) for name in _OF_PROGRAM}
+        run["program"] = {"batch_size": settings.batch_size // num_programs}  # its rows
+        run["program"] |= {name: getattr(settings, name) for name in _OF_PROGRAM}
         run["program"] |= {"mesh": mesh, "draft": program_draft, "order": _ORDER}
     return run
 

@@ -14,10 +14,10 @@ from jax_probe_mtp.decoding.loop import prefill, run_steps
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.decoding.state import DecodeState
-from jax_probe_mtp.drafting.source import DraftSource, begin_shared, check_is_source
+from jax_probe_mtp.drafting.source import DraftSource, check_is_source
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation.answers import Generation, Stats, make_generation
-from jax_probe_mtp.generation.programs import Program, Programs
+from jax_probe_mtp.generation.programs import REQUEST, ROWS, Program, Programs
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
@@ -54,7 +54,7 @@ class TimedBatches:
         self.checkpoint, self.source = checkpoint, source
         self.stats = Stats()
         self.programs = Programs(checkpoint, source)
-        self._shared = begin_shared(source, checkpoint.config, shared)
+        self._shared = self.programs.begin_shared(shared)
         self._has_run: set[Any] = set()
 
     def lay_out(self, prompts: Sequence[Prompt], settings: Settings, rows: int | None = None) -> Batch:
@@ -90,23 +90,32 @@ class TimedBatches:
         They are two programs, so that a new prompt length compiles a prefill and no second decode loop. Several threads
         may compile at a time.
         """
-        if self.programs.mesh is not None:
-            raise ValueError("a batch on its own runs on one device; use Decoder.run, which decodes on a mesh too.")
         before = self.programs.compile_seconds
-        static: dict[str, Any] = {"decode_cfg": batch.config}
-        fill = self.programs.get(_prefill, batch.prompt_BT, batch.request, self._shared, **static)
-        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), fill.out_info)
-        go_on = self.programs.get(run_steps, batch.request, state, donate=(2,), **static)
+        static: dict[str, Any] = {"decode_cfg": batch.config, "gives": self.programs.state}
+        takes = ROWS, REQUEST, self.programs.shared
+        prompt_BT, request, shared = self._placed(batch)
+        fill = self.programs.get(_prefill, prompt_BT, request, shared, takes=takes, **static)
+        state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            fill.out_info,
+            fill.output_shardings,
+        )
+        go_on = self.programs.get(run_steps, request, state, donate=(2,), **static)
         self.stats.compile_seconds += self.programs.compile_seconds - before
         return fill, go_on
 
+    def _placed(self, batch: Batch) -> tuple[Any, Request, Any]:
+        """Lays out what the prefill takes."""
+        place = self.programs.place
+        return place(batch.prompt_BT), place(batch.request), place(self._shared, self.programs.shared)
+
     def _decode(self, batch: Batch) -> DecodeState:
         fill, go_on = self.compile(batch)
-        params = self.checkpoint.params
+        params, (prompt_BT, request, shared) = self.checkpoint.params, self._placed(batch)
         start = time.perf_counter()
-        state = jax.block_until_ready(fill(params, batch.prompt_BT, batch.request, self._shared))
+        state = jax.block_until_ready(fill(params, prompt_BT, request, shared))
         filled = time.perf_counter()
-        state = jax.block_until_ready(go_on(params, batch.request, state))
+        state = jax.block_until_ready(go_on(params, request, state))
         self.stats.prefill_seconds += filled - start
         self.stats.seconds += time.perf_counter() - start
         self._shared = state.source.shared

@@ -135,6 +135,11 @@ def test_each_device_holds_its_part_of_the_weights(measured):
     assert weights["is_on_mesh"]
 
 
+def test_an_exact_job_names_the_devices_of_one_program(measured):
+    """Of meshes 1 x 1, 2 x 1, 1 x 2, 4 x 2 and no mesh: groups of devices have programs of their own."""
+    assert measured["weights"]["programs"] == [[None, 1], [None, 2], ["tensor=2", 1], ["tensor=2", 4], [None, 1]]
+
+
 def test_each_group_of_devices_has_warm_tables_and_weights_of_its_own(measured):
     warm = measured["warm"]
     assert warm["got"] == warm["expected"]

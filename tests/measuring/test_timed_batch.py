@@ -1,5 +1,6 @@
 """Batches that are timed each on its own: their answers, clocks and counts, and what leaves a trace."""
 
+import dataclasses
 import itertools
 
 import chex
@@ -13,6 +14,7 @@ from jax_probe_mtp import Prompt, Settings, decode
 from jax_probe_mtp.drafting import Plain, Probe, Recycle
 from jax_probe_mtp.measuring import timed_batch
 from jax_probe_mtp.measuring.timed_batch import TimedBatches
+from jax_probe_mtp.model.mesh import make_mesh, sharded_params
 
 PROMPTS = [
     Prompt(id="a", token_ids=[7]),
@@ -52,6 +54,20 @@ def test_a_first_batch_is_run_for_two_tokens_first_and_that_leaves_no_trace(tiny
     np.testing.assert_array_equal(batches._shared.id_YVC, once.shared.id_YVC)
     batches.run(prompts, settings)
     assert batches.stats.seconds == 4
+
+
+@pytest.mark.parametrize("source", [Probe(widths=(7, 3)), Recycle(tree=12, warm=True)], ids=["probe", "warm"])
+def test_a_mesh_gives_the_same(tiny, checkpoint, source):
+    """Of one device, which is all there is here; what several give is the same code's, `tests/generation/test_mesh.py`."""
+    wanted = sharded_params(tiny.cfg, make_mesh(1, 1))
+    params = jax.tree.map(lambda leaf, other: jax.device_put(leaf, other.sharding), checkpoint.params, wanted)
+    batches = TimedBatches(dataclasses.replace(checkpoint, params=params), source)
+    assert batches.programs.mesh is not None
+    settings = Settings(max_new_tokens=8, batch_size=2)
+    for prompts in (PROMPTS[:2], PROMPTS[1:]):  # the second with what the first has taught
+        answers = [timed.generation for timed in batches.run(prompts, settings)]
+        assert [answer.token_ids for answer in answers] == [plain_tokens(tiny, prompt, 8) for prompt in prompts]
+        assert sum(answer.committed for answer in answers) > sum(answer.calls for answer in answers)
 
 
 def test_a_batch_of_known_shapes_traces_nothing(checkpoint, monkeypatch):

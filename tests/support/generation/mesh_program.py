@@ -23,6 +23,7 @@ from jax_probe_mtp import Prompt, Settings
 from jax_probe_mtp.drafting import DynamicProbe, Merged, Ngram, Plain, Probe, Recycle
 from jax_probe_mtp.drafting.merged.memory import Sizes
 from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.generation.groups import program_of
 from jax_probe_mtp.generation.programs import Programs
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.model.mesh import make_mesh, mesh_of, sharded_params
@@ -247,7 +248,11 @@ def measure_weights(model):
             np.array_equal(shard.data, padded[shard.index]) for shard in array.addressable_shards
         )
     is_on_mesh = mesh_of(parts) == mesh and mesh_of(whole) is None
-    return {"shapes": shapes, "are_parts": are_parts, "is_on_mesh": is_on_mesh}
+    sizes = (1, 1), (2, 1), (1, 2), (4, 2)
+    programs = [program_of(load_checkpoint(model, mesh=make_mesh(*size)).params) for size in sizes] + [
+        program_of(whole)
+    ]
+    return {"shapes": shapes, "are_parts": are_parts, "is_on_mesh": is_on_mesh, "programs": programs}
 
 
 def measure_refusals():
