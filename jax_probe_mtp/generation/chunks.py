@@ -44,8 +44,11 @@ class _Ended:
 class Chunks:
     """Runs chunks of K calls on a batch of B rows, one after the other.
 
-    Calling a program is no matter of a moment: on a GPU, a loop of unknown length comes back only when it ends. So another
-    thread does, and the host, or other devices' hosts, go on meanwhile.
+    Calling a program may take as long as running it: on a GPU, a loop of unknown length comes back only when it ends. So a
+    thread of its own calls it, and the host goes on meanwhile, with other devices too.
+
+    Attributes:
+      under_way: the chunk that the device is at; None where it is at none.
     """
 
     def __init__(self, programs: Programs, params: Params, settings: Settings, decode_cfg: DecodeConfig) -> None:
@@ -53,7 +56,7 @@ class Chunks:
         self._programs, self._params, self._settings, self._decode_cfg = programs, params, settings, decode_cfg
         self._compiled: dict[Any, Program] = {}
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
-        self._under_way: concurrent.futures.Future[_Ended] | None = None
+        self.under_way: concurrent.futures.Future[_Ended] | None = None
         self._last: _Ended | None = None
 
     @contextlib.contextmanager
@@ -76,7 +79,7 @@ class Chunks:
             try:
                 yield
             finally:
-                self._thread = self._last = self._under_way = None  # the cache is no longer held
+                self._thread = self._last = self.under_way = None  # the cache is no longer held
 
     @property
     def are_running(self) -> bool:
@@ -86,13 +89,9 @@ class Chunks:
     @property
     def shared(self) -> Any:
         """What the rows share after the newest chunk; waits for its end."""
-        ended = self._last if self._under_way is None else self._under_way.result()
+        ended = self._last if self.under_way is None else self.under_way.result()
         assert ended is not None
         return ended.state.source.shared
-
-    def is_ready(self) -> bool:
-        """Says whether `wait` would not."""
-        return self._under_way is None or self._under_way.done()
 
     def start(self, arriving: list[Arrival], is_stopped_B: np.ndarray, stats: Stats) -> None:
         """Lets the device put in who arrives, then make K calls; compiles what is new before.
@@ -125,14 +124,14 @@ class Chunks:
             return _Ended(request=rows, state=after, report=report, at=at, compiled=compiled)
 
         stats.host_seconds += time.perf_counter() - last.at - (self._programs.compile_seconds - last.compiled)
-        self._under_way = thread.submit(run)
+        self.under_way = thread.submit(run)
 
     def wait(self, stats: Stats) -> Report:
         """Gives what the chunk under way tells the host, and counts its time, the host's before it included."""
-        assert self._under_way is not None
+        assert self.under_way is not None
         assert self._last is not None
-        before, self._last = self._last, self._under_way.result()
-        self._under_way = None
+        before, self._last = self._last, self.under_way.result()
+        self.under_way = None
         compile_seconds = self._last.compiled - before.compiled
         stats.compile_seconds += compile_seconds
         stats.seconds += self._last.at - before.at - compile_seconds

@@ -5,10 +5,10 @@ after all: it goes on with a group whose chunk has ended, and the others' device
 belong to several processes stays one group: there all processes make the same calls.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +26,6 @@ from jax_probe_mtp.model.config import DATA, TENSOR
 from jax_probe_mtp.model.mesh import mesh_of
 from jax_probe_mtp.model.params import Params
 
-SECONDS_BETWEEN_LOOKS = 1e-4  # at groups of which none has ended its chunk; a chunk takes milliseconds
 _LONGEST = ("seconds", "compile_seconds")  # of `Stats`: groups run side by side, and their programs are one clock's
 
 
@@ -163,7 +162,8 @@ class SideBySide:
         while going:
             ready = [g for g in going if len(going) == 1 or self._decoders[g].is_ready()]
             if not ready:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                chunks = [self._decoders[g].chunk for g in going]
+                concurrent.futures.wait(filter(None, chunks), return_when=concurrent.futures.FIRST_COMPLETED)
             for g in ready:
                 update = next(going[g], None)
                 self._count(before)

@@ -1,6 +1,7 @@
 """Continuous batching on the host: a stream of prompts in, generations out as they end, with all rows kept busy."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -148,9 +149,14 @@ class ContinuousDecoder:
         """Counts the rows of the batch."""
         return len(self._rows)
 
+    @property
+    def chunk(self) -> concurrent.futures.Future[Any] | None:
+        """Gives what the device is doing, to be waited for; None where it does nothing."""
+        return self._chunks.under_way
+
     def is_ready(self) -> bool:
         """Says whether `run` would go on without waiting for the device."""
-        return self._chunks.is_ready()
+        return self.chunk is None or self.chunk.done()
 
     def under_way(self) -> list[tuple[int, int]]:
         """Gives, of each record that is being decoded, its new tokens so far and the most that it may get."""

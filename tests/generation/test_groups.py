@@ -1,6 +1,7 @@
 """Groups of devices side by side, and a device's chunks: none waits for another, the host for none, and time is counted."""
 
 import collections
+import concurrent.futures
 import threading
 
 import jax
@@ -51,6 +52,30 @@ def test_a_group_that_is_busy_keeps_no_other_from_going_on():
     assert collections.Counter(name for name, _ in log) == {"a": 2, "b": 8}
     assert [name for name, _ in log[:2]] == ["a", "b"]
     assert log[-1] == ("a", 2), "its second of the prompts that are dealt out: all others were taken by then"
+
+
+def test_where_all_are_busy_the_first_to_end_goes_on_and_nobody_spins():
+    class Device(Group):
+        """Each chunk ends a moment after it has begun."""
+
+        chunk, looks = None, 0
+
+        def __init__(self, name, log):
+            super().__init__(name, log, is_ready=self.has_ended)
+
+        def has_ended(self):
+            Device.looks += 1
+            return self.chunk is None or self.chunk.done()
+
+        def run(self, items, should_stop):
+            for update in super().run(items, should_stop):
+                self.chunk = concurrent.futures.Future()
+                threading.Timer(0.02, self.chunk.set_result, [None]).start()
+                yield update
+
+    ended = finished(side_by_side(Device("a", []), Device("b", [])).run((i, None) for i in range(8)))
+    assert sorted(number for number, _ in ended) == list(range(8))
+    assert Device.looks < 100, "of thousands in the time that the chunks take"
 
 
 def test_few_prompts_are_dealt_out_to_all_groups():
