@@ -50,7 +50,7 @@ def add_commands(commands: Any) -> None:
     )
     draft_options.add_masks(measure)
     options.add_sampling(measure, max_new_tokens=options.NEW_TOKENS)
-    measure.add_argument("--mesh", metavar="data=D,tensor=T", help="split over D x T devices (default: one device)")
+    measure.add_argument("--mesh", metavar="data=D,tensor=T", help="split over D x T devices, in one program (default: one device)")
     measure.add_argument("--output", type=Path, required=True, metavar="R.json", help="what was measured")
     measure.add_argument("--resume", action="store_true", help="go on with what --output holds")
     measure.set_defaults(command=_bench)
@@ -96,7 +96,7 @@ def _bench(args: argparse.Namespace) -> int:
             "batch_size": settings.batch_size,
             "capacity": settings.capacity,
             "prompt_slots": settings.prompt_slots,
-            **({"mesh": args.mesh} if args.mesh else {}),
+            **({"mesh": "data={},tensor={}".format(*mesh.devices.shape)} if mesh is not None else {}),
             "eos_token_ids": args.eos_token_id,  # null: the model's own
             "use_chat_template": not args.no_chat_template,
         },

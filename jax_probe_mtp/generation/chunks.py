@@ -31,14 +31,12 @@ class _Ended:
       request, state: of all rows.
       report: what the host is told, on the host.
       at: the moment at which the device had ended, of `time.perf_counter`.
-      compiled: seconds of compilation until then.
     """
 
     request: Request
     state: DecodeState
     report: Report | None
     at: float
-    compiled: float
 
 
 class Chunks:
@@ -58,6 +56,7 @@ class Chunks:
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
         self.under_way: concurrent.futures.Future[_Ended] | None = None
         self._last: _Ended | None = None
+        self._compile_seconds = 0.0  # before the chunk under way
 
     @contextlib.contextmanager
     def running(self, idle: Request, shared: Any) -> Iterator[None]:
@@ -71,10 +70,10 @@ class Chunks:
         shared = self._programs.place(shared, self._programs.shared)
         # Nothing is drawn before there are prompts: a greedy batch's program, which the exact mode's test has compiled.
         greedy = request.replace(sampling=Sampling(seed_B=request.sampling.seed_B))
-        start, compiled = time.perf_counter(), self._programs.compile_seconds
+        start = time.perf_counter()
         takes, gives = (REQUEST, self._programs.shared), self._programs.state
         state = self._program(empty, greedy, shared, takes=takes, gives=gives)(self._params, greedy, shared)
-        self._last = _Ended(request=request, state=state, report=None, at=start, compiled=compiled)
+        self._last = _Ended(request=request, state=state, report=None, at=start)
         with concurrent.futures.ThreadPoolExecutor(1) as self._thread:
             try:
                 yield
@@ -119,11 +118,12 @@ class Chunks:
             for put, args in puts:
                 rows, after = put(params, *args, rows, after)
             after, report = calls(params, rows, after, stopped_B)
-            report = jax.device_get(report)
-            at, compiled = time.perf_counter(), self._programs.compile_seconds
-            return _Ended(request=rows, state=after, report=report, at=at, compiled=compiled)
+            return _Ended(request=rows, state=after, report=jax.device_get(report), at=time.perf_counter())
 
-        stats.host_seconds += time.perf_counter() - last.at - (self._programs.compile_seconds - last.compiled)
+        # What was compiled while the device had nothing to do: for other groups, too.
+        self._compile_seconds = self._programs.clock.since(last.at)
+        stats.compile_seconds += self._compile_seconds
+        stats.host_seconds += time.perf_counter() - last.at - self._compile_seconds
         self.under_way = thread.submit(run)
 
     def wait(self, stats: Stats) -> Report:
@@ -132,9 +132,7 @@ class Chunks:
         assert self._last is not None
         before, self._last = self._last, self.under_way.result()
         self.under_way = None
-        compile_seconds = self._last.compiled - before.compiled
-        stats.compile_seconds += compile_seconds
-        stats.seconds += self._last.at - before.at - compile_seconds
+        stats.seconds += self._last.at - before.at - self._compile_seconds
         assert self._last.report is not None
         return self._last.report
 

@@ -1,15 +1,17 @@
 """Groups of devices that share no weights: each decodes its own rows, and none waits for another.
 
 On a mesh of `data=D` groups each one has its own programs, its own batch and its own chunks of calls. One host thread looks
-after all: it goes on with a group whose chunk has ended, and the others' devices are busy meanwhile. A mesh whose devices
+after all: it goes on with a group whose chunk has ended, and the others' devices are busy meanwhile. Only what the host itself
+does for one, such as compiling, keeps the others' next chunks waiting. A mesh whose devices
 belong to several processes stays one group: there all processes make the same calls.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,13 +22,12 @@ from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.generation.answers import Generation, Item, Stats
 from jax_probe_mtp.generation.programs import CompileClock, Programs
+from jax_probe_mtp.generation.row import WaitingPrompt
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder, Update
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DATA, TENSOR
 from jax_probe_mtp.model.mesh import mesh_of
 from jax_probe_mtp.model.params import Params
-
-_LONGEST = ("seconds", "compile_seconds")  # of `Stats`: groups run side by side, and their programs are one clock's
 
 
 class Groups:
@@ -40,8 +41,8 @@ class Groups:
     def __init__(self, checkpoint: Checkpoint, source: DraftSource) -> None:
         """Compiles nothing yet."""
         self._checkpoints, self._source = split(checkpoint), source
-        clock = CompileClock()
-        self.programs = [Programs(part, source, clock) for part in self._checkpoints]
+        self._clock = CompileClock()
+        self.programs = [Programs(part, source, self._clock) for part in self._checkpoints]
         self.num_shards = max(len(self.programs), self.programs[0].num_shards)
 
     def begin_shared(self, shared: Any = None) -> Any:
@@ -55,19 +56,19 @@ class Groups:
         Raises:
           ValueError: one line with the values and a way out.
         """
-        of_group = zip(self._checkpoints, self.programs, strict=True)
         if len(self.programs) == 1:
-            ((checkpoint, programs),) = of_group
             return ContinuousDecoder(
-                checkpoint, self._source, settings, programs=programs, stats=stats, shared=shared, **options
-            )
+                self._checkpoints[0], self._source, settings, programs=self.programs[0], stats=stats, shared=shared, **options
+            )  # fmt: skip
         settings.check(self._checkpoints[0].config, self._source, num_shards=self.num_shards)
         own = dataclasses.replace(settings, batch_size=settings.batch_size // self.num_shards)
+        parts = _parts(shared, self.num_shards, learns_shared=self._source.learns_shared)
+        waiting: collections.deque[WaitingPrompt] = collections.deque()  # whoever has a free row first takes them
         decoders = [
-            ContinuousDecoder(checkpoint, self._source, own, programs=programs, **options)
-            for checkpoint, programs in of_group
+            ContinuousDecoder(checkpoint, self._source, own, programs=programs, shared=part, waiting=waiting, **options)
+            for checkpoint, programs, part in zip(self._checkpoints, self.programs, parts, strict=True)
         ]
-        return SideBySide(decoders, learns_shared=self._source.learns_shared, stats=stats, shared=shared)
+        return SideBySide(decoders, self._clock, learns_shared=self._source.learns_shared, stats=stats)
 
 
 def split(checkpoint: Checkpoint) -> list[Checkpoint]:
@@ -119,33 +120,31 @@ class SideBySide:
     """
 
     def __init__(
-        self, decoders: Sequence[ContinuousDecoder], *, learns_shared: bool, stats: Stats, shared: Any
+        self, decoders: Sequence[ContinuousDecoder], clock: CompileClock, *, learns_shared: bool, stats: Stats
     ) -> None:
         """Takes over the groups' decoders.
 
         Args:
           decoders: one of each group.
+          clock: of all their programs.
           learns_shared: True where each group has what its rows share for itself.
           stats: where to count.
-          shared: what the rows share, the groups' one behind the other where each has its own.
         """
-        self._decoders, self._learns_shared, self.stats = decoders, learns_shared, stats
-        self.shared = shared
+        self._decoders, self._clock, self._learns_shared, self.stats = decoders, clock, learns_shared, stats
 
     @property
     def shared(self) -> Any:
         """What the rows share, on the host, the groups' one behind the other where each has its own."""
+        if not self._learns_shared:  # on a device of the first group, it would be no other group's
+            return jax.tree.map(np.asarray, self._decoders[0].shared)
         parts = [decoder.shared for decoder in self._decoders]
-        if not self._learns_shared:
-            return parts[0]
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts)
 
     @shared.setter
     def shared(self, shared: Any) -> None:
-        for g, decoder in enumerate(self._decoders):
-            decoder.shared = shared
-            if self._learns_shared:
-                decoder.shared = jax.tree.map(lambda leaf, g=g: np.asarray(leaf[g : g + 1]), shared)
+        parts = _parts(shared, len(self._decoders), learns_shared=self._learns_shared)
+        for decoder, part in zip(self._decoders, parts, strict=True):
+            decoder.shared = part
 
     def run(
         self, items: Iterable[tuple[int, Item]], should_stop: Callable[[], bool] = lambda: False
@@ -155,10 +154,17 @@ class SideBySide:
         # The first ones are dealt out: a group that took as many as it has rows would leave none of a few to the next.
         dealt = list(itertools.islice(rest, sum(decoder.num_rows for decoder in self._decoders)))
         groups = range(len(self._decoders))
-        before = dataclasses.replace(self.stats)
+        before, compiled = dataclasses.replace(self.stats), self._clock.seconds
         for decoder in self._decoders:
             decoder.stats = Stats()
         going = {g: self._decoders[g].run(itertools.chain(dealt[g :: len(groups)], rest), should_stop) for g in groups}
+        try:
+            yield from self._take_turns(going, before, compiled)
+        finally:
+            for run in going.values():
+                run.close()
+
+    def _take_turns(self, going: dict[int, Generator[Update]], before: Stats, compiled: float) -> Iterator[Update]:
         while going:
             ready = [g for g in going if len(going) == 1 or self._decoders[g].is_ready()]
             if not ready:
@@ -167,6 +173,7 @@ class SideBySide:
             for g in ready:
                 update = next(going[g], None)
                 self._count(before)
+                self.stats.compile_seconds = before.compile_seconds + self._clock.seconds - compiled
                 if update is None:
                     del going[g]
                 else:
@@ -183,10 +190,17 @@ class SideBySide:
     def _count(self, before: Stats) -> None:
         for field in dataclasses.fields(Stats):
             parts = [getattr(decoder.stats, field.name) for decoder in self._decoders]
-            joined = max(parts) if field.name in _LONGEST else sum(parts)
+            joined = max(parts) if field.name == "seconds" else sum(parts)
             if field.name == "host_seconds":
                 joined /= len(parts)
             setattr(self.stats, field.name, getattr(before, field.name) + joined)
+
+
+def _parts(shared: Any, num_groups: int, *, learns_shared: bool) -> list[Any]:
+    """Gives each group's part of what rows share, on the host: all of it where nothing is learned."""
+    if not learns_shared:
+        return [jax.tree.map(np.asarray, shared)] * num_groups
+    return [jax.tree.map(lambda leaf, g=g: np.asarray(leaf[g : g + 1]), shared) for g in range(num_groups)]
 
 
 AnyDecoder = ContinuousDecoder | SideBySide

@@ -3,7 +3,6 @@
 Where the checkpoint's parameters lie on a mesh, a program is one `jax.shard_map` over it.
 """
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -53,11 +52,25 @@ STATE: Any = DecodeState(
 )
 
 
-@dataclasses.dataclass
 class CompileClock:
-    """How long compiling has taken, in seconds of the wall: of all programs that one thread compiles for."""
+    """When programs were compiled; several `Programs` of one host may share it."""
 
-    seconds: float = 0.0
+    def __init__(self) -> None:
+        """Begins with nothing compiled."""
+        self._spans: list[tuple[float, float]] = []
+
+    def note(self, start: float) -> None:
+        """Notes that something was compiled from `start`, of `time.perf_counter`, until now."""
+        self._spans.append((start, time.perf_counter()))
+
+    @property
+    def seconds(self) -> float:
+        """Gives the seconds of all compilation so far."""
+        return self.since(0.0)
+
+    def since(self, moment: float) -> float:
+        """Gives the seconds of compilation after a moment."""
+        return sum(max(0.0, end - max(start, moment)) for start, end in self._spans)
 
 
 class Programs:
@@ -65,12 +78,13 @@ class Programs:
 
     Attributes:
       mesh: where the parameters lie; None on one device.
+      clock: when they were compiled.
       tested: shapes at which `exact_check` has found the exact mode exact.
     """
 
     def __init__(self, checkpoint: Checkpoint, source: DraftSource, clock: CompileClock | None = None) -> None:
-        """Compiles nothing yet; `clock` is that of other programs which the same thread compiles."""
-        self._clock = CompileClock() if clock is None else clock
+        """Compiles nothing yet; `clock` is that of other programs of the same host."""
+        self.clock = CompileClock() if clock is None else clock
         self._params, self._source = checkpoint.params, source
         self.mesh = mesh_of(checkpoint.params)
         self._static = {
@@ -85,7 +99,7 @@ class Programs:
     @property
     def compile_seconds(self) -> float:
         """Says what compiling has taken so far, of these programs and all others with their clock."""
-        return self._clock.seconds
+        return self.clock.seconds
 
     @property
     def num_shards(self) -> int:
@@ -124,7 +138,7 @@ class Programs:
     def of_plain(self, checkpoint: Checkpoint) -> "Programs":
         """Gives programs of plain decoding of the same checkpoint, which are kept as these are."""
         if self._of_plain is None:
-            self._of_plain = Programs(checkpoint, parse_draft(PLAIN), self._clock)
+            self._of_plain = Programs(checkpoint, parse_draft(PLAIN), self.clock)
         return self._of_plain
 
     def __len__(self) -> int:
@@ -155,7 +169,7 @@ class Programs:
             start = time.perf_counter()
             bound = self.bind(function, *args, takes=takes, gives=gives, **static)
             self._compiled[key] = jax.jit(bound, donate_argnums=donate).lower(self._params, *args).compile()
-            self._clock.seconds += time.perf_counter() - start
+            self.clock.note(start)
         return self._compiled[key]
 
     def bind(

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class ContinuousDecoder:
         programs: Programs | None = None,
         stats: Stats | None = None,
         shared: Any = None,
+        waiting: collections.deque[WaitingPrompt] | None = None,
     ) -> None:
         """Prepares a decoder for one stream.
 
@@ -74,6 +75,7 @@ class ContinuousDecoder:
           programs: of the same checkpoint and drafts, to share what is compiled.
           stats: where to count; new ones when left out.
           shared: what the rows share, of an earlier run; what the source begins with when None.
+          waiting: prompts that wait for a row, where decoders share them; its own when left out.
 
         Raises:
           ValueError: one line with the values and a way out.
@@ -91,13 +93,13 @@ class ContinuousDecoder:
         self._idle = idle_request(1, checkpoint.eos_token_ids, is_sampled=is_sampled, max_accept=settings.max_accept)
         self._rows: list[RowText | None] = [None] * settings.batch_size
         self._is_stopped_B = np.zeros(settings.batch_size, np.bool_)
-        self._waiting: collections.deque[WaitingPrompt] = collections.deque()
+        self._waiting = collections.deque[WaitingPrompt]() if waiting is None else waiting
         self._finished: list[Numbered] = []
         self._new_text: list[tuple[int, str]] = []
 
     def run(
         self, items: Iterable[tuple[int, Item]], should_stop: Callable[[], bool] = lambda: False
-    ) -> Iterator[Update]:
+    ) -> Generator[Update]:
         """Decodes all prompts; gives an update after every chunk, while the device is busy with the next.
 
         Args:

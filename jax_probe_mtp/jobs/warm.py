@@ -94,7 +94,7 @@ class WarmState:
 
     def save_sometimes(self, shared: Callable[[], Any]) -> None:
         """Writes the file where the last time is a while ago."""
-        if time.monotonic() - self._saved > SECONDS_BETWEEN:
+        if self._is_kept and time.monotonic() - self._saved > SECONDS_BETWEEN:
             self.save(shared())
 
     def save(self, shared: Any) -> None:

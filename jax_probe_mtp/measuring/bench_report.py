@@ -80,7 +80,8 @@ def _section(number_of_record: int, file_name: str, record: dict[str, Any], capt
 def _title(record: dict[str, Any]) -> str:
     environment, settings = record["environment"], record["settings"]
     model = f"{record['model']['name']}, {environment['dtype']}, {environment['device']}"
-    return f"{model}, batch size {settings['batch_size']}, temperature {settings['temperature']}"
+    mesh = f", mesh {settings['mesh']}" if "mesh" in settings else ""
+    return f"{model}{mesh}, batch size {settings['batch_size']}, temperature {settings['temperature']}"
 
 
 def _asked(record: dict[str, Any]) -> str:

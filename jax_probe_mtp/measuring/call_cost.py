@@ -1,5 +1,6 @@
 """Times decode calls: the decode loop itself, on a state as a prefill leaves it, for any draft and any weights."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import time
@@ -125,15 +126,19 @@ def time_side_by_side(
         "calls_B": np.zeros(length_B.shape, np.int32),
     }
     ms = []
-    for _ in range(repeats + 1):
-        states = [state.replace(**_beside(state, begun)) for state in states]
-        jax.block_until_ready(states)
-        start = time.perf_counter()
-        of_parts = zip(programs, parts, states, strict=True)
-        states = [program(params, request, state) for program, (_, params, request, _), state in of_parts]
-        jax.block_until_ready(states)
-        seconds = time.perf_counter() - start
-        ms.append(1000 * seconds / max(int(np.max(state.calls_B)) for state in states))
+
+    def run(program: jax.stages.Compiled, params: Params, request: Request, state: DecodeState) -> DecodeState:
+        return jax.block_until_ready(program(params, request, state))
+
+    with concurrent.futures.ThreadPoolExecutor(len(parts)) as threads:  # a GPU's loop comes back only when it ends
+        for _ in range(repeats + 1):
+            states = [state.replace(**_beside(state, begun)) for state in states]
+            jax.block_until_ready(states)
+            params, requests = [part[1] for part in parts], [part[2] for part in parts]
+            start = time.perf_counter()
+            states = list(threads.map(run, programs, params, requests, states))
+            seconds = time.perf_counter() - start
+            ms.append(1000 * seconds / max(int(np.max(state.calls_B)) for state in states))
     return Timing(
         ms=tuple(ms[1:]),
         compile_seconds=compile_seconds,

@@ -116,7 +116,8 @@ def random_sharded_params(
 
     arrays = []
     for (path, leaf), own_key in zip(wanted, jax.random.split(key, len(wanted)), strict=True):
-        what = jax.tree_util.keystr(path[-2:]), leaf.shape, leaf.dtype, leaf.sharding
+        names = tuple(str(part) for part in path if not isinstance(part, jax.tree_util.SequenceKey))  # not the layer's
+        what = names, leaf.shape, leaf.dtype, leaf.sharding
         if what not in draws:
             draws[what] = jax.jit(functools.partial(draw, path=path, leaf=leaf), out_shardings=leaf.sharding)
         arrays.append(draws[what](own_key))

@@ -5,6 +5,7 @@ import concurrent.futures
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.generation.row_streams import PROBE, PROMPTS, SETTINGS, S, answers
@@ -12,6 +13,7 @@ from support.generation.row_streams import PROBE, PROMPTS, SETTINGS, S, answers
 from jax_probe_mtp.decoding.rows import run_calls
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.groups import SideBySide
+from jax_probe_mtp.generation.programs import CompileClock
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder, Update
 
 
@@ -36,8 +38,8 @@ class Group:
         return [(1, 2)]
 
 
-def side_by_side(*decoders, learns_shared=False, stats=None, shared=None):
-    return SideBySide(decoders, learns_shared=learns_shared, stats=stats or Stats(), shared=shared)
+def side_by_side(*decoders, learns_shared=False, stats=None):
+    return SideBySide(decoders, CompileClock(), learns_shared=learns_shared, stats=stats or Stats())
 
 
 def finished(updates):
@@ -105,21 +107,78 @@ def test_an_error_of_one_group_comes_out():
             raise ValueError("broken")
             yield
 
+    class Held(Group):
+        is_closed = False
+
+        def run(self, items, should_stop):
+            try:
+                yield from super().run(items, should_stop)
+            finally:
+                self.is_closed = True
+
+    other = Held("a", [])
     with pytest.raises(ValueError, match="broken"):
-        finished(side_by_side(Group("a", []), Broken("b", [])).run((i, None) for i in range(4)))
+        finished(side_by_side(other, Broken("b", [])).run((i, None) for i in range(4)))
+    assert other.is_closed, "else its cache stays on its device"
 
 
 def test_each_group_has_its_part_of_what_is_learned():
-    both = side_by_side(Group("a", []), Group("b", []), learns_shared=True, shared={"x": np.arange(6).reshape(2, 3)})
+    both = side_by_side(Group("a", []), Group("b", []), learns_shared=True)
+    both.shared = {"x": np.arange(6).reshape(2, 3)}
     assert [decoder.shared["x"].tolist() for decoder in both._decoders] == [[[0, 1, 2]], [[3, 4, 5]]]
     both._decoders[1].shared = {"x": np.array([[7, 8, 9]])}
     assert jax.tree.map(np.ndarray.tolist, both.shared) == {"x": [[0, 1, 2], [7, 8, 9]]}
 
 
 def test_what_is_not_learned_is_the_same_for_all():
-    both = side_by_side(Group("a", []), Group("b", []), shared="masks")
-    assert [decoder.shared for decoder in both._decoders] == ["masks", "masks"]
-    assert both.shared == "masks"
+    both = side_by_side(Group("a", []), Group("b", []))
+    both.shared = jnp.ones(3)
+    assert isinstance(both._decoders[1].shared, np.ndarray), (
+        "an array of the first group's device is none of the second's"
+    )
+    both._decoders[0].shared = jnp.arange(3)
+    assert both.shared.tolist() == [0, 1, 2]
+    assert isinstance(both.shared, np.ndarray)
+
+
+def test_prompts_that_wait_are_whosever_row_is_free_first(checkpoint, programs):
+    waiting = collections.deque()
+    both = [
+        ContinuousDecoder(checkpoint, PROBE, SETTINGS, capacity=S, is_sampled=True, programs=programs, waiting=waiting)
+        for _ in "ab"
+    ]
+    items = enumerate(PROMPTS * 2)
+    first, second = (decoder.run(items) for decoder in both)
+    next(first)
+    both[0].chunk.result()
+    next(first)  # its rows are full, and it has taken prompts for the next free ones
+    num_waiting = len(waiting)
+    assert num_waiting > 0
+    next(second)
+    assert len(both[1].under_way()) == 3
+    assert len(waiting) < num_waiting
+    first.close()
+    second.close()
+
+
+def test_what_is_compiled_for_another_group_is_nobodys_time(checkpoint, programs, device, monkeypatch):
+    """The device ends its chunk after 1 s, the host compiles for 20 s meanwhile, and looks after 5 s more."""
+    goes_on, _ = device
+    goes_on.set()
+    monkeypatch.setattr(programs, "clock", CompileClock())
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    decoder = ContinuousDecoder(checkpoint, PROBE, SETTINGS, capacity=S, is_sampled=True, programs=programs)
+    updates = decoder.run([(0, PROMPTS[0])])
+    now[0] += 1.0
+    next(updates)
+    decoder.chunk.result()
+    begun, now[0] = now[0], now[0] + 20.0
+    programs.clock.note(begun)
+    now[0] += 5.0
+    list(updates)
+    assert decoder.stats.host_seconds == decoder.stats.seconds == pytest.approx(5.0)
+    assert decoder.stats.compile_seconds == pytest.approx(20.0)
 
 
 @pytest.fixture
@@ -167,6 +226,7 @@ def test_the_host_goes_on_while_the_device_works(checkpoint, programs, expected,
 def test_what_the_device_waits_for_is_the_hosts_time(checkpoint, programs, device, monkeypatch):
     goes_on, _ = device
     goes_on.set()
+    monkeypatch.setattr(programs, "clock", CompileClock())
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     decoder = ContinuousDecoder(checkpoint, PROBE, SETTINGS, capacity=S, is_sampled=True, programs=programs)
@@ -176,4 +236,4 @@ def test_what_the_device_waits_for_is_the_hosts_time(checkpoint, programs, devic
         pass
     now[0] += 5.0  # the chunk has ended, and nobody looks
     list(updates)
-    assert decoder.stats.host_seconds == decoder.stats.seconds == 5.0
+    assert decoder.stats.host_seconds == decoder.stats.seconds == pytest.approx(5.0)

@@ -80,6 +80,7 @@ def test_several_processes_share_one_program_and_give_the_same_tokens(measured):
 
 def test_no_program_of_a_mesh_has_a_constant_without_elements(measured):
     """XLA of JAX 0.11 crashes at one: see docs/upstream/empty_constant.md."""
+    assert measured["bad border"] == [2, 3], "one in and one out; one in, and a constant, which is handed in too"
     assert len(measured["empty constants"]) == 7
     assert set(measured["empty constants"].values()) == {0}
 
@@ -144,6 +145,12 @@ def test_each_group_of_devices_has_warm_tables_and_weights_of_its_own(measured):
     warm = measured["warm"]
     assert warm["got"] == warm["expected"]
     assert sum(accepted for _, _, accepted in warm["got"]) > 0
+
+
+def test_masks_that_the_caller_brings_serve_all_groups_and_the_next_run(measured):
+    alone, first, second = measured["tuned"]
+    assert first == second == alone
+    assert len(alone) == 4
 
 
 def test_what_a_mesh_cannot_do_is_refused(measured):

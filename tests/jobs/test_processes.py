@@ -198,6 +198,7 @@ def test_the_death_of_one_process_ends_the_other_within_seconds(folder, tmp_path
         end = time.monotonic() + SECONDS
         while not any(map(lines_of, both.parts)):
             assert time.monotonic() < end
+            assert [process.poll() for process in both.started] == [None, None], [log.read_text() for log in both.logs]
             time.sleep(0.001)
         both.started[1].kill()
         died = time.monotonic()

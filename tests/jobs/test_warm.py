@@ -49,6 +49,21 @@ def in_memory(model):
     return {answer.id: (answer.token_ids, answer.calls) for answer in answers}
 
 
+def test_what_learns_nothing_is_never_asked_what_it_has_learned(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(warm, "SECONDS_BETWEEN", -1.0)
+    params = load_checkpoint(str(model), dtype="float32").params
+
+    def asked(draft):
+        state = warm.WarmState(tmp_path / "answers.jsonl", {}, parse_draft(draft), params)
+        state.save_sometimes(lambda: looks.append(draft) or {"x": np.zeros((1, 2), np.int32)})
+
+    looks = []
+    asked("probe:4")  # to look waits for the device
+    assert looks == []
+    asked(DRAFT)
+    assert looks == [DRAFT]
+
+
 def test_a_job_goes_on_as_warm_as_it_was(go_on, in_memory):
     first, _ = go_on(2)
     assert first == {i: in_memory[i] for i in (0, 1)}

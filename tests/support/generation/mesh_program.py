@@ -29,7 +29,7 @@ from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.model.mesh import make_mesh, mesh_of, sharded_params
 from jax_probe_mtp.model.params import abstract_params, dequantize_params, quantize_params, weights_of
 from support.drafting import merged
-from support.generation.mesh_texts import count_empty_constants, read_program
+from support.generation.mesh_texts import count_empty_constants, measure_bad_border, read_program
 
 
 def of_probe(probe):
@@ -91,6 +91,7 @@ def measure(model, results):
     measured = {"cases": {name: measure_case(*case, is_rounded=name == "int8") for name, case in CASES.items()}}
     measured["exact"] = [measure_exact(dtype) for dtype in ("float32", "bfloat16")]
     measured["warm"] = measure_warm()
+    measured["tuned"], measured["bad border"] = measure_tuned(), measure_bad_border()
     measured["program"] = measure_program()
     measured["empty constants"] = count_empty_constants(split(random_checkpoint(BASE), 1, 2), PROMPTS[5])
     measured["weights"] = measure_weights(model)
@@ -164,6 +165,14 @@ def decode_warm_slowly(model, prompts):
             for prompt, (tokens, trees, accepted) in zip(mine, rows, strict=True):
                 of_prompt[prompt.id] = [tokens, len(trees), sum(accepted)]
     return [of_prompt[prompt.id] for prompt in prompts], min(gaps)
+
+
+def measure_tuned():
+    """Decodes with masks that the caller brings: on one device, and twice in two groups."""
+    checkpoint, source = random_checkpoint(BASE), Probe(widths=(7, 3), mask_init="tuned")
+    masks = np.random.default_rng(0).standard_normal((2, BASE.width), np.float32)
+    several, alone = (Decoder(c, source, shared=masks) for c in (split(checkpoint, 2, 1), checkpoint))
+    return [[[a.token_ids, a.calls] for a in d.run(PROMPTS[:4], SETTINGS)] for d in (alone, several, several)]
 
 
 def measure_exact(dtype):

@@ -4,11 +4,15 @@ import re
 import unittest.mock
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
 from jax_probe_mtp import Settings
 from jax_probe_mtp.decoding.rows import run_calls
 from jax_probe_mtp.drafting.spec import parse_draft
 from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.model.mesh import make_mesh
 
 
 def read_program(programs):
@@ -24,14 +28,19 @@ def read_program(programs):
     }
 
 
+def count_empty(text):
+    """Counts the constants without elements, and arrays without elements that cross the border of a `shard_map`."""
+    borders = re.findall(r"sdy\.manual_computation.*?\n    \} : (.*?)\n", text, re.DOTALL)
+    assert len(borders) == text.count("sdy.manual_computation(") > 0
+    return text.count("dense<>") + sum(len(re.findall(r"<(?:\d+x)*0x", types)) for types in borders)
+
+
 def count_empty_constants(checkpoint, prompt):
     """Counts, for each way of drafting, the constants without elements in the programs of a mesh, as they are lowered."""
     counts, compile_as_ever = {}, jax.stages.Lowered.compile
 
     def look(lowered, *args, **options):
-        text = lowered.as_text()
-        at_border = re.search(r"manual_computation\((.*?)\).*?: \((.*?)\) ->", text, re.DOTALL)
-        counts[name] += text.count("dense<>") + len(re.findall(r"<(?:\d+x)*0x", at_border[2] if at_border else text))
+        counts[name] += count_empty(lowered.as_text())
         return compile_as_ever(lowered, *args, **options)
 
     with unittest.mock.patch.object(jax.stages.Lowered, "compile", look):
@@ -39,4 +48,14 @@ def count_empty_constants(checkpoint, prompt):
             counts[name] = 0
             decoder = Decoder(checkpoint, parse_draft(name))
             list(decoder.run([prompt], Settings(max_new_tokens=2)))
+    return counts
+
+
+def measure_bad_border():
+    """Counts what `count_empty` must see: an array without elements that goes in and out, and a constant of that kind."""
+    mesh, rows = make_mesh(1, 2), PartitionSpec("data")
+    counts = []
+    for function in (lambda x: x, lambda x: jnp.sum(jnp.asarray(np.zeros((1, 0)))) + jnp.zeros((1, 1)) + jnp.sum(x)):
+        bound = jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+        counts.append(count_empty(jax.jit(bound).lower(np.zeros((1, 0), np.float32)).as_text()))
     return counts
