@@ -50,7 +50,9 @@ def add_commands(commands: Any) -> None:
     )
     draft_options.add_masks(measure)
     options.add_sampling(measure, max_new_tokens=options.NEW_TOKENS)
-    measure.add_argument("--mesh", metavar="data=D,tensor=T", help="split over D x T devices, in one program (default: one device)")
+    measure.add_argument(
+        "--mesh", metavar="data=D,tensor=T", help="split over D x T devices, in one program (default: one device)"
+    )
     measure.add_argument("--output", type=Path, required=True, metavar="R.json", help="what was measured")
     measure.add_argument("--resume", action="store_true", help="go on with what --output holds")
     measure.set_defaults(command=_bench)
