@@ -169,7 +169,7 @@ def test_a_lone_process_says_whom_it_waits_for(num, own, others):
 def test_a_process_of_a_cluster_says_once_that_it_waits_long(monkeypatch, caplog, takes):
     monkeypatch.setattr(processes, "SECONDS_UNSAID", 0.1)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: time.sleep(takes))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: time.sleep(takes))
     processes.initialize(None, None, None)
     time.sleep(0.3)
     assert caplog.messages == ["this process waits for the other processes of the cluster"][: int(takes > 0)]
