@@ -30,6 +30,9 @@ PARAMETERS = {  # in millions, as the model cards say
     "llama-3.2-3b": 3210,
     "qwen3-0.6b": 596,
     "smollm2-135m": 134.5,
+    "qwen2.5-0.5b": 494,
+    "qwen3-32b": 32800,
+    "llama-3-70b": 70600,
 }
 
 
@@ -102,8 +105,10 @@ def test_one_line_a_run_is_printed(finished):
     [
         (["--rows", "7"], ["--rows 7", "even number"]),
         (["--capacity", "47"], ["40 tokens in use", "8 new ones", "capacity of 47"]),
+        (["--mesh", "tensor=2"], ["--mesh", "--step-only"]),
+        (["--mesh", "tensor=3", "--step-only"], ["tensor=3", "2 kv heads", "1, 2"]),
     ],
-    ids=["rows", "capacity"],
+    ids=["rows", "capacity", "mesh without step-only", "mesh"],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, monkeypatch, args, words):
     output = tmp_path / "record.json"
