@@ -161,15 +161,19 @@ def test_prompts_that_wait_are_whosever_row_is_free_first(checkpoint, programs):
     second.close()
 
 
-def test_what_is_compiled_for_another_group_is_nobodys_time(checkpoint, programs, device, monkeypatch):
-    """The device ends its chunk after 1 s, the host compiles for 20 s meanwhile, and looks after 5 s more."""
-    goes_on, _ = device
-    goes_on.set()
+@pytest.fixture
+def timed(checkpoint, programs, monkeypatch):
+    """A clock that the test sets, and a decoder with the run of one prompt by it."""
     monkeypatch.setattr(programs, "clock", CompileClock())
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     decoder = ContinuousDecoder(checkpoint, PROBE, SETTINGS, capacity=S, is_sampled=True, programs=programs)
-    updates = decoder.run([(0, PROMPTS[0])])
+    return now, decoder, decoder.run([(0, PROMPTS[0])])
+
+
+def test_what_is_compiled_for_another_group_is_nobodys_time(programs, timed):
+    """The device ends its chunk after 1 s, the host compiles for 20 s meanwhile, and looks after 5 s more."""
+    now, decoder, updates = timed
     now[0] += 1.0
     next(updates)
     decoder.chunk.result()
@@ -223,14 +227,8 @@ def test_the_host_goes_on_while_the_device_works(checkpoint, programs, expected,
     assert decoder.is_ready()
 
 
-def test_what_the_device_waits_for_is_the_hosts_time(checkpoint, programs, device, monkeypatch):
-    goes_on, _ = device
-    goes_on.set()
-    monkeypatch.setattr(programs, "clock", CompileClock())
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    decoder = ContinuousDecoder(checkpoint, PROBE, SETTINGS, capacity=S, is_sampled=True, programs=programs)
-    updates = decoder.run([(0, PROMPTS[0])])
+def test_what_the_device_waits_for_is_the_hosts_time(timed):
+    now, decoder, updates = timed
     next(updates)
     while not decoder.is_ready():
         pass

@@ -75,6 +75,14 @@ class Processes:
                 started = subprocess.Popen([str(arg) for arg in command], env=os.environ | own, stderr=stderr)
             self.started.append(started)
 
+    def wait_for_an_answer(self):
+        """Waits until one of them has written something, both alive."""
+        end = time.monotonic() + SECONDS
+        while not any(map(lines_of, self.parts)):
+            assert time.monotonic() < end
+            assert [process.poll() for process in self.started] == [None, None], [log.read_text() for log in self.logs]
+            time.sleep(0.001)
+
     def wait(self):
         """Exit statuses and the lines on stderr of both."""
         end = time.monotonic() + SECONDS
@@ -96,11 +104,7 @@ def lines_of(path):
 
 def test_a_signal_to_one_process_stops_both_and_both_go_on(folder, run, tmp_path):
     with Processes(folder, tmp_path) as both:
-        end = time.monotonic() + SECONDS
-        while not any(map(lines_of, both.parts)):
-            assert time.monotonic() < end
-            assert [process.poll() for process in both.started] == [None, None], [log.read_text() for log in both.logs]
-            time.sleep(0.001)
+        both.wait_for_an_answer()
         both.started[1].send_signal(signal.SIGTERM)
         statuses, logs = both.wait()
     assert statuses == [143, 143], logs
@@ -195,11 +199,7 @@ def test_the_three_options_go_together(run, folder, tmp_path, given):
 
 def test_the_death_of_one_process_ends_the_other_within_seconds(folder, tmp_path):
     with Processes(folder, tmp_path) as both:
-        end = time.monotonic() + SECONDS
-        while not any(map(lines_of, both.parts)):
-            assert time.monotonic() < end
-            assert [process.poll() for process in both.started] == [None, None], [log.read_text() for log in both.logs]
-            time.sleep(0.001)
+        both.wait_for_an_answer()
         both.started[1].kill()
         died = time.monotonic()
         both.started[0].wait(SECONDS)
