@@ -166,6 +166,18 @@ def test_the_tiles_of_an_8b_layer_fill_the_gpu_once(shape, num_weights, programs
     assert num_weights == 1 or tiles.parts == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [((4096, 5120), 2), ((12800, 5120), 2), ((8192, 5120), 2), ((8192, 2560), 4), ((8192, 1280), 8)],
+    ids=["32B: out of two", "32B: down of two", "70B: qkv of two", "70B: qkv of four", "70B: qkv of eight"],
+)
+def test_wide_tiles_for_two_thirds_of_the_processors_are_faster_than_narrow_ones_for_all(shape, parts):
+    tiles = choose_tiles(*shape)  # 120 or 160 programs would need parts that do not divide the sums, or narrow tiles
+    assert tiles[:2] == (128, parts)
+    assert shape[1] // tiles.columns * tiles.parts == 80
+    assert tiles.num_stages == 6  # fewer programs load more ahead
+
+
 def test_narrow_weights_get_narrow_tiles():
     assert choose_tiles(576, 960)[:2] == (32, 3)  # 9 steps: 3 divides them, and 30 tiles by 4 would be 120
     assert choose_tiles(1024, 3072, num_weights=2)[:2] == (32, 1)
