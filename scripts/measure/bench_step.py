@@ -39,6 +39,7 @@ from jax_probe_mtp.errors import Parser, exit_status
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.generation.groups import split_params
 from jax_probe_mtp.generation.programs import Programs
+from jax_probe_mtp.jobs import memory
 from jax_probe_mtp.measuring import call_cost
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import transformer
@@ -47,7 +48,7 @@ from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh, random_s
 from jax_probe_mtp.model.params import WEIGHTS, Params, abstract_params, format_name, weights_of
 
 DATA_SHEET = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}  # bytes a second
-COLUMNS = "rows batch slots | forward ms  step ms  step/forward | GB read  of bandwidth | compile s  cached s  temp MB"
+COLUMNS = "rows batch slots | forward ms  step ms  step/forward | GB read of bandwidth | compile cached s  temp MB of estimate"
 
 OF_DTYPE = "dtype"  # weights of no other kind
 EXACT = "anchored"  # the order of sums of the exact mode
@@ -180,8 +181,8 @@ def _run(
     params: Params, cfg: ModelConfig, source: DraftSource, args: argparse.Namespace, batch: int, capacity: int
 ) -> dict[str, Any]:
     Settings(max_new_tokens=args.calls, temperature=args.temperature, top_p=args.top_p).check(cfg, source)
-    decode_cfg = _decode_config(capacity, args.attention)
-    shapes, groups = abstract_params(cfg, jnp.dtype(args.dtype), weights_of(params)), split_params(params)
+    decode_cfg, weights = _decode_config(capacity, args.attention), weights_of(params)
+    shapes, groups = abstract_params(cfg, jnp.dtype(args.dtype), weights), split_params(params)
 
     def part(own: Params) -> tuple[Callable[..., DecodeState], Params, Request, DecodeState]:
         """Gives the loop of a group of devices and what it takes."""
@@ -205,9 +206,16 @@ def _run(
         "bytes_read": _bytes_read(groups[0], state, args.in_use),
         "weights_and_cache_bytes": _bytes(groups[0]) + _bytes(state.cache),
     }
+    in_use = _memory("bytes_in_use")
     timing = call_cost.time_side_by_side(parts, repeats=args.repeats)
     run |= {"step_ms": timing.median_ms, "step_ms_repeats": timing.ms, "temp_bytes": timing.temp_bytes}
-    run |= {"compile_seconds": timing.compile_seconds, "peak_bytes": _peak_bytes()}
+    data, tensor = parse_mesh(args.mesh) if args.mesh else (1, 1)
+    expected = memory.estimate(
+        cfg, source, dtype=args.dtype, weights=weights, batch_size=batch, capacity=capacity, data=data, tensor=tensor
+    )
+    run |= {"compile_seconds": timing.compile_seconds, "peak_bytes": _memory("peak_bytes_in_use")}
+    # The peak is that of drawing random weights.
+    run |= {"used_bytes": in_use and in_use + (timing.temp_bytes or 0), "estimated_bytes": expected.total}
     if args.step_only:
         return run
     parts = []  # their states were donated
@@ -250,8 +258,8 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _peak_bytes() -> int | None:
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+def _memory(what: str) -> int | None:
+    return (jax.devices()[0].memory_stats() or {}).get(what)
 
 
 def _line(run: dict[str, Any]) -> str:
@@ -264,7 +272,8 @@ def _line(run: dict[str, Any]) -> str:
             f"{'':10} {run['step_ms']:8.3f} {'':13} |",
             f"{run['bytes_read'] / 1e9:7.2f} {run['of_bandwidth']:13.3f} | {run['compile_seconds']:9.1f}",
             f"{cached:9.1f}" if cached is not None else f"{'':9}",
-            f"{temp / 1e6:8.1f}" if temp is not None else "",
+            f"{temp / 1e6:8.1f}" if temp is not None else f"{'':8}",
+            f"{run['used_bytes'] / run['estimated_bytes']:11.3f}" if run["used_bytes"] else "",
         ]
     )  # fmt: skip
 
