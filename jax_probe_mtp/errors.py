@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -29,7 +30,9 @@ def exit_status(run: Callable[[], int]) -> int:
         print(f"error: out of memory ({one_line(error)}); try a smaller --batch-size", file=sys.stderr)
         return 2
     except jax.errors.JaxRuntimeError as error:
-        print(f"error: the device gave up ({one_line(error)[:200]}); try a smaller --batch-size", file=sys.stderr)
+        is_memory = re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE)
+        way_out = "try a smaller --batch-size" if is_memory else "run it again, and report it if that does not help"
+        print(f"error: the device gave up ({one_line(error)[:200]}); {way_out}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

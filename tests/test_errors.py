@@ -22,7 +22,16 @@ def raising(error):
         (ValueError("a 3\nis no b; give 2."), 2, "error: a 3 is no b; give 2."),
         (OSError("gone"), 2, "error: gone"),
         (MemoryError("9 TiB"), 2, "error: out of memory (9 TiB); try a smaller --batch-size"),
-        (jax.errors.JaxRuntimeError("no room"), 2, "error: the device gave up (no room); try a smaller --batch-size"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room"),
+            2,
+            "error: the device gave up (RESOURCE_EXHAUSTED: no room); try a smaller --batch-size",
+        ),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: lost"),
+            2,
+            "error: the device gave up (INTERNAL: lost); run it again, and report it if that does not help",
+        ),
         (KeyboardInterrupt(), 130, "error: interrupted"),
     ],
 )

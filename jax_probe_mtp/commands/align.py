@@ -1,7 +1,6 @@
 """`align` as a command: how close the masks' hidden states are to the true tokens'."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -22,7 +21,11 @@ def add_command(commands: Any) -> None:
     options.add_sampling(figure, max_new_tokens=options.NEW_TOKENS)
     draft_options.add_draft(figure)
     figure.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder for the numbers, the table and the figure"
+        "--output",
+        type=options.local_file,
+        required=True,
+        metavar="DIR",
+        help="folder for the numbers, the table and the figure",
     )
     figure.set_defaults(command=_align)
 

@@ -53,13 +53,15 @@ def add_commands(commands: Any) -> None:
     measure.add_argument(
         "--mesh", metavar="data=D,tensor=T", help="split over D x T devices, in one program (default: one device)"
     )
-    measure.add_argument("--output", type=Path, required=True, metavar="R.json", help="what was measured")
+    measure.add_argument("--output", type=options.local_file, required=True, metavar="R.json", help="what was measured")
     measure.add_argument("--resume", action="store_true", help="go on with what --output holds")
     measure.set_defaults(command=_bench)
 
     draw = commands.add_parser("bench report", allow_abbrev=False, help="tables and figures of bench records")
-    draw.add_argument("records", type=Path, nargs="+", metavar="R.json", help="what bench measured")
-    draw.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the tables and figures")
+    draw.add_argument("records", type=options.local_file, nargs="+", metavar="R.json", help="what bench measured")
+    draw.add_argument(
+        "--output", type=options.local_file, required=True, metavar="DIR", help="folder for the tables and figures"
+    )
     draw.set_defaults(command=_report)
 
 

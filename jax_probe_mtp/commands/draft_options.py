@@ -3,9 +3,9 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
+from jax_probe_mtp.commands import options
 from jax_probe_mtp.drafting import mask_tokens
 from jax_probe_mtp.drafting.check_source import check_source
 from jax_probe_mtp.drafting.shorthand import DEFAULT_METHOD, FLAGS, METHODS, parse_flags
@@ -69,7 +69,9 @@ def add_draft(parser: argparse.ArgumentParser, *, without_plain: bool = False) -
 
 def add_masks(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that bring tuned masks."""
-    parser.add_argument("--masks", type=Path, metavar="FILE", help="masks that tune-masks made (default: untuned ones)")
+    parser.add_argument(
+        "--masks", type=options.local_file, metavar="FILE", help="masks that tune-masks made (default: untuned ones)"
+    )
     parser.add_argument(
         "--masks-of-relative",
         action="store_true",

@@ -6,7 +6,6 @@ import datetime
 import logging
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,7 +51,7 @@ def add_command(commands: Any) -> None:
     options.add_prompts(generate)
     generate.add_argument(
         "--output",
-        type=Path,
+        type=options.local_file,
         metavar="G.jsonl",
         help="answers to --input; given again, goes on with it (default: no file, --prompt is answered on stdout)",
     )
@@ -73,7 +72,7 @@ def add_command(commands: Any) -> None:
     generate.add_argument("--stats", action="store_true", help="tau, calls and tokens/s on stderr")
     generate.add_argument(
         "--stats-json",
-        type=Path,
+        type=options.local_file,
         metavar="F.json",
         help="the same and more as a file, written anew every few seconds of a run (default: no file)",
     )

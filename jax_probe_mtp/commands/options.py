@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.params import WEIGHTS
 
 NEW_TOKENS = 100  # of an answer where something is measured
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")  # files that are packed, by their names
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +50,7 @@ def add_prompts(parser: argparse.ArgumentParser) -> Any:
     """Adds the flags that say where the prompts are; gives their group, one of which has to be given."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="one prompt")
-    source.add_argument("--input", type=Path, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
+    source.add_argument("--input", type=local_file, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
     add_template(parser)
     return source
 
@@ -112,7 +114,11 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     """Adds the model and the questions that something is measured on."""
     add_model(parser)
     parser.add_argument(
-        "--questions", type=Path, required=True, metavar="F.jsonl", help="Spec-Bench's format; first turns are asked"
+        "--questions",
+        type=local_file,
+        required=True,
+        metavar="F.jsonl",
+        help="Spec-Bench's format; first turns are asked",
     )
     parser.add_argument("--per-category", type=int, metavar="N", help="the first N of each category (default: all)")
 
@@ -231,6 +237,18 @@ def load(args: argparse.Namespace, mesh: jax.sharding.Mesh | None = None) -> Che
     """Loads the checkpoint that the flags of `add_model` name, onto a mesh where there is one."""
     checkpoint: Checkpoint = open_model(args).load(mesh)
     return checkpoint
+
+
+def local_file(text: str) -> Path:
+    """Reads an argument that names a file or a folder of this machine."""
+    path = Path(text)
+    if re.match(r"[a-z][a-z0-9+.-]+://", text):
+        raise argparse.ArgumentTypeError(f"{text} is not on this machine; copy it here, or name a file that is here")
+    if text == "-":
+        raise argparse.ArgumentTypeError("- is no file; name one, which a run can read again and go on with")
+    if path.suffix.lower() in COMPRESSED:
+        raise argparse.ArgumentTypeError(f"{text}: files are neither unpacked nor packed; name {path.with_suffix('')}")
+    return path
 
 
 def positive(text: str) -> int:

@@ -43,12 +43,16 @@ def add_command(commands: Any) -> None:
     options.add_model(tuning)
     tuning.add_argument(
         "--input",
-        type=Path,
+        type=options.local_file,
         metavar="F.jsonl",
         help='what the model answers, one {"id": ..., "prompt": ...} a line (default: prompts of the package\'s own)',
     )
     tuning.add_argument(
-        "--output", type=Path, required=True, metavar="M.safetensors", help="the masks; until then, FILE.run/ is kept"
+        "--output",
+        type=options.local_file,
+        required=True,
+        metavar="M.safetensors",
+        help="the masks; until then, FILE.run/ is kept",
     )
     tuning.add_argument(
         "--num-masks", type=int, default=usual.num_masks, metavar="K", help="1 to 3, one a depth (default: %(default)s)"

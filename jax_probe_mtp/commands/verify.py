@@ -5,7 +5,6 @@ import dataclasses
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.commands import draft_options, options
@@ -36,7 +35,7 @@ def add_command(commands: Any) -> None:
     source = options.add_prompts(verify)
     source.add_argument(
         "--outputs",
-        type=Path,
+        type=options.local_file,
         metavar="O.jsonl",
         help="outputs of any framework, to be checked instead: id, prompt, token_ids",
     )
@@ -50,8 +49,12 @@ def add_command(commands: Any) -> None:
         action="store_true",
         help="of --outputs sampled with unknown seeds: how often first tokens come",
     )
-    verify.add_argument("--json", type=Path, metavar="F.json", help="verdicts and their sums (default: no file)")
-    verify.add_argument("--markdown", type=Path, metavar="F.md", help="the same for people (default: no file)")
+    verify.add_argument(
+        "--json", type=options.local_file, metavar="F.json", help="verdicts and their sums (default: no file)"
+    )
+    verify.add_argument(
+        "--markdown", type=options.local_file, metavar="F.md", help="the same for people (default: no file)"
+    )
     options.add_model(verify)
     draft_options.add_draft(verify, without_plain=True)
     options.add_sampling(verify, max_new_tokens=None)
