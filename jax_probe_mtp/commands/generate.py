@@ -67,7 +67,14 @@ def add_command(commands: Any) -> None:
         "--limit", type=options.positive, metavar="N", help="answer the first N records alone (default: all)"
     )
     generate.add_argument("--ordered", action="store_true", help="answers in the order of the prompts")
-    generate.add_argument("--logprobs", action="store_true", help="log-probability of each token in the answers")
+    generate.add_argument(
+        "--logprobs",
+        type=options.count,
+        nargs="?",
+        const=0,
+        metavar="K",
+        help="log-probability of each token in the answers, and of the K most likely ones in its place (K: 0)",
+    )
     generate.add_argument("--stream", action="store_true", help="show the answer to --prompt as it grows")
     generate.add_argument("--stats", action="store_true", help="tau, calls and tokens/s on stderr")
     generate.add_argument(
@@ -109,7 +116,8 @@ def _generate(args: argparse.Namespace) -> int:
     if bool(args.input) != bool(args.output):
         raise ValueError("--input and --output go together: a file of prompts in, a file of answers out.")
     for option in OF_INPUT if args.prompt is not None else OF_PROMPT:
-        if getattr(args, option):
+        value = getattr(args, option)
+        if value is not None and value is not False:  # 0 is a value: --logprobs
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is for {'--input' if args.prompt is not None else '--prompt'}; leave it out.")
     if args.tree == draft_options.AUTO and (args.mesh or args.distributed):

@@ -218,7 +218,8 @@ def settings(args: argparse.Namespace) -> Settings:
         **_present(
             stop=tuple(args.stop) if hasattr(args, "stop") else None,
             calls_per_chunk=getattr(args, "calls_per_chunk", None),
-            logprobs=getattr(args, "logprobs", None),
+            logprobs=True if getattr(args, "logprobs", None) is not None else None,
+            top_logprobs=getattr(args, "logprobs", None),
             is_exact=getattr(args, "exact", None),
         ),
     )
@@ -249,6 +250,14 @@ def local_file(text: str) -> Path:
     if path.suffix.lower() in COMPRESSED:
         raise argparse.ArgumentTypeError(f"{text}: files are neither unpacked nor packed; name {path.with_suffix('')}")
     return path
+
+
+def count(text: str) -> int:
+    """Reads an argument that is a whole number, at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value
 
 
 def positive(text: str) -> int:

@@ -93,7 +93,7 @@ def make_batch(
         eos_token_ids=eos,
         max_accept=settings.max_accept,
     )
-    config = DecodeConfig(capacity=capacity, is_exact=settings.is_exact, has_logprobs=settings.logprobs)
+    config = settings.decode_config(capacity)
     return Batch(prompt_BT=prompt_BT, request=request, config=config)
 
 

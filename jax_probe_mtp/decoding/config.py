@@ -19,6 +19,7 @@ class DecodeConfig:
       is_exact: True for the exact mode: a row's sums have an order that its position decides, so that a token's logits do not
         depend on the call that gave it; on CUDA GPUs in bfloat16 nor on the program (docs/exactness.md).
       has_logprobs: True keeps the log-probability of every emitted token.
+      num_top: C, of the most likely tokens at each place whose log-probabilities are kept as well; only with `has_logprobs`.
     """
 
     capacity: int
@@ -26,6 +27,7 @@ class DecodeConfig:
     attention: str = "auto"
     is_exact: bool = False
     has_logprobs: bool = False
+    num_top: int = 0
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:

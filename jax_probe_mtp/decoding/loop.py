@@ -16,7 +16,7 @@ from jax_probe_mtp.decoding import block_layer
 from jax_probe_mtp.decoding.batch import Batch
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request
-from jax_probe_mtp.decoding.state import DecodeResult, DecodeState, largest, num_emitted
+from jax_probe_mtp.decoding.state import DecodeResult, DecodeState, TopTokens, largest, num_emitted
 from jax_probe_mtp.decoding.step import step
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
 from jax_probe_mtp.drafting.shown import Model, PromptChunk, Prompts, ReadPrompts
@@ -57,6 +57,7 @@ def decode(params: Params, batch: Batch, cfg: ModelConfig, source: DraftSource, 
         accepted_by_depth_BX=state.accepted_by_depth_BX,
         accepted_by_kind_BZ=state.accepted_by_kind_BZ,
         logprob_BT=state.logprob_BT,
+        top_BTC=state.top_BTC,
         shared=state.source.shared,
     )
 
@@ -152,4 +153,12 @@ def prefill(
         accepted_by_depth_BX=jnp.zeros((B, source.max_depth), jnp.int32),
         accepted_by_kind_BZ=jnp.zeros((B, len(source.kinds)), jnp.int32),
         logprob_BT=jnp.zeros((B, S + 1), jnp.float32) if decode_cfg.has_logprobs else None,
+        top_BTC=_no_top(B, S + 1, decode_cfg.num_top),
     )
+
+
+def _no_top(num_rows: int, num_places: int, num_top: int) -> TopTokens | None:
+    if not num_top:
+        return None
+    shape = (num_rows, num_places, num_top)
+    return TopTokens(id=jnp.zeros(shape, jnp.int32), logprob=jnp.zeros(shape, jnp.float32))

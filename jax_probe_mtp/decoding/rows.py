@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.loop import prefill
 from jax_probe_mtp.decoding.request import Request
-from jax_probe_mtp.decoding.state import DecodeState, largest
+from jax_probe_mtp.decoding.state import DecodeState, TopTokens, largest
 from jax_probe_mtp.decoding.step import step
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.model import cache as kv
@@ -32,6 +32,7 @@ class Report(flax.struct.PyTreeNode, kw_only=True):
       length_BQ: int32 [B, Q], committed slots of each row after each call; -1 for calls that were not made.
       token_BU: int32 [B, U], the tokens that the calls gave a row, in order; how many follows from the lengths.
       logprob_BU: float32 [B, U], their log-probabilities; None without `has_logprobs`.
+      top_BUC: [B, U, C], the most likely tokens in their places; None where `num_top` is 0.
       is_done_B: bool [B].
       calls_B: int32 [B], decode calls of the row's text so far.
       accepted_by_depth_BX: int32 [B, X], accepted drafts of the row's text so far.
@@ -40,6 +41,7 @@ class Report(flax.struct.PyTreeNode, kw_only=True):
     length_BQ: jax.Array
     token_BU: jax.Array
     logprob_BU: jax.Array | None
+    top_BUC: TopTokens | None
     is_done_B: jax.Array
     calls_B: jax.Array
     accepted_by_depth_BX: jax.Array
@@ -148,12 +150,16 @@ def run_calls(
     state = ended.replace(cache=kv.whole(ended.cache))
 
     position_BU = start_B[:, None] + 1 + jnp.arange(num_calls * (source.max_depth + 1))[None]
+
+    def taken(all_BT: jax.Array) -> jax.Array:
+        at = jnp.expand_dims(position_BU, range(2, all_BT.ndim))
+        return jnp.take_along_axis(all_BT, at, axis=1, mode="clip")
+
     report = Report(
         length_BQ=length_BQ,
-        token_BU=jnp.take_along_axis(state.token_BT, position_BU, axis=1, mode="clip"),
-        logprob_BU=None
-        if state.logprob_BT is None
-        else jnp.take_along_axis(state.logprob_BT, position_BU, axis=1, mode="clip"),
+        token_BU=taken(state.token_BT),
+        logprob_BU=jax.tree.map(taken, state.logprob_BT),
+        top_BUC=jax.tree.map(taken, state.top_BTC),
         is_done_B=state.is_done_B,
         calls_B=state.calls_B,
         accepted_by_depth_BX=state.accepted_by_depth_BX,

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.drafting.source import DraftSource, check_is_source
 from jax_probe_mtp.model.config import ModelConfig
 
 MOST_CALLS = 2**31 - 1  # int32; no answer reaches it
+MOST_TOP = 100  # of a place; each costs 8 bytes a cache slot, and its part of a line of the answers
 LARGEST_TEMPERATURE = 1e30  # a draw is uniform long before, and float32 soon ends
 SMALLEST_TEMPERATURE = 1e-30  # below it rows are greedy, as they are far above it: float32 ends at 1e-37
 SMALLEST_TOP_P = 1e-30  # keeps the best token alone, as any p as small does; much smaller ones are 0 in float32
@@ -33,6 +35,7 @@ class Settings:
       is_exact: True for the exact mode: tokens do not depend on `max_accept`, on CUDA GPUs in bfloat16 on nothing but the
         model, the prompt and the sampling (docs/exactness.md).
       logprobs: True for the log-probability of each token, of the model's own softmax (no temperature, no cuts).
+      top_logprobs: so many of the most likely tokens at each place with theirs as well, at most `MOST_TOP`.
       capacity: cache slots of a row; the smallest bucket that fits when None.
       prompt_slots: T, when prompts of several batches are to share a program; the smallest bucket when None.
     """
@@ -48,6 +51,7 @@ class Settings:
     max_accept: int | None = None
     is_exact: bool = False
     logprobs: bool = False
+    top_logprobs: int = 0
     capacity: int | None = None
     prompt_slots: int | None = None
 
@@ -68,6 +72,12 @@ class Settings:
         check_is_source(source)
         source.check(cfg)
 
+    def decode_config(self, capacity: int) -> DecodeConfig:
+        """Gives what these settings make of a decoding program of so many cache slots a row."""
+        return DecodeConfig(
+            capacity=capacity, is_exact=self.is_exact, has_logprobs=self.logprobs, num_top=self.top_logprobs
+        )
+
     def _check_sampling(self) -> None:
         if not isinstance(self.max_new_tokens, int | np.integer) or self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens}.")
@@ -82,6 +92,11 @@ class Settings:
 
     def _check_sizes(self, cfg: ModelConfig) -> None:
         capacity, prompt_slots = self.capacity, self.prompt_slots
+        if not 0 <= self.top_logprobs <= min(MOST_TOP, cfg.vocab_size):
+            most = min(MOST_TOP, cfg.vocab_size)
+            raise ValueError(f"logprobs of {self.top_logprobs} tokens a place: give 0 to {most}.")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError(f"top_logprobs {self.top_logprobs} comes with logprobs=True; set both.")
         if capacity is not None and capacity > cfg.context_length:
             raise ValueError(
                 f"capacity {capacity} is more than the model's context of {cfg.context_length}, which no row can use; "

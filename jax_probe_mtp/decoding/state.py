@@ -1,6 +1,6 @@
 """What a step of the decode loop reads and replaces, and what comes out in the end."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -9,6 +9,18 @@ from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.drafting.source import SourceState
 from jax_probe_mtp.model.cache import KVCache
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
+
+
+class TopTokens(NamedTuple):
+    """The most likely tokens, best first, of equal ones the lower id first.
+
+    Attributes:
+      id: int32 [..., C].
+      logprob: float32 [..., C], of the model's own softmax.
+    """
+
+    id: jax.Array
+    logprob: jax.Array
 
 
 class DecodeState(flax.struct.PyTreeNode, kw_only=True):
@@ -25,6 +37,7 @@ class DecodeState(flax.struct.PyTreeNode, kw_only=True):
         deepest of the tree.
       accepted_by_kind_BZ: int32 [B, Z], the same drafts by their kind, `DraftSource.kinds`.
       logprob_BT: float32 [B, S + 1], of each emitted token what `emitted_logprobs` says; None without `has_logprobs`.
+      top_BTC: [B, S + 1, C], what the model thought likely in its place; None where C = `num_top` is 0.
     """
 
     token_BT: jax.Array
@@ -36,6 +49,7 @@ class DecodeState(flax.struct.PyTreeNode, kw_only=True):
     accepted_by_depth_BX: jax.Array
     accepted_by_kind_BZ: jax.Array
     logprob_BT: jax.Array | None = None
+    top_BTC: TopTokens | None = None
 
 
 class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
@@ -48,6 +62,7 @@ class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
       accepted_by_depth_BX: int32 [B, X], drafts accepted at depth 1..X, before the cut at the end of the text.
       accepted_by_kind_BZ: int32 [B, Z], the same drafts by their kind, `DraftSource.kinds`.
       logprob_BT: float32 [B, S + 1], log-probability of each emitted token; None without `has_logprobs`.
+      top_BTC: [B, S + 1, C], the most likely tokens in place of each emitted one; None where `num_top` is 0.
       shared: what the draft source's rows share, to go on with in the next batch.
     """
 
@@ -57,6 +72,7 @@ class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
     accepted_by_depth_BX: jax.Array
     accepted_by_kind_BZ: jax.Array
     logprob_BT: jax.Array | None
+    top_BTC: TopTokens | None
     shared: Any
 
 

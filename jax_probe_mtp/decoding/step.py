@@ -10,7 +10,7 @@ from jax_probe_mtp.decoding import block_layer, verify
 from jax_probe_mtp.decoding.block import make_block
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request
-from jax_probe_mtp.decoding.state import DecodeState, num_emitted
+from jax_probe_mtp.decoding.state import DecodeState, TopTokens, num_emitted
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
 from jax_probe_mtp.drafting.shown import FinishedCall, Model, Text
 from jax_probe_mtp.drafting.source import DraftSource
@@ -71,8 +71,8 @@ def step_and_call(
     )
     if source.num_rows > 1:
         cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
-    logprob_BP = emitted_logprobs(logits, accepted, decode_cfg.is_exact) if decode_cfg.has_logprobs else None
-    after = _commit(request, state.replace(cache=cache), tree, accepted, logprob_BP)
+    logprobs = emitted_logprobs(logits, accepted, decode_cfg) if decode_cfg.has_logprobs else None
+    after = _commit(request, state.replace(cache=cache), tree, accepted, logprobs)
     num_new_B = after.length_B - state.length_B
     finished = FinishedCall(
         model=Model(params, cfg),
@@ -149,20 +149,34 @@ def _draw_alone(args: tuple[jax.Array, jax.Array, sampling.Sampling]) -> jax.Arr
     return sampling.next_token(*jax.tree.map(lambda leaf: leaf[None], args))[0]
 
 
-def emitted_logprobs(logits: Logits, accepted: verify.Accepted, is_exact: bool = False) -> jax.Array:
-    """Computes a call's tokens' log-probabilities, float32 [B, P]: the model's own softmax, before temperature and cuts."""
+def emitted_logprobs(
+    logits: Logits, accepted: verify.Accepted, decode_cfg: DecodeConfig
+) -> tuple[jax.Array, TopTokens | None]:
+    """Computes the log-probabilities of a call's tokens, of the model's own softmax, before temperature and cuts.
+
+    Returns:
+      Those of the tokens, float32 [B, P], and the `num_top` most likely tokens [B, P, C] in their places, None for 0.
+    """
     logits = logits.rows(accepted.node_BP)
-    if is_exact:  # row by row, as `_draw_alone`
+    if decode_cfg.is_exact:  # row by row, as `_draw_alone`
         rows_Mv = logits.part_Xv.reshape(-1, logits.part_Xv.shape[-1])
         sum_M1 = jax.lax.map(lambda row_v: logits.replace(part_Xv=row_v[None]).logsumexp()[0], rows_Mv)
         sum_BP1 = sum_M1.reshape(*accepted.token_BP.shape, 1)
     else:
         sum_BP1 = logits.logsumexp()
-    return (logits.at(accepted.token_BP[..., None]) - sum_BP1)[..., 0]
+    logprob_BP = (logits.at(accepted.token_BP[..., None]) - sum_BP1)[..., 0]
+    if not decode_cfg.num_top:
+        return logprob_BP, None
+    best_BPC, id_BPC = logits.top_k(decode_cfg.num_top)
+    return logprob_BP, TopTokens(id=id_BPC, logprob=best_BPC - sum_BP1)
 
 
 def _commit(
-    request: Request, state: DecodeState, tree: Tree, accepted: verify.Accepted, logprob_BP: jax.Array | None
+    request: Request,
+    state: DecodeState,
+    tree: Tree,
+    accepted: verify.Accepted,
+    logprobs: tuple[jax.Array, TopTokens | None] | None,
 ) -> DecodeState:
     """Emits the accepted drafts and the bonus, cut at the end of the text; counts."""
     B, P = accepted.token_BP.shape
@@ -186,9 +200,12 @@ def _commit(
         number_1Z1 = jnp.arange(state.accepted_by_kind_BZ.shape[1])[None, :, None]
         is_kind_BZX &= kind_BX[:, None] == number_1Z1
     at = (jnp.arange(B)[:, None], target_BP)
-    if logprob_BP is not None:
-        assert state.logprob_BT is not None
-        state = state.replace(logprob_BT=state.logprob_BT.at[at].set(logprob_BP, mode="drop"))
+    if logprobs is not None:
+        kept = state.logprob_BT, state.top_BTC
+        logprob_BT, top_BTC = jax.tree.map(
+            lambda all_BT, new_BP: all_BT.at[at].set(new_BP, mode="drop"), kept, logprobs
+        )
+        state = state.replace(logprob_BT=logprob_BT, top_BTC=top_BTC)
     return state.replace(
         token_BT=state.token_BT.at[at].set(accepted.token_BP, mode="drop"),
         length_B=state.length_B + num_new_B,

@@ -25,6 +25,7 @@ class Generation:
       committed: tokens that those calls gave; the prefill's first token is not among them.
       accepted_by_depth: drafts accepted at depth 1, 2, ..., before the cut at the end of the text.
       logprobs: log-probability of each new token; None unless asked for.
+      top_logprobs: of each new token's place the most likely tokens' ids and log-probabilities; None unless asked for.
       error: why it could not run; None if it could.
     """
 
@@ -38,6 +39,7 @@ class Generation:
     committed: int
     accepted_by_depth: list[int]
     logprobs: list[float] | None = None
+    top_logprobs: list[list[tuple[int, float]]] | None = None
     error: str | None = None
 
 

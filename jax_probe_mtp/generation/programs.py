@@ -48,6 +48,7 @@ STATE: Any = DecodeState(
         accepted_by_depth_BX=ROWS,
         accepted_by_kind_BZ=ROWS,
         logprob_BT=ROWS,
+        top_BTC=ROWS,
     )
 )
 

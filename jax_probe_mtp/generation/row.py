@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 
 from jax_probe_mtp.decoding.batch import Batch
-from jax_probe_mtp.decoding.settings import Prompt
+from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.generation.answers import Generation, make_generation
 from jax_probe_mtp.generation.text_stream import TextStream
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -49,6 +49,7 @@ class RowText:
         self._stream = TextStream(checkpoint.tokenizer, stop) if stop or shows_text else None
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
+        self._top_logprobs: list[list[tuple[int, float]]] = []
         self._calls = 0
         self._accepted_by_depth: list[int] = []
 
@@ -61,6 +62,7 @@ class RowText:
         self,
         token_ids: list[int],
         logprobs: list[float],
+        top_logprobs: list[list[tuple[int, float]]],
         lengths: list[int],
         *,
         calls: int,
@@ -71,6 +73,7 @@ class RowText:
         Args:
           token_ids: the new tokens.
           logprobs: their log-probabilities, or none.
+          top_logprobs: the most likely tokens in their places with theirs, or none.
           lengths: committed slots of the row before the chunk and after each of its calls.
           calls: decode calls of the text so far, this chunk's included.
           accepted_by_depth: accepted drafts so far, likewise.
@@ -78,6 +81,7 @@ class RowText:
         first = len(self._token_ids)
         self._token_ids += token_ids
         self._logprobs += logprobs
+        self._top_logprobs += top_logprobs
         if self._stream is not None:
             add = self._stream.add
             place = next((i for i, token in enumerate(token_ids, first + 1) if add(token)), None)
@@ -92,7 +96,7 @@ class RowText:
 
         That call counts as it would have with more tokens to come, so that nothing depends on where a chunk ended.
         """
-        del self._token_ids[place:], self._logprobs[place:]
+        del self._token_ids[place:], self._logprobs[place:], self._top_logprobs[place:]
         accepted = self._accepted_by_depth or nothing
         first_length = len(self.prompt.token_ids) - 1
         for before, after in itertools.pairwise(lengths):
@@ -107,7 +111,7 @@ class RowText:
         """Gives the text that is new since the last call; nothing where it is not shown as it grows."""
         return "" if self._stream is None else self._stream.show()
 
-    def finish(self, draft: str, *, has_logprobs: bool) -> tuple[Generation, str]:
+    def finish(self, draft: str, settings: Settings) -> tuple[Generation, str]:
         """Gives what came of the prompt, and the rest of the text to show."""
         generation = make_generation(
             self._checkpoint,
@@ -116,7 +120,8 @@ class RowText:
             draft=draft,
             calls=self._calls,
             accepted_by_depth=self._accepted_by_depth,
-            logprobs=self._logprobs if has_logprobs else None,
+            logprobs=self._logprobs if settings.logprobs else None,
+            top_logprobs=self._top_logprobs if settings.top_logprobs else None,
         )
         if self._stream is None:
             return generation, ""

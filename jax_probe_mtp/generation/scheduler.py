@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from jax_probe_mtp.decoding.batch import make_batch
-from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import idle_request, join_requests
 from jax_probe_mtp.decoding.rows import Report
 from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.decoding.state import TopTokens
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation import exact_check
@@ -85,7 +85,7 @@ class ContinuousDecoder:
         self._settings.check(checkpoint.config, source, num_shards=self._programs.num_shards)
         self._checkpoint, self._source, self._is_sampled = checkpoint, source, is_sampled
         self._streams_text = streams_text
-        self._decode_cfg = DecodeConfig(capacity=capacity, is_exact=settings.is_exact, has_logprobs=settings.logprobs)
+        self._decode_cfg = settings.decode_config(capacity)
         self._draft_name = draft_name(source)
         self.stats = Stats() if stats is None else stats
         self._shared = self._programs.begin_shared(shared)
@@ -242,13 +242,14 @@ class ContinuousDecoder:
             is_stopped = row.take(
                 report.token_BU[r, :num_new].tolist(),
                 [] if report.logprob_BU is None else report.logprob_BU[r, :num_new].tolist(),
+                _pairs(report.top_BUC, r, num_new),
                 lengths,
                 calls=int(report.calls_B[r]),
                 accepted_by_depth=report.accepted_by_depth_BX[r].tolist(),
             )
             self._show(row.number, row.show())
             if is_stopped or report.is_done_B[r]:
-                generation, rest = row.finish(self._draft_name, has_logprobs=self._settings.logprobs)
+                generation, rest = row.finish(self._draft_name, self._settings)
                 self._show(row.number, rest)
                 self._finish(row.number, generation)
                 self._rows[r] = None
@@ -266,6 +267,14 @@ class ContinuousDecoder:
         update = Update(finished=self._finished, new_text=self._new_text)
         self._finished, self._new_text = [], []
         return update
+
+
+def _pairs(top_BUC: TopTokens | None, row: int, num_new: int) -> list[list[tuple[int, float]]]:
+    """Gives the most likely tokens in place of each new one of a row, with their log-probabilities."""
+    if top_BUC is None:
+        return []
+    each = (array[row, :num_new].tolist() for array in top_BUC)
+    return [list(zip(ids, logprobs, strict=True)) for ids, logprobs in zip(*each, strict=True)]
 
 
 def _padded_length(group: dict[int, tuple[int, WaitingPrompt]]) -> int:

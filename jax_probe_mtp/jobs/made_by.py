@@ -53,6 +53,7 @@ def made_by(
         # Left out where they were not given: earlier versions had none.
         **{name: value for name in _OF_TEMPLATE if (value := getattr(encode, name)) not in (None, False)},
         **{name: getattr(settings, name) for name in _SETTINGS},
+        **({"top_logprobs": settings.top_logprobs} if settings.top_logprobs else {}),  # nor had they this
         "stop": list(settings.stop),
         "exact": ONE_TEXT if is_one_text else settings.is_exact,
     }

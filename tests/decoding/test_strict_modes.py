@@ -49,8 +49,9 @@ def shapes_of(cfg, draft, dtype=jnp.float32, attention="auto", **settings):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_every_source_is_traced(strict, draft, temperature):
     cuts = {"top_k": 5, "top_p": 0.9} if temperature else {}
-    result = shapes_of(BASE, draft, temperature=temperature, logprobs=True, **cuts)
+    result = shapes_of(BASE, draft, temperature=temperature, logprobs=True, top_logprobs=3, **cuts)
     assert result.token_BT.shape == result.logprob_BT.shape == (2, 65)
+    assert result.top_BTC.id.shape == result.top_BTC.logprob.shape == (2, 65, 3)
 
 
 @pytest.mark.parametrize("cfg", [QWEN2, QWEN3], ids=lambda cfg: cfg.family)

@@ -62,8 +62,10 @@ def test_a_mesh_gives_the_tokens_of_plain_decoding_in_as_many_calls_as_one_devic
 def test_a_mesh_gives_the_logprobs_of_one_device(measured):
     several, one = measured["cases"]["probe"]["logprobs"]
     assert len(several) == 10
-    for got, expected in zip(several, one, strict=True):
+    for (got, got_top), (expected, expected_top) in zip(several, one, strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4)
+        np.testing.assert_allclose(got_top, expected_top, atol=1e-4)  # ids and log-probabilities
+        assert np.shape(got_top) == (len(got), 3, 2)
 
 
 @pytest.mark.parametrize(("number", "dtype"), [(0, "float32"), (1, "bfloat16")])

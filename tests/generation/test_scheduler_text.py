@@ -22,15 +22,16 @@ def test_stop_strings_cut_where_plain_decoding_would_have_stopped(checkpoint, de
     inside = at_the_end = 0
     by_chunk = {}
     for calls_per_chunk in (1, 8):
-        got = answers(decode(prompts, dataclasses.replace(SETTINGS, calls_per_chunk=calls_per_chunk, logprobs=True))[0])
+        settings = dataclasses.replace(SETTINGS, calls_per_chunk=calls_per_chunk, logprobs=True, top_logprobs=3)
+        got = answers(decode(prompts, settings)[0])
         logprobs = {name: answer.logprobs for name, answer in got.items()}
-        counts = {name: dataclasses.replace(answer, logprobs=None) for name, answer in got.items()}
+        counts = {name: dataclasses.replace(answer, logprobs=None, top_logprobs=None) for name, answer in got.items()}
         by_chunk[calls_per_chunk] = counts, logprobs
         assert set(got) == set(places)
         for name, (count, text, tokens, accepted) in places.items():
             answer = got[name]
             assert (answer.token_ids, answer.text, answer.finish_reason) == (tokens[:count], text, "stop"), name
-            assert len(answer.logprobs) == count
+            assert len(answer.logprobs) == len(answer.top_logprobs) == count
             # The call that gave token `count` is the last that counts.
             ends = list(itertools.accumulate((number + 1 for number in accepted), initial=1))  # tokens after each call
             calls = next(i for i, end in enumerate(ends) if end >= count)

@@ -39,6 +39,8 @@ def test_bad_prompts_are_refused_before_anything_is_opened(generate, tmp_path, m
     [
         (["--prompt", "w7", "--ordered"], "--ordered is for --input; leave it out"),
         (["--prompt", "w7", "--distributed"], "--distributed is for --input; leave it out"),
+        (["--prompt", "w7", "--logprobs", "0"], "--logprobs is for --input; leave it out"),
+        (["--input", "i", "--output", "o", "--logprobs", "-1"], "argument --logprobs: must be at least 0, got -1"),
         (["--prompt", "w7", "--output", "o"], "--input and --output go together"),
         (["--input", "i"], "--input and --output go together"),
         (["--input", "i", "--output", "o", "--stream"], "--stream is for --prompt; leave it out"),
@@ -62,7 +64,7 @@ def test_options_that_do_not_go_together(generate, tmp_path, monkeypatch, flags,
 
 
 def test_logprobs_and_stats(generate, tiny, tmp_path):
-    command = [*files(tmp_path, [RECORDS[0], *ERRORS[3:5]]), "--batch-size", "8", "--logprobs", "--ordered"]
+    command = [*files(tmp_path, [RECORDS[0], *ERRORS[3:5]]), "--batch-size", "8", "--logprobs", "4", "--ordered"]
     command += ["--calls-per-chunk", "5"]  # so that a row ends in the middle of a chunk, and waits
     code, _, err = generate(*command, "--stats", "--stats-json", tmp_path / "s.json", "--log-level", "error")
     assert code == 3
@@ -71,9 +73,13 @@ def test_logprobs_and_stats(generate, tiny, tmp_path):
         ids = [*answer["prompt_ids"], *answer["token_ids"]]
         logits = tiny.reference.logits(tiny.reference.embed(ids))[len(answer["prompt_ids"]) - 1 : -1]
         expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        expected = expected[range(len(logits)), answer["token_ids"]]
-        np.testing.assert_allclose(answer["logprobs"], expected, atol=1e-4)
+        np.testing.assert_allclose(answer["logprobs"], expected[range(len(logits)), answer["token_ids"]], atol=1e-4)
+        best = np.argsort(-expected, axis=1, kind="stable")[:, :4]
+        assert [[token for token, _ in place] for place in answer["top_logprobs"]] == best.tolist()
+        top = [[logprob for _, logprob in place] for place in answer["top_logprobs"]]
+        np.testing.assert_allclose(top, np.take_along_axis(expected, best, axis=1), atol=1e-4)
     assert "logprobs" not in refused
+    assert "top_logprobs" not in refused
 
     stats = json.loads((tmp_path / "s.json").read_text())
     calls, tokens = first["calls"] + second["calls"], len(first["token_ids"]) + len(second["token_ids"])
@@ -90,7 +96,8 @@ def test_logprobs_and_stats(generate, tiny, tmp_path):
     assert 5 * 10**7 < stats["peak_host_bytes"] < 10**11
     assert (stats["rows_per_call"], stats["choice"], stats["mesh"]) == (33, None, None)
     assert stats["run"] == json.loads((tmp_path / "answers.jsonl.run.json").read_text())
-    assert stats["run"]["settings"] | {"draft": "probe:7+3", "logprobs": True, "stop": []} == stats["run"]["settings"]
+    own = {"draft": "probe:7+3", "logprobs": True, "top_logprobs": 4, "stop": []}
+    assert stats["run"]["settings"] | own == stats["run"]["settings"]
     assert err.startswith(f"tau {(tokens - 2) / calls:.3f}, {calls} calls for {tokens - 2} tokens, ")
     assert "; 33 rows a call" in err
     assert err.count("\n") == 1
@@ -138,4 +145,5 @@ def test_calls_of_a_chunk_are_a_number_that_the_device_can_count(generate, tmp_p
     (tmp_path / "p.jsonl").write_text(json.dumps(RECORDS[1]) + "\n")
     files = ["--input", tmp_path / "p.jsonl", "--output", tmp_path / "o.jsonl"]
     assert_refused(generate(*files, "--calls-per-chunk", 2**31), "calls_per_chunk must be at most 2147483647")
+    assert_refused(generate(*files, "--logprobs", 101), "logprobs of 101 tokens a place: give 0 to ")
     assert not (tmp_path / "o.jsonl").exists()
