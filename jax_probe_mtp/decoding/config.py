@@ -32,6 +32,8 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}.")
+        if self.num_top and not self.has_logprobs:
+            raise ValueError(f"num_top {self.num_top} needs has_logprobs=True.")
         for name in ("capacity", "prefill_chunk"):
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or value < 1:

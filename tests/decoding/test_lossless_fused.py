@@ -180,6 +180,8 @@ def test_heads_without_a_kernel_get_plain_attention_everywhere():
     assert [num_kernels(odd, source, how) for how in ("plain", "auto", "fused")] == [0, 0, 0]
 
 
-def test_another_word_for_the_attention_is_refused():
+def test_other_words_and_numbers_are_refused():
     with pytest.raises(ValueError, match="attention must be one of auto, plain, fused, got 'flash'"):
         DecodeConfig(capacity=8, attention="flash")
+    with pytest.raises(ValueError, match="num_top 2 needs has_logprobs=True"):
+        DecodeConfig(capacity=8, num_top=2)
