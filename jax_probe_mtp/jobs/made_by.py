@@ -14,7 +14,7 @@ from jax_probe_mtp.model.fingerprint import identity, model_identity
 
 _SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprobs")
 _OF_TEMPLATE = ("continue_final_message", "system", "template_kwargs")
-_ORDER = 2  # of the exact mode's sums: answers of a version with another order are others
+_ORDER = 3  # of the exact mode's sums: answers of a version with another order are others
 ONE_TEXT = "one text"  # whatever drafts it
 _OF_PROGRAM = ("capacity", "calls_per_chunk")
 

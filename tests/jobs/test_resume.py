@@ -112,7 +112,7 @@ def test_exact_answers_of_one_text_go_on_under_any_program(generate, tmp_path, m
     begun = read(tmp_path / "answers.jsonl")
     run = json.loads((tmp_path / "answers.jsonl.run.json").read_text())
     assert (run["settings"]["exact"], "draft" in run["settings"]) == ("one text", False)
-    assert run["program"] == {"mesh": None, "device": "cpu", "order": 2}
+    assert run["program"] == {"mesh": None, "device": "cpu", "order": 3}
     others = ["--tree", "5,2", "--batch-size", "1", "--capacity", "120", "--calls-per-chunk", "3"]
     code, _, err = generate(*command, "--exact", *others)
     assert code == 0, err
