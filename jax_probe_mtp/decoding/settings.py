@@ -92,11 +92,13 @@ class Settings:
 
     def _check_sizes(self, cfg: ModelConfig) -> None:
         capacity, prompt_slots = self.capacity, self.prompt_slots
-        if not 0 <= self.top_logprobs <= min(MOST_TOP, cfg.vocab_size):
-            most = min(MOST_TOP, cfg.vocab_size)
-            raise ValueError(f"logprobs of {self.top_logprobs} tokens a place: give 0 to {most}.")
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError(f"top_logprobs {self.top_logprobs} comes with logprobs=True; set both.")
+        most, num_top = min(MOST_TOP, cfg.vocab_size), self.top_logprobs
+        if not isinstance(num_top, int) or isinstance(num_top, bool) or not 0 <= num_top <= most:
+            raise ValueError(f"top_logprobs (--logprobs K) must be a whole number from 0 to {most}, got {num_top!r}.")
+        if not isinstance(self.logprobs, bool):
+            raise ValueError(f"logprobs must be True or False, got {self.logprobs!r}; top_logprobs takes a number.")
+        if num_top and not self.logprobs:
+            raise ValueError(f"top_logprobs {num_top} comes with logprobs=True; set both.")
         if capacity is not None and capacity > cfg.context_length:
             raise ValueError(
                 f"capacity {capacity} is more than the model's context of {cfg.context_length}, which no row can use; "

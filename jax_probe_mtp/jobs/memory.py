@@ -49,6 +49,7 @@ def estimate(
     weights: str | None = None,
     batch_size: int,
     capacity: int,
+    num_top: int = 0,
     data: int = 1,
     tensor: int = 1,
 ) -> Estimate:
@@ -61,6 +62,7 @@ def estimate(
       weights: what matrices are instead, as for `abstract_params`.
       batch_size: B, over all devices.
       capacity: S, cache slots of a row.
+      num_top: likely tokens that are kept for each of them.
       data: devices that rows are split over.
       tensor: devices that weights are split over.
     """
@@ -73,6 +75,7 @@ def estimate(
     R = source.num_rows
     slots = 2 * cfg.num_layers * (cfg.num_kv_heads // tensor) * (capacity + R)
     row = slots * cfg.head_dim * jnp.dtype(dtype).itemsize + R * -(-cfg.vocab_size // tensor) * 4
+    row += (capacity + 1) * num_top * 8  # an id and a log-probability
     of_source_row, shared = _source_bytes(cfg, source, dtype, capacity)
     return Estimate(weights=weight_bytes, shared=shared, per_row=row + of_source_row, rows=batch_size // data)
 

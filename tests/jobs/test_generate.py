@@ -40,7 +40,10 @@ def test_bad_prompts_are_refused_before_anything_is_opened(generate, tmp_path, m
         (["--prompt", "w7", "--ordered"], "--ordered is for --input; leave it out"),
         (["--prompt", "w7", "--distributed"], "--distributed is for --input; leave it out"),
         (["--prompt", "w7", "--logprobs", "0"], "--logprobs is for --input; leave it out"),
-        (["--input", "i", "--output", "o", "--logprobs", "-1"], "argument --logprobs: must be at least 0, got -1"),
+        (
+            ["--input", "i", "--output", "o", "--logprobs", "-1"],
+            "--logprobs: must be a whole number of at least 0, got -1",
+        ),
         (["--prompt", "w7", "--output", "o"], "--input and --output go together"),
         (["--input", "i"], "--input and --output go together"),
         (["--input", "i", "--output", "o", "--stream"], "--stream is for --prompt; leave it out"),
@@ -145,5 +148,5 @@ def test_calls_of_a_chunk_are_a_number_that_the_device_can_count(generate, tmp_p
     (tmp_path / "p.jsonl").write_text(json.dumps(RECORDS[1]) + "\n")
     files = ["--input", tmp_path / "p.jsonl", "--output", tmp_path / "o.jsonl"]
     assert_refused(generate(*files, "--calls-per-chunk", 2**31), "calls_per_chunk must be at most 2147483647")
-    assert_refused(generate(*files, "--logprobs", 101), "logprobs of 101 tokens a place: give 0 to ")
+    assert_refused(generate(*files, "--logprobs", 101), "(--logprobs K) must be a whole number from 0 to ")
     assert not (tmp_path / "o.jsonl").exists()

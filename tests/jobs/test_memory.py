@@ -75,6 +75,13 @@ def test_counts_weights_cache_logits_and_what_the_source_keeps(draft, more, weig
     assert needed.total == weights + shared + rows * per_row
 
 
+def test_likely_tokens_that_are_kept_take_an_id_and_a_number_a_place():
+    settings = {"dtype": "float32", "batch_size": 6, "capacity": 64}
+    without, kept = (estimate(BASE, Plain(), num_top=num_top, **settings) for num_top in (0, 5))
+    assert kept.per_row - without.per_row == 65 * 5 * (4 + 4)
+    assert kept.total - without.total == 6 * 65 * 5 * 8
+
+
 def test_counts_weights_of_eight_bits():
     """A byte a number of each matrix and of the head, and four for each number out: 80 of q, k and v, 24, two of 40, 24."""
     weights = 2 * (LAYER + 4 * (80 + 24 + 2 * 40 + 24)) + 61 * 24 + 4 * 61 + 2 * 61 * 24 + 2 * NORMS

@@ -232,8 +232,8 @@ def split(checkpoint, data, tensor):
 def measure_program():
     """Decodes as several processes do, all devices in one program; lists what that exchanges, and the shapes that it knows."""
     checkpoint, source = split(random_checkpoint(BASE), 4, 2), CASES["probe"][1]
-    programs = Programs(checkpoint, source)
-    decoder = ContinuousDecoder(checkpoint, source, SETTINGS, capacity=64, is_sampled=True, programs=programs)
+    programs, settings = Programs(checkpoint, source), dataclasses.replace(SETTINGS, top_logprobs=0)
+    decoder = ContinuousDecoder(checkpoint, source, settings, capacity=64, is_sampled=True, programs=programs)
     prompts = [dataclasses.replace(prompt, temperature=(prompt.id % 2) * 1.0) for prompt in PROMPTS]
     ended = dict(item for update in decoder.run(enumerate(prompts)) for item in update.finished)
     return read_program(programs) | {
