@@ -8,6 +8,7 @@ from checkpoints_convert.info import read_info
 from checkpoints_convert.mapping.ends import add_flag
 from checkpoints_convert.params.fill import DTYPES
 from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.files.local_path import local_path
 from jax_probe_mtp.model.params import WEIGHTS
 
 
@@ -22,13 +23,13 @@ def _parser() -> Parser:
     weights_help = "round the layers' matrices and the head to eight bits (default: keep them)"
     hf = commands.add_parser("hf", help="convert a Hugging Face folder or hub id with safetensors")
     hf.add_argument("source", metavar="SRC", help="folder with config.json and safetensors, or a hub id org/name")
-    hf.add_argument("destination", metavar="DST", help="folder to make; must not exist")
+    hf.add_argument("destination", type=local_path, metavar="DST", help="folder to make; must not exist")
     hf.add_argument("--dtype", choices=DTYPES, help=dtype_help)
     hf.add_argument("--weights", choices=WEIGHTS, help=weights_help)
     hf.add_argument("--revision", help="branch, tag or commit of a hub id (default: its main branch)")
     gguf = commands.add_parser("gguf", help="convert a GGUF file")
     gguf.add_argument("source", metavar="FILE", help="the .gguf file")
-    gguf.add_argument("destination", metavar="DST", help="folder to make; must not exist")
+    gguf.add_argument("destination", type=local_path, metavar="DST", help="folder to make; must not exist")
     gguf.add_argument("--dtype", choices=DTYPES, help=dtype_help)
     gguf.add_argument("--weights", choices=WEIGHTS, help=weights_help)
     add_flag(hf)

@@ -30,7 +30,7 @@ def exit_status(run: Callable[[], int]) -> int:
         print(f"error: out of memory ({one_line(error)}); try a smaller --batch-size", file=sys.stderr)
         return 2
     except jax.errors.JaxRuntimeError as error:
-        is_memory = re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE)
+        is_memory = re.search("RESOURCE_EXHAUSTED|out.of.memory|ALLOC_FAILED", str(error), re.IGNORECASE)
         way_out = "try a smaller --batch-size" if is_memory else "run it again, and report it if that does not help"
         print(f"error: the device gave up ({one_line(error)[:200]}); {way_out}", file=sys.stderr)
         return 2

@@ -6,6 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jax_probe_mtp.commands import draft_options, options
+from jax_probe_mtp.files.local_path import local_path
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.measuring import alignment, alignment_report, bench
 from jax_probe_mtp.measuring.environment import environment
@@ -22,7 +23,7 @@ def add_command(commands: Any) -> None:
     draft_options.add_draft(figure)
     figure.add_argument(
         "--output",
-        type=options.local_file,
+        type=local_path,
         required=True,
         metavar="DIR",
         help="folder for the numbers, the table and the figure",

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.drafting.spec import draft_name
+from jax_probe_mtp.files.local_path import local_file, local_path
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.measuring import bench, bench_record, bench_report
@@ -53,14 +54,14 @@ def add_commands(commands: Any) -> None:
     measure.add_argument(
         "--mesh", metavar="data=D,tensor=T", help="split over D x T devices, in one program (default: one device)"
     )
-    measure.add_argument("--output", type=options.local_file, required=True, metavar="R.json", help="what was measured")
+    measure.add_argument("--output", type=local_file, required=True, metavar="R.json", help="what was measured")
     measure.add_argument("--resume", action="store_true", help="go on with what --output holds")
     measure.set_defaults(command=_bench)
 
     draw = commands.add_parser("bench report", allow_abbrev=False, help="tables and figures of bench records")
-    draw.add_argument("records", type=options.local_file, nargs="+", metavar="R.json", help="what bench measured")
+    draw.add_argument("records", type=local_file, nargs="+", metavar="R.json", help="what bench measured")
     draw.add_argument(
-        "--output", type=options.local_file, required=True, metavar="DIR", help="folder for the tables and figures"
+        "--output", type=local_path, required=True, metavar="DIR", help="folder for the tables and figures"
     )
     draw.set_defaults(command=_report)
 

@@ -5,12 +5,12 @@ import os
 import sys
 from typing import Any
 
-from jax_probe_mtp.commands import options
 from jax_probe_mtp.drafting import mask_tokens
 from jax_probe_mtp.drafting.check_source import check_source
 from jax_probe_mtp.drafting.shorthand import DEFAULT_METHOD, FLAGS, METHODS, parse_flags
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, draft_name, is_listed, parse_draft, with_tuned_masks
+from jax_probe_mtp.files.local_path import local_file
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.tuning.masks_file import check_masks, read_masks
@@ -70,7 +70,7 @@ def add_draft(parser: argparse.ArgumentParser, *, without_plain: bool = False) -
 def add_masks(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that bring tuned masks."""
     parser.add_argument(
-        "--masks", type=options.local_file, metavar="FILE", help="masks that tune-masks made (default: untuned ones)"
+        "--masks", type=local_file, metavar="FILE", help="masks that tune-masks made (default: untuned ones)"
     )
     parser.add_argument(
         "--masks-of-relative",

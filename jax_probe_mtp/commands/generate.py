@@ -16,6 +16,7 @@ from jax_probe_mtp.commands.model_defaults import not_applied, say_not_applied
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
+from jax_probe_mtp.files.local_path import local_file
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import Begun, begun, run_path
 from jax_probe_mtp.files.whole_files import check_files
@@ -51,7 +52,7 @@ def add_command(commands: Any) -> None:
     options.add_prompts(generate)
     generate.add_argument(
         "--output",
-        type=options.local_file,
+        type=local_file,
         metavar="G.jsonl",
         help="answers to --input; given again, goes on with it (default: no file, --prompt is answered on stdout)",
     )
@@ -73,13 +74,13 @@ def add_command(commands: Any) -> None:
         nargs="?",
         const=0,
         metavar="K",
-        help="log-probability of each token in the answers, and of the K most likely ones in its place (K: 0)",
+        help="log-probability of each token in the answers, and with K of the K most likely ones in its place",
     )
     generate.add_argument("--stream", action="store_true", help="show the answer to --prompt as it grows")
     generate.add_argument("--stats", action="store_true", help="tau, calls and tokens/s on stderr")
     generate.add_argument(
         "--stats-json",
-        type=options.local_file,
+        type=local_file,
         metavar="F.json",
         help="the same and more as a file, written anew every few seconds of a run (default: no file)",
     )
@@ -203,6 +204,7 @@ def _generate_file(args: argparse.Namespace) -> int:
             weights=opened.weights,
             batch_size=settings.batch_size,
             capacity=capacity,
+            num_top=settings.top_logprobs,
             data=data,
             tensor=tensor,
         )

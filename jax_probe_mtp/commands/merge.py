@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jax_probe_mtp.commands import options
+from jax_probe_mtp.files.local_path import local_file
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import begun
@@ -15,13 +15,11 @@ from jax_probe_mtp.jobs.made_by import renewed_run
 def add_command(commands: Any) -> None:
     """Adds the command to the parser's."""
     join = commands.add_parser("merge", allow_abbrev=False, help="one file of the answers of several processes")
-    join.add_argument(
-        "parts", type=options.local_file, nargs="+", metavar="PART.jsonl", help="what the processes wrote"
-    )
-    join.add_argument("--output", type=options.local_file, required=True, metavar="G.jsonl", help="the one file")
+    join.add_argument("parts", type=local_file, nargs="+", metavar="PART.jsonl", help="what the processes wrote")
+    join.add_argument("--output", type=local_file, required=True, metavar="G.jsonl", help="the one file")
     join.add_argument(
         "--input",
-        type=options.local_file,
+        type=local_file,
         metavar="F.jsonl",
         help="the prompts: puts the answers in their order (default: one part after the other)",
     )

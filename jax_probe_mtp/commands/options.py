@@ -2,15 +2,14 @@
 
 import argparse
 import json
-import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import one_line
+from jax_probe_mtp.files.local_path import local_file
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
 from jax_probe_mtp.generation.tokenizer import check_template_kwargs, check_unicode
 from jax_probe_mtp.jobs.encode import Encoder
@@ -18,7 +17,6 @@ from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.params import WEIGHTS
 
 NEW_TOKENS = 100  # of an answer where something is measured
-COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")  # files that are packed, by their names
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -240,24 +238,11 @@ def load(args: argparse.Namespace, mesh: jax.sharding.Mesh | None = None) -> Che
     return checkpoint
 
 
-def local_file(text: str) -> Path:
-    """Reads an argument that names a file or a folder of this machine."""
-    path = Path(text)
-    if re.match(r"[a-z][a-z0-9+.-]+://", text):
-        raise argparse.ArgumentTypeError(f"{text} is not on this machine; copy it here, or name a file that is here")
-    if text == "-":
-        raise argparse.ArgumentTypeError("- is no file; name one, which a run can read again and go on with")
-    if path.suffix.lower() in COMPRESSED:
-        raise argparse.ArgumentTypeError(f"{text}: files are neither unpacked nor packed; name {path.with_suffix('')}")
-    return path
-
-
 def count(text: str) -> int:
     """Reads an argument that is a whole number, at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text}")
+    return int(text)
 
 
 def positive(text: str) -> int:

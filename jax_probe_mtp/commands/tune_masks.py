@@ -19,6 +19,7 @@ from jax_probe_mtp.commands import options
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
 from jax_probe_mtp.files.json_lines import json_lines
+from jax_probe_mtp.files.local_path import local_file
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import Begun, begun
 from jax_probe_mtp.files.whole_files import check_files, write_json
@@ -43,13 +44,13 @@ def add_command(commands: Any) -> None:
     options.add_model(tuning)
     tuning.add_argument(
         "--input",
-        type=options.local_file,
+        type=local_file,
         metavar="F.jsonl",
         help='what the model answers, one {"id": ..., "prompt": ...} a line (default: prompts of the package\'s own)',
     )
     tuning.add_argument(
         "--output",
-        type=options.local_file,
+        type=local_file,
         required=True,
         metavar="M.safetensors",
         help="the masks; until then, FILE.run/ is kept",

@@ -12,6 +12,7 @@ from jax_probe_mtp.commands.auto_tree import choose_tree
 from jax_probe_mtp.commands.model_defaults import not_applied, say_may_be_why
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
+from jax_probe_mtp.files.local_path import local_file
 from jax_probe_mtp.files.output_file import OutputFile, categories
 from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
@@ -35,7 +36,7 @@ def add_command(commands: Any) -> None:
     source = options.add_prompts(verify)
     source.add_argument(
         "--outputs",
-        type=options.local_file,
+        type=local_file,
         metavar="O.jsonl",
         help="outputs of any framework, to be checked instead: id, prompt, token_ids",
     )
@@ -49,12 +50,8 @@ def add_command(commands: Any) -> None:
         action="store_true",
         help="of --outputs sampled with unknown seeds: how often first tokens come",
     )
-    verify.add_argument(
-        "--json", type=options.local_file, metavar="F.json", help="verdicts and their sums (default: no file)"
-    )
-    verify.add_argument(
-        "--markdown", type=options.local_file, metavar="F.md", help="the same for people (default: no file)"
-    )
+    verify.add_argument("--json", type=local_file, metavar="F.json", help="verdicts and their sums (default: no file)")
+    verify.add_argument("--markdown", type=local_file, metavar="F.md", help="the same for people (default: no file)")
     options.add_model(verify)
     draft_options.add_draft(verify, without_plain=True)
     options.add_sampling(verify, max_new_tokens=None)

@@ -44,3 +44,13 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path, hf_folder):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.returncode in (0, 141)  # 0 where the pipe was still open
+
+
+@pytest.mark.parametrize("kind", ["hf", "gguf"])
+@pytest.mark.parametrize("text", ["gs://bucket/x", "-", ""])
+def test_nothing_is_converted_to_what_is_no_folder_here(kind, text, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([kind, "no/model", text])
+    assert capsys.readouterr().err.startswith("error: argument DST: ")
+    assert list(tmp_path.iterdir()) == []

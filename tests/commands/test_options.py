@@ -1,6 +1,5 @@
 """The flags that several commands share: what they stand for, and one line for every value that is bad."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,7 @@ from checkpoints import EOS, make_checkpoint, words
 from support.commands import PROMPT, PROMPTS, TEXT, assert_refused, read_lines, write
 
 from jax_probe_mtp.commands import generate
-from jax_probe_mtp.commands.options import local_file, positives
+from jax_probe_mtp.commands.options import positives
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting import DynamicProbe, Ngram, Probe, Recycle
 from jax_probe_mtp.errors import Parser
@@ -239,24 +238,21 @@ def test_numbers_of_at_least_one(capsys):
         assert capsys.readouterr().err == f"error: argument --sizes: {says} (see p --help)\n"
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("gs://b/f.jsonl", "gs://b/f.jsonl is not on this machine; copy it here, or name a file that is here"),
-        ("memory://f.jsonl", "memory://f.jsonl is not on this machine; copy it here, or name a file that is here"),
-        ("-", "- is no file; name one, which a run can read again and go on with"),
-        ("a/f.jsonl.gz", "a/f.jsonl.gz: files are neither unpacked nor packed; name a/f.jsonl"),
-        ("f.jsonl.ZST", "f.jsonl.ZST: files are neither unpacked nor packed; name f.jsonl"),
-    ],
-)
-@pytest.mark.parametrize("flag", ["--input", "--output", "--stats-json", "--masks"])
-def test_no_file_that_is_elsewhere_or_packed(run, tiny, flag, text, says):
-    assert_refused(run("generate", "--model", tiny, flag, text), f"argument {flag}: {says}")
+OF_FILES = {
+    "generate": ["--input", "--output", "--stats-json", "--masks"],
+    "verify": ["--input", "--masks", "--json", "--markdown"],
+    "verify outputs": ["--outputs"],
+    "bench": ["--questions", "--output", "--masks"],
+    "bench report": ["--output"],
+    "align": ["--output"],
+    "merge": ["--output", "--input"],
+    "tune-masks": ["--input", "--output"],
+}
 
 
-@pytest.mark.parametrize("text", ["a/f.jsonl", "gz", "a.gz/f.jsonl", "c:/f", "./-", "-f"])
-def test_files_of_this_machine(text):
-    assert local_file(text) == Path(text)
+@pytest.mark.parametrize(("command", "flag"), [(name, flag) for name, flags in OF_FILES.items() for flag in flags])
+def test_every_flag_of_a_file_refuses_addresses(run, command, flag):
+    assert_refused(run(*command.split(), flag, "gs://b/f"), f"argument {flag}: gs://b/f is an address")
 
 
 FILES = {  # command -> the flag of its file, and a line of it
