@@ -48,7 +48,7 @@ from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh, random_s
 from jax_probe_mtp.model.params import WEIGHTS, Params, abstract_params, format_name, weights_of
 
 DATA_SHEET = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}  # bytes a second
-COLUMNS = "rows batch slots | forward ms  step ms  step/forward | GB read of bandwidth | compile cached s  temp MB of estimate"
+COLUMNS = "rows batch slots | forward ms  step ms  step/forward | GB read  of bandwidth | compile s  cached s  temp MB  /estim."
 
 OF_DTYPE = "dtype"  # weights of no other kind
 EXACT = "anchored"  # the order of sums of the exact mode
@@ -213,8 +213,8 @@ def _run(
     expected = memory.estimate(
         cfg, source, dtype=args.dtype, weights=weights, batch_size=batch, capacity=capacity, data=data, tensor=tensor
     )
-    run |= {"compile_seconds": timing.compile_seconds, "peak_bytes": _memory("peak_bytes_in_use")}
     # The peak is that of drawing random weights.
+    run |= {"compile_seconds": timing.compile_seconds, "peak_bytes": _memory("peak_bytes_in_use")}
     run |= {"used_bytes": in_use and in_use + (timing.temp_bytes or 0), "estimated_bytes": expected.total}
     if args.step_only:
         return run
@@ -273,7 +273,7 @@ def _line(run: dict[str, Any]) -> str:
             f"{run['bytes_read'] / 1e9:7.2f} {run['of_bandwidth']:13.3f} | {run['compile_seconds']:9.1f}",
             f"{cached:9.1f}" if cached is not None else f"{'':9}",
             f"{temp / 1e6:8.1f}" if temp is not None else f"{'':8}",
-            f"{run['used_bytes'] / run['estimated_bytes']:11.3f}" if run["used_bytes"] else "",
+            f"{run['used_bytes'] / run['estimated_bytes']:9.3f}" if run["used_bytes"] else "",
         ]
     )  # fmt: skip
 
