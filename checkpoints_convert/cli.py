@@ -7,8 +7,7 @@ from checkpoints_convert.convert import convert_gguf, convert_hf
 from checkpoints_convert.info import read_info
 from checkpoints_convert.mapping.ends import add_flag
 from checkpoints_convert.params.fill import DTYPES
-from jax_probe_mtp.errors import Parser, exit_status
-from jax_probe_mtp.files.local_path import local_path
+from jax_probe_mtp.errors import Parser, exit_status, local_path
 from jax_probe_mtp.model.params import WEIGHTS
 
 

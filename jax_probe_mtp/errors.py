@@ -1,4 +1,4 @@
-"""How the commands say that something is wrong: one line on stderr, exit status 2."""
+"""How the commands say that something is wrong, paths among it: one line on stderr, exit status 2."""
 
 import argparse
 import importlib.metadata
@@ -6,9 +6,12 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import jax
+
+PACKED = (".gz", ".tgz", ".zst", ".bz2", ".bz", ".xz", ".lz4", ".zip", ".7z")  # by their names
 
 
 def one_line(error: object) -> str:
@@ -69,3 +72,27 @@ class Parser(argparse.ArgumentParser):
         except importlib.metadata.PackageNotFoundError:  # run from a folder that is not installed
             version = "unknown"
         self.add_argument("--version", action="version", version=f"%(prog)s {version}")
+
+
+def local_file(text: str) -> Path:
+    """Reads an argument that names a file of this machine, as it is.
+
+    Raises:
+      argparse.ArgumentTypeError: one line with the value and a way out.
+    """
+    path = local_path(text)
+    if path.suffix.lower() in PACKED:
+        raise argparse.ArgumentTypeError(
+            f"{text} is packed, by its name, and no such file is read or written; unpack it"
+        )
+    return path
+
+
+def local_path(text: str) -> Path:
+    """Reads an argument that names a file or a folder of this machine; raises as `local_file` does."""
+    if match := re.match(r"([a-z][a-z0-9+.-]+)://", text, re.IGNORECASE):
+        way_out = "leave file:// out" if match[1].lower() == "file" else "give a path on this machine"
+        raise argparse.ArgumentTypeError(f"{text} is an address, and none is read or written; {way_out}")
+    if text in ("", "-"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no file; name one")
+    return Path(text)

@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jax_probe_mtp.commands import draft_options, options
-from jax_probe_mtp.files.local_path import local_path
+from jax_probe_mtp.errors import local_path
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.measuring import alignment, alignment_report, bench
 from jax_probe_mtp.measuring.environment import environment

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.drafting.spec import draft_name
-from jax_probe_mtp.files.local_path import local_file, local_path
+from jax_probe_mtp.errors import local_file, local_path
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.measuring import bench, bench_record, bench_report

@@ -10,7 +10,7 @@ from jax_probe_mtp.drafting.check_source import check_source
 from jax_probe_mtp.drafting.shorthand import DEFAULT_METHOD, FLAGS, METHODS, parse_flags
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, draft_name, is_listed, parse_draft, with_tuned_masks
-from jax_probe_mtp.files.local_path import local_file
+from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.tuning.masks_file import check_masks, read_masks

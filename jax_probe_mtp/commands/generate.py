@@ -16,7 +16,7 @@ from jax_probe_mtp.commands.model_defaults import not_applied, say_not_applied
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
-from jax_probe_mtp.files.local_path import local_file
+from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import Begun, begun, run_path
 from jax_probe_mtp.files.whole_files import check_files

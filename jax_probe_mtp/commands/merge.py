@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jax_probe_mtp.files.local_path import local_file
+from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import begun

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 
 from jax_probe_mtp.decoding.settings import Settings
-from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.files.local_path import local_file
+from jax_probe_mtp.errors import local_file, one_line
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
 from jax_probe_mtp.generation.tokenizer import check_template_kwargs, check_unicode
 from jax_probe_mtp.jobs.encode import Encoder

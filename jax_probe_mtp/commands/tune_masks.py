@@ -18,8 +18,8 @@ from tqdm import tqdm
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
+from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.json_lines import json_lines
-from jax_probe_mtp.files.local_path import local_file
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import Begun, begun
 from jax_probe_mtp.files.whole_files import check_files, write_json

@@ -12,7 +12,7 @@ from jax_probe_mtp.commands.auto_tree import choose_tree
 from jax_probe_mtp.commands.model_defaults import not_applied, say_may_be_why
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
-from jax_probe_mtp.files.local_path import local_file
+from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.output_file import OutputFile, categories
 from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jax_probe_mtp.files.local_path import local_file, local_path
+from jax_probe_mtp.errors import local_file, local_path
 
 
 @pytest.mark.parametrize(
