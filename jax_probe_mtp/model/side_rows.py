@@ -57,6 +57,6 @@ def side_hidden(
         return transformer.decoder_layer(*args, cfg=cfg, mix=mix)
 
     x_BTD = x_BQMD.reshape(B, Q * M, D).astype(params["embed"].dtype)
-    layer = jax.checkpoint(run_layer) if is_differentiated else jax.jit(run_layer)  # traced once for all layers
+    layer = jax.checkpoint(run_layer) if is_differentiated else run_layer
     hidden_BTD, _ = forward(params, cfg, x_BTD, position_BT, cache, layer)
     return hidden_BTD.reshape(B, Q, M, D)

@@ -164,8 +164,7 @@ def write_then_attend(start: jax.Array | int, attend: Attend) -> Mix:
 
 def text_layer(cfg: ModelConfig, start: jax.Array | int, can_attend_BTS: jax.Array) -> RunLayer:
     """Makes a plain layer for rows that begin at slot `start` and read those of the first S slots marked in bool [B, T, S]."""
-    run_layer = functools.partial(decoder_layer, cfg=cfg, mix=write_then_attend(start, attend_where(can_attend_BTS)))
-    return jax.jit(run_layer)  # traced once for all layers
+    return functools.partial(decoder_layer, cfg=cfg, mix=write_then_attend(start, attend_where(can_attend_BTS)))
 
 
 def logits(params: Params, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
