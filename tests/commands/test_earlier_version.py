@@ -70,7 +70,7 @@ def test_a_job_goes_on_with_what_is_missing(run, model, prompts, begun, tmp_path
 def test_an_exact_job_is_refused_since_its_sums_had_another_order(run, model, prompts, begun):
     output, (_, _, flags) = begun("ngram:4@n=2", exact=True), JOBS["ngram:4@n=2"]
     command = ["generate", "--model", model, "--input", prompts, "--output", output, "--max-new-tokens", "8", *flags]
-    assert_refused(run(*command, "--exact"), "was made with program.order nothing, but this run has 2")
+    assert_refused(run(*command, "--exact"), "was made with program.order nothing, but this run has 3")
 
 
 def test_a_job_of_another_draft_is_still_refused(run, model, prompts, begun):
