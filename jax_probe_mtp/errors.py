@@ -1,4 +1,4 @@
-"""How the commands say that something is wrong, paths among it: one line on stderr, exit status 2."""
+"""How the commands say that something is wrong, and read arguments: one line on stderr, exit status 2."""
 
 import argparse
 import importlib.metadata
@@ -96,3 +96,23 @@ def local_path(text: str) -> Path:
     if text in ("", "-"):
         raise argparse.ArgumentTypeError(f"{text!r} is no file; name one")
     return Path(text)
+
+
+def count(text: str) -> int:
+    """Reads an argument that is a whole number, at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Reads an argument that is a whole number, at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def positives(text: str) -> list[int]:
+    """Reads an argument that is several of them, such as 1,8."""
+    return [positive(part) for part in text.split(",")]

@@ -10,13 +10,12 @@ from typing import Any
 
 import jax
 
-from jax_probe_mtp.commands import draft_options, options
+from jax_probe_mtp.commands import draft_options, model_defaults, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
-from jax_probe_mtp.commands.model_defaults import not_applied, say_not_applied
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
-from jax_probe_mtp.errors import local_file
+from jax_probe_mtp.errors import count, local_file, positive
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import Begun, begun, run_path
 from jax_probe_mtp.files.whole_files import check_files
@@ -64,13 +63,11 @@ def add_command(commands: Any) -> None:
     generate.add_argument(
         "--retry-errors", action="store_true", help="answer records anew that could not run (default: they stay errors)"
     )
-    generate.add_argument(
-        "--limit", type=options.positive, metavar="N", help="answer the first N records alone (default: all)"
-    )
+    generate.add_argument("--limit", type=positive, metavar="N", help="answer the first N records alone (default: all)")
     generate.add_argument("--ordered", action="store_true", help="answers in the order of the prompts")
     generate.add_argument(
         "--logprobs",
-        type=options.count,
+        type=count,
         nargs="?",
         const=0,
         metavar="K",
@@ -106,6 +103,8 @@ def add_command(commands: Any) -> None:
     options.add_model(generate)
     draft_options.add_draft(generate)
     options.add_sampling(generate)
+    options.add_penalties(generate)
+    model_defaults.add_flag(generate)
     options.add_stream(generate)
     options.add_exact(generate)
     generate.set_defaults(command=_generate)
@@ -138,7 +137,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     masks, settings = draft_options.MasksFlags(args), options.settings(args)
     source = masks.put_into(draft_options.draft_source(args, takes_auto=True))
     opened = options.open_model(args)
-    _say_model_defaults(opened, settings)
+    settings = _with_defaults(args, opened, settings)
     encode = options.encoder(args, opened.tokenizer)
     prompts = [encode(record) for record in options.read_records(args)]
     mesh = _mesh(args)
@@ -184,7 +183,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         data, tensor = (1, 1) if mesh is None else mesh.devices.shape
         opened = options.open_model(args)
         check_mesh(opened.config, settings.batch_size, data, tensor)
-    _say_model_defaults(opened, settings)
+    settings = _with_defaults(args, opened, settings)
     if args.distributed:
         facts = {"model": opened.config, "eos_token_ids": opened.eos_token_ids, "dtype": opened.number_format}
         processes.check_same(facts | text_identity(opened.tokenizer))
@@ -205,6 +204,7 @@ def _generate_file(args: argparse.Namespace) -> int:
             batch_size=settings.batch_size,
             capacity=capacity,
             num_top=settings.top_logprobs,
+            is_penalized=settings.is_penalized or prompts.is_penalized,
             data=data,
             tensor=tensor,
         )
@@ -272,9 +272,12 @@ def _mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:
     return make_mesh(jax.device_count(), 1) if args.distributed else None
 
 
-def _say_model_defaults(opened: Any, settings: Settings) -> None:
-    if found := not_applied(opened.generation_defaults, settings):
-        logging.getLogger("jax_probe_mtp").info(say_not_applied(opened.name, found))
+def _with_defaults(args: argparse.Namespace, opened: Any, settings: Settings) -> Settings:
+    """Applies the model's defaults where that is asked for, and says which ones are not applied."""
+    settings = model_defaults.settings_of(args, opened.generation_defaults, settings)
+    if found := model_defaults.not_applied(opened.generation_defaults, settings):
+        logging.getLogger("jax_probe_mtp").info(model_defaults.say_not_applied(opened.name, found))
+    return settings
 
 
 def _say_stats(args: argparse.Namespace, stats: Stats, source: DraftSource, choice: str | None) -> None:

@@ -1,15 +1,34 @@
-"""How a model asks to be decoded where a run decodes otherwise: told, never applied."""
+"""How a model asks to be decoded: applied where the user says so, else told where a run decodes otherwise."""
 
-from collections.abc import Mapping
+import argparse
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from jax_probe_mtp.decoding.settings import LARGEST_TEMPERATURE, Settings
+from jax_probe_mtp.decoding.settings import LARGEST_PENALTY, LARGEST_REPETITION, LARGEST_TEMPERATURE, Settings
 from jax_probe_mtp.files.foreign_settings import DO_SAMPLE, changes_nothing
 from jax_probe_mtp.files.json_lines import excerpt
 
 _OF_SAMPLING = ("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "mirostat", "xtc_probability")
 _OF_BEAMS = ("length_penalty", "diversity_penalty", "num_beam_groups")
 _GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+_OURS = {  # transformers' name -> that of `Settings`
+    **{name: name for name in (*_GREEDY, "repetition_penalty", "presence_penalty", "frequency_penalty")},
+    "min_new_tokens": "min_tokens",
+}
+
+
+def with_defaults(defaults: Mapping[str, Any], settings: Settings, given: Collection[str]) -> Settings:
+    """Gives the settings of a run with a model's own in place of those that the user left out.
+
+    Args:
+      defaults: `Checkpoint.generation_defaults`.
+      settings: of the run.
+      given: names of settings that the user gave.
+    """
+    asked = _asked(defaults)
+    own = {ours: asked[name] for name, ours in _OURS.items() if name in asked and ours not in given}
+    return dataclasses.replace(settings, **{name: value for name, value in own.items() if _is_number(value)})
 
 
 def not_applied(defaults: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -20,24 +39,31 @@ def not_applied(defaults: Mapping[str, Any], settings: Settings) -> dict[str, An
         without either, nothing of sampling counts.
       settings: of the run.
     """
-    asked, run = dict(defaults), {name: getattr(settings, name) for name in _GREEDY}
+    asked, run = _asked(defaults), {name: getattr(settings, ours) for name, ours in _OURS.items()}
     do_sample = asked.pop(DO_SAMPLE, None)
     is_drawn = settings.temperature > 0
     if not is_drawn:
-        run = _GREEDY
+        run |= _GREEDY
+    found = {DO_SAMPLE: do_sample} if isinstance(do_sample, bool) and do_sample is not is_drawn else {}
+    for name, value in asked.items():
+        if value != run[name] if name in run else not changes_nothing(name, value):
+            found[name] = value
+    return found
+
+
+def _asked(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives those of a model's defaults that count, with the temperature that transformers takes where none is named."""
+    asked = dict(defaults)
+    do_sample = asked.get(DO_SAMPLE)
     if do_sample is True:
-        asked.setdefault("temperature", 1.0)  # transformers' own
+        asked.setdefault("temperature", 1.0)
     if do_sample is False or not _is_above(asked.get("temperature"), 0):
         for name in (*_GREEDY, *_OF_SAMPLING):
             asked.pop(name, None)
     if not _is_above(asked.get("num_beams"), 1):
         for name in _OF_BEAMS:
             asked.pop(name, None)
-    found = {DO_SAMPLE: do_sample} if isinstance(do_sample, bool) and do_sample is not is_drawn else {}
-    for name, value in asked.items():
-        if value != run[name] if name in run else not changes_nothing(name, value):
-            found[name] = value
-    return found
+    return asked
 
 
 def say_not_applied(model: str, found: Mapping[str, Any]) -> str:
@@ -65,9 +91,13 @@ def _flags(found: Mapping[str, Any]) -> dict[str, str]:
         "temperature": lambda value: value <= LARGEST_TEMPERATURE,
         "top_k": lambda value: isinstance(value, int) and value >= 0,
         "top_p": lambda value: 0 < value <= 1,
+        "repetition_penalty": lambda value: 1 / LARGEST_REPETITION <= value <= LARGEST_REPETITION,
+        "presence_penalty": lambda value: abs(value) <= LARGEST_PENALTY,
+        "frequency_penalty": lambda value: abs(value) <= LARGEST_PENALTY,
+        "min_new_tokens": lambda value: isinstance(value, int) and value >= 0,
     }
     flags = {
-        name: f"--{name.replace('_', '-')} {found[name]}"
+        name: f"--{_OURS[name].replace('_', '-')} {found[name]}"
         for name, is_taken in takes.items()
         if _is_number(found.get(name)) and is_taken(found[name])
     }
@@ -80,3 +110,20 @@ def _is_above(value: Any, least: float) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that applies a model's defaults."""
+    parser.add_argument(
+        "--use-generation-config",
+        action="store_true",
+        help="take sampling and penalties from the model's generation_config.json where no flag names them "
+        "(default: they are told, not applied)",
+    )
+
+
+def settings_of(args: argparse.Namespace, defaults: Mapping[str, Any], settings: Settings) -> Settings:
+    """Gives the settings of a command, with a model's defaults where the flag of `add_flag` is there."""
+    if not args.use_generation_config:
+        return settings
+    return with_defaults(defaults, settings, [name for name in _OURS.values() if getattr(args, name) is not None])

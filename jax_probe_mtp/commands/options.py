@@ -10,6 +10,7 @@ import jax
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import local_file, one_line
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.files.record_fields import RULES
 from jax_probe_mtp.generation.tokenizer import check_template_kwargs, check_unicode
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -134,24 +135,15 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int | None 
         usual = f"{settings.max_new_tokens}; with --outputs, what a record states"
     parser.add_argument(
         "--max-new-tokens",
+        "--max-tokens",
         type=int,
         default=max_new_tokens,
         metavar="N",
         help=f"tokens of an answer at most (default: {usual})",
     )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=settings.temperature,
-        metavar="T",
-        help="0 is greedy (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--top-k", type=int, default=settings.top_k, metavar="K", help="0 keeps all tokens (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--top-p", type=float, default=settings.top_p, metavar="P", help="1 keeps all tokens (default: %(default)s)"
-    )
+    parser.add_argument("--temperature", type=float, metavar="T", help=f"0 is greedy (default: {settings.temperature})")
+    parser.add_argument("--top-k", type=int, metavar="K", help=f"0 keeps all tokens (default: {settings.top_k})")
+    parser.add_argument("--top-p", type=float, metavar="P", help=f"1 keeps all tokens (default: {settings.top_p})")
     parser.add_argument(
         "--seed", type=int, default=settings.seed, metavar="S", help="of the random draws (default: %(default)s)"
     )
@@ -166,6 +158,47 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int | None 
         help="pad all prompts to T: with --capacity, one program for all lengths "
         "(default: the power of two that holds the longest)",
     )
+
+
+def add_penalties(parser: argparse.ArgumentParser) -> None:
+    """Adds what changes the model's distribution besides sampling, and what ends a text besides the model's own tokens."""
+    of_text = "tokens that the answer holds"
+    numbers = {
+        "--repetition-penalty": "divides the logits of tokens that prompt or answer hold (default: 1, none)",
+        "--presence-penalty": f"taken from the logits of {of_text} (default: 0)",
+        "--frequency-penalty": "the same for each time that it holds them (default: 0)",
+    }
+    for flag, says in numbers.items():
+        parser.add_argument(flag, type=float, metavar="P", help=says)
+    parser.add_argument("--min-tokens", type=int, metavar="N", help="tokens before one that ends the text (default: 0)")
+    parser.add_argument(
+        "--ignore-eos", action="store_true", default=None, help="the model's end-of-text tokens end nothing"
+    )
+    parser.add_argument(
+        "--stop-token-id",
+        type=int,
+        action="append",
+        metavar="N",
+        help="a token that ends an answer besides; may be repeated (default: none)",
+    )
+    parser.add_argument(
+        "--logit-bias",
+        metavar="JSON",
+        help="what is added to the logits of tokens, such as '{\"5\": -100}' (default: none)",
+    )
+
+
+def _logit_bias(text: str | None) -> dict[int, float] | None:
+    if text is None:
+        return None
+    is_biases, rule = RULES["logit_bias"]
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not is_biases(values):
+        raise ValueError(f"--logit-bias must be {rule}, got {one_line(text)[:60]!r}.")
+    return {int(token): bias for token, bias in values.items()}
 
 
 def add_exact(parser: argparse.ArgumentParser) -> None:
@@ -205,19 +238,26 @@ def settings(args: argparse.Namespace) -> Settings:
     """Gives the settings that the flags of `add_sampling` name, and those of other groups where the command has them."""
     return Settings(
         max_new_tokens=Settings().max_new_tokens if args.max_new_tokens is None else args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
         seed=args.seed,
         batch_size=args.batch_size,
         capacity=args.capacity,
         prompt_slots=args.prompt_slots,
         **_present(
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
             stop=tuple(args.stop) if hasattr(args, "stop") else None,
             calls_per_chunk=getattr(args, "calls_per_chunk", None),
             logprobs=True if getattr(args, "logprobs", None) is not None else None,
             top_logprobs=getattr(args, "logprobs", None),
             is_exact=getattr(args, "exact", None),
+            repetition_penalty=getattr(args, "repetition_penalty", None),
+            presence_penalty=getattr(args, "presence_penalty", None),
+            frequency_penalty=getattr(args, "frequency_penalty", None),
+            min_tokens=getattr(args, "min_tokens", None),
+            ignore_eos=getattr(args, "ignore_eos", None),
+            stop_token_ids=tuple(getattr(args, "stop_token_id", None) or ()),
+            logit_bias=_logit_bias(getattr(args, "logit_bias", None)),
         ),
     )
 
@@ -235,23 +275,3 @@ def load(args: argparse.Namespace, mesh: jax.sharding.Mesh | None = None) -> Che
     """Loads the checkpoint that the flags of `add_model` name, onto a mesh where there is one."""
     checkpoint: Checkpoint = open_model(args).load(mesh)
     return checkpoint
-
-
-def count(text: str) -> int:
-    """Reads an argument that is a whole number, at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text}")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Reads an argument that is a whole number, at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def positives(text: str) -> list[int]:
-    """Reads an argument that is several of them, such as 1,8."""
-    return [positive(part) for part in text.split(",")]

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from jax_probe_mtp.commands import draft_options, options
+from jax_probe_mtp.commands import draft_options, model_defaults, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
-from jax_probe_mtp.commands.model_defaults import not_applied, say_may_be_why
-from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.decoding.settings import PENALTIES, Prompt, Settings
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
 from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.output_file import OutputFile, categories
@@ -55,6 +54,8 @@ def add_command(commands: Any) -> None:
     options.add_model(verify)
     draft_options.add_draft(verify, without_plain=True)
     options.add_sampling(verify, max_new_tokens=None)
+    options.add_penalties(verify)
+    model_defaults.add_flag(verify)
     options.add_stream(verify)
     options.add_exact(verify)
     verify.set_defaults(command=_verify)
@@ -75,7 +76,7 @@ def _report(found: Iterable[Verdict], title: str, run: dict[str, Any], args: arg
     kept = show(found)
     totals = verdicts.summary(kept)
     if args.outputs and totals[verdicts.DIVERGED] and DEFAULTS in run:  # elsewhere neither side applies them
-        print(say_may_be_why(run["model"]["name"], run[DEFAULTS]), file=sys.stderr)
+        print(model_defaults.say_may_be_why(run["model"]["name"], run[DEFAULTS]), file=sys.stderr)
     if args.json:
         write_json(args.json, {"run": run, "summary": totals, "records": [verdict.as_json() for verdict in kept]})
     if args.markdown:
@@ -107,7 +108,11 @@ def _verify_method(args: argparse.Namespace) -> int:
             )
         if settings.stop or any(record.stop for record in records):
             raise ValueError("--against torch compares whole answers; leave stop texts out.")
+        if args.use_generation_config or settings.is_penalized or any(record.is_penalized for record in records):
+            asked = f"{', '.join(PENALTIES)} and --use-generation-config"
+            raise ValueError(f"--against torch compares greedy tokens without {asked}; leave them out.")
     opened = options.open_model(args)
+    settings = model_defaults.settings_of(args, opened.generation_defaults, settings)
     encode = options.encoder(args, opened.tokenizer)
     prompts = [_encoded(record, encode) for record in records]
     draft_options.check_own(source, opened.config)
@@ -159,6 +164,7 @@ def _verify_outputs(args: argparse.Namespace) -> int:
     settings = options.settings(args)
     file = OutputFile(args.outputs)
     opened = options.open_model(args)
+    settings = model_defaults.settings_of(args, opened.generation_defaults, settings)
     dataclasses.replace(settings, capacity=1).check(opened.config, parse_draft(PLAIN))
     checkpoint = opened.load()
     outputs = _outputs(file, options.encoder(args, opened.tokenizer), args)
@@ -182,8 +188,8 @@ def _outputs(file: OutputFile, encode: Encoder, args: argparse.Namespace) -> Ite
 
 def _run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     """Describes what the verdicts hold for."""
-    names = ("temperature", "top_k", "top_p", "seed", "batch_size", "is_exact")
-    defaults = not_applied(checkpoint.generation_defaults, settings)
+    names = ("temperature", "top_k", "top_p", "seed", "batch_size", "is_exact", *PENALTIES)
+    defaults = model_defaults.not_applied(checkpoint.generation_defaults, settings)
     return {
         "model": model_identity(checkpoint),
         **{name: getattr(settings, name) for name in names},

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jax_probe_mtp.decoding.config import DecodeConfig
-from jax_probe_mtp.decoding.request import Request, make_request
+from jax_probe_mtp.decoding.request import Request, make_penalties, make_request
 from jax_probe_mtp.decoding.settings import SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Prompt, Settings, record_seed
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.errors import one_line
@@ -45,6 +45,7 @@ def make_batch(
     eos_token_ids: Sequence[int],
     rows: int | None = None,
     is_sampled: bool | None = None,
+    is_penalized: bool | None = None,
 ) -> Batch:
     """Checks what can be wrong with a batch, and lays it out as arrays and their static configuration.
 
@@ -57,6 +58,7 @@ def make_batch(
       eos_token_ids: ids that end a text; none means that only the limit does.
       rows: B, when it is more than the prompts: the rows behind them are idle.
       is_sampled: True for a program that draws though these prompts be greedy; when left out, the prompts decide.
+      is_penalized: True for a program with penalties though these prompts have none; when left out, the prompts decide.
 
     Returns:
       The batch, all its arrays NumPy's.
@@ -81,6 +83,8 @@ def make_batch(
     draws = [_draw(cfg, each) for each in own]
     if is_sampled is None:
         is_sampled = any(temperature > 0 for temperature, _, _ in draws)
+    if is_penalized is None:
+        is_penalized = any(each.is_penalized for each in own)
     num_idle = (rows or len(records)) - len(records)
     prompt_BT: Any = np.zeros((len(records) + num_idle, prompt_slots), np.int32)
     for row, record in enumerate(records):
@@ -92,6 +96,7 @@ def make_batch(
         draws=draws + [(0.0, 0, 1.0)] * num_idle if is_sampled else None,
         eos_token_ids=eos,
         max_accept=settings.max_accept,
+        penalties=make_penalties([*own, *[Settings()] * num_idle], eos, cfg.vocab_size) if is_penalized else None,
     )
     config = settings.decode_config(capacity)
     return Batch(prompt_BT=prompt_BT, request=request, config=config)

@@ -105,6 +105,7 @@ def admit(
         prompt_length_B=put(request.prompt_length_B, arriving.prompt_length_B),
         max_new_tokens_B=put(request.max_new_tokens_B, arriving.max_new_tokens_B),
         sampling=jax.tree.map(put, request.sampling, arriving.sampling),
+        penalties=jax.tree.map(put, request.penalties, arriving.penalties),
     )
     return request, rest.replace(cache=cache, source=begun)
 

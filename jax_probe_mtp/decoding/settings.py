@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import math
+import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,21 @@ MOST_CALLS = 2**31 - 1  # int32; no answer reaches it
 MOST_TOP = 100  # of a place; each costs 8 bytes a cache slot, and its part of a line of the answers
 LARGEST_TEMPERATURE = 1e30  # a draw is uniform long before, and float32 soon ends
 SMALLEST_TEMPERATURE = 1e-30  # below it rows are greedy, as they are far above it: float32 ends at 1e-37
+LARGEST_REPETITION = 100.0  # and its inverse; far beyond what keeps a text readable
+LARGEST_PENALTY = 2.0  # of presence and frequency, as OpenAI and vLLM take them
+LARGEST_BIAS = 100.0  # likewise; no logit of these models stands so far out
 SMALLEST_TOP_P = 1e-30  # keeps the best token alone, as any p as small does; much smaller ones are 0 in float32
+
+PENALTIES = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "logit_bias",
+)
+OF_PROMPT = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", *PENALTIES)  # what a prompt may have of its own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +45,13 @@ class Settings:
       top_p: mass of the most likely tokens that stay, in (0, 1].
       seed: of the run, 0 or more; each prompt draws with a seed of its own made from it and its id (`record_seed`).
       stop: texts that end an answer where they first appear; they are not part of it.
+      repetition_penalty: divides the logits above 0 of tokens in prompt or answer, and multiplies the others; 1 is none.
+      presence_penalty: taken from the logits of tokens in the answer, -2 to 2.
+      frequency_penalty: the same for each time that a token is there.
+      min_tokens: tokens of an answer before one that ends it.
+      ignore_eos: True where the model's end-of-text tokens end nothing.
+      stop_token_ids: tokens that end an answer besides; they are part of `token_ids`, as an end-of-text token is.
+      logit_bias: token id -> what is added to its logit, -100 to 100.
       batch_size: B, rows that are decoded at a time.
       calls_per_chunk: K, decode calls between two looks at the rows: a row that ends waits for the next look.
       max_accept: drafts that a call accepts at most; None for all that are right, 0 for plain decoding by the same program.
@@ -46,6 +69,13 @@ class Settings:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logit_bias: Mapping[int, float] | None = None
     batch_size: int = 1
     calls_per_chunk: int = 8
     max_accept: int | None = None
@@ -67,10 +97,20 @@ class Settings:
           ValueError: one line with the values and a way out.
         """
         self._check_sampling()
+        self._check_penalties(cfg)
         self._check_sizes(cfg)
         self._check_stream(num_shards)
         check_is_source(source)
         source.check(cfg)
+
+    @property
+    def is_penalized(self) -> bool:
+        """Says whether one of `PENALTIES` has a value with which it does something."""
+        return any(getattr(self, name) != getattr(_NOTHING, name) for name in PENALTIES if getattr(self, name) != {})
+
+    def ends(self, eos_token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Gives the ids that end an answer of a model whose own are `eos_token_ids`."""
+        return *(() if self.ignore_eos else eos_token_ids), *self.stop_token_ids
 
     def decode_config(self, capacity: int) -> DecodeConfig:
         """Gives what these settings make of a decoding program of so many cache slots a row."""
@@ -89,6 +129,31 @@ class Settings:
             raise ValueError(f"top_k must be 0 (all tokens) or more, got {self.top_k}.")
         if self.max_accept is not None and not self.max_accept >= 0:
             raise ValueError(f"max_accept must be at least 0, which is plain decoding, got {self.max_accept}.")
+
+    def _check_penalties(self, cfg: ModelConfig) -> None:
+        least = 1 / LARGEST_REPETITION
+        if not _is_number(self.repetition_penalty, least, LARGEST_REPETITION):
+            raise ValueError(
+                f"repetition_penalty must be {least:g} to {LARGEST_REPETITION:g}, got {self.repetition_penalty!r}; 1 is none."
+            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not _is_number(getattr(self, name), -LARGEST_PENALTY, LARGEST_PENALTY):
+                bounds = f"{-LARGEST_PENALTY:g} to {LARGEST_PENALTY:g}"
+                raise ValueError(f"{name} must be {bounds}, got {getattr(self, name)!r}; 0 is none.")
+        if not _is_whole(self.min_tokens, 0, self.max_new_tokens):
+            raise ValueError(f"min_tokens must be 0 to max_new_tokens {self.max_new_tokens}, got {self.min_tokens!r}.")
+        if not isinstance(self.ignore_eos, bool):
+            raise ValueError(f"ignore_eos must be True or False, got {self.ignore_eos!r}.")
+        last = cfg.vocab_size - 1
+        ends = self.stop_token_ids
+        if not isinstance(ends, list | tuple) or not all(_is_whole(token, 0, last) for token in ends):
+            raise ValueError(f"stop_token_ids must be a list of ids from 0 to {last}, got {ends!r:.60}.")
+        if not isinstance(self.logit_bias, Mapping | None):
+            raise ValueError(f"logit_bias must be a mapping of ids to biases, got {self.logit_bias!r:.60}.")
+        for token, bias in (self.logit_bias or {}).items():
+            if not _is_whole(token, 0, last) or not _is_number(bias, -LARGEST_BIAS, LARGEST_BIAS):
+                asked = f"ids from 0 to {last} with a bias from {-LARGEST_BIAS:g} to {LARGEST_BIAS:g}"
+                raise ValueError(f"logit_bias takes {asked}, got {token!r:.30}: {bias!r:.30}.")
 
     def _check_sizes(self, cfg: ModelConfig) -> None:
         capacity, prompt_slots = self.capacity, self.prompt_slots
@@ -127,6 +192,18 @@ class Settings:
             raise ValueError("a stop text is empty, which would end every answer at once; leave it out.")
 
 
+_NOTHING = Settings()
+
+
+def _is_whole(value: Any, least: int, most: float) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= int(value) <= most
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number and least <= float(value) <= most
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
     """One prompt, with settings of its own where it has some.
@@ -136,7 +213,8 @@ class Prompt:
       id: names it; also picks its noise when it has no seed of its own.
       noise_name: picks its noise in place of the id, where not None.
       seed: seed of its noise, 0 to 2**32 - 1; from the run's seed and that name when None.
-      max_new_tokens, temperature, top_k, top_p, stop: its own in place of the run's, where not None.
+      max_new_tokens, temperature, top_k, top_p, stop, repetition_penalty, presence_penalty, frequency_penalty, min_tokens,
+        ignore_eos, stop_token_ids, logit_bias: its own in place of the run's, where not None.
     """
 
     token_ids: Sequence[int]
@@ -148,6 +226,13 @@ class Prompt:
     top_k: int | None = None
     top_p: float | None = None
     stop: tuple[str, ...] | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    logit_bias: Mapping[int, float] | None = None
 
     def of(self, name: str, settings: Settings) -> Any:
         """Gives the prompt's own value of a setting, else the run's."""
@@ -160,8 +245,7 @@ class Prompt:
 
     def own_settings(self, settings: Settings) -> Settings:
         """Gives the settings of a run with the prompt's own in their place."""
-        names = ("max_new_tokens", "temperature", "top_k", "top_p", "stop")
-        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        own = {name: getattr(self, name) for name in OF_PROMPT if getattr(self, name) is not None}
         return dataclasses.replace(settings, **own) if own else settings
 
 

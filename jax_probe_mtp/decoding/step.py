@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jax_probe_mtp.decoding import block_layer, verify
+from jax_probe_mtp.decoding import block_layer, penalties, verify
 from jax_probe_mtp.decoding.block import make_block
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request
@@ -64,10 +64,10 @@ def step_and_call(
     logits, cache = run_block(params, cfg, tree, owner_BO, state, source, decode_cfg)
     accepted = verify.walk(
         tree,
-        _chooser(logits, tree, state.length_B, request, is_exact=decode_cfg.is_exact),
+        _chooser(logits, tree, state, request, is_exact=decode_cfg.is_exact),
         max_depth=source.max_depth,
         max_accept=request.max_accept,
-        is_looped=request.draw is not None and decode_cfg.is_exact,
+        is_looped=decode_cfg.is_exact and not _is_by_argmax(request),
     )
     if source.num_rows > 1:
         cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
@@ -127,24 +127,36 @@ def run_block(
     return transformer.split_logits(params, cfg, hidden_BRD, head), cache
 
 
-def _chooser(
-    logits: Logits, tree: Tree, length_B: jax.Array, request: Request, *, is_exact: bool
-) -> Callable[[jax.Array, jax.Array | int], jax.Array]:
-    """Makes the function by which `verify.walk` asks for the model's own next token after a node of the tree."""
-    if request.draw is None:  # all nodes at once: an argmax is cheap, and it is one kernel
-        greedy_BN = logits.first(tree.token_BN.shape[1]).argmax()
-        return lambda node_B, depth: jnp.take_along_axis(greedy_BN, node_B[:, None], axis=1)[:, 0]
+def _is_by_argmax(request: Request) -> bool:
+    """Says whether the model's own next token is that of its largest logit, whatever the text."""
+    return request.draw is None and request.penalties is None
 
-    def draw(
-        node_B: jax.Array, depth: jax.Array | int
-    ) -> jax.Array:  # of visited nodes alone: noise and cuts are not cheap
-        args = logits.rows(node_B[:, None]).whole()[:, 0], length_B + depth + 1, request.draw
+
+def _chooser(
+    logits: Logits, tree: Tree, state: DecodeState, request: Request, *, is_exact: bool
+) -> Callable[[jax.Array, jax.Array | int, jax.Array], jax.Array]:
+    """Makes the function by which `verify.walk` asks for the model's own next token after a node of the tree."""
+    if _is_by_argmax(request):  # all nodes at once: an argmax is cheap, and it is one kernel
+        greedy_BN = logits.first(tree.token_BN.shape[1]).argmax()
+        return lambda node_B, depth, chosen_BD: jnp.take_along_axis(greedy_BN, node_B[:, None], axis=1)[:, 0]
+    length_B, text = state.length_B, None  # the root, at the place of that number, is in the text as well
+    if request.penalties is not None:
+        text = penalties.used(state.token_BT, request.prompt_length_B, length_B + 1, logits.vocab_size)
+
+    def choose(
+        node_B: jax.Array, depth: jax.Array | int, chosen_BD: jax.Array
+    ) -> jax.Array:  # of visited nodes alone: noise, cuts and counts are not cheap
+        logits_BV = logits.rows(node_B[:, None]).whole()[:, 0]
+        if text is not None:
+            here = text.followed_by(chosen_BD, jnp.full_like(length_B, depth))
+            logits_BV = penalties.penalize(logits_BV, request.penalties, here)
+        args = logits_BV, length_B + depth + 1, request.draw
         return jax.lax.map(_draw_alone, args) if is_exact else sampling.next_token(*args)
 
-    return draw
+    return choose
 
 
-def _draw_alone(args: tuple[jax.Array, jax.Array, sampling.Sampling]) -> jax.Array:
+def _draw_alone(args: tuple[jax.Array, jax.Array, sampling.Sampling | None]) -> jax.Array:
     """Draws one row's token: several rows' sums over the vocabulary may have another order than one's."""
     return sampling.next_token(*jax.tree.map(lambda leaf: leaf[None], args))[0]
 
@@ -184,7 +196,7 @@ def _commit(
     num_emitted_B = num_emitted(state, request)
     room_B = jnp.minimum(request.max_new_tokens_B - num_emitted_B, state.cache.capacity - state.length_B)
     num_new_B = jnp.minimum(accepted.num_accepted_B + 1, room_B)
-    is_eos_BP = jnp.any(accepted.token_BP[..., None] == request.eos_E[None, None], axis=-1)
+    is_eos_BP = penalties.is_end(request.penalties, request.eos_E, accepted.token_BP)
     is_eos_BP &= place_1P < num_new_B[:, None]
     has_eos_B = jnp.any(is_eos_BP, axis=1)
     num_new_B = jnp.where(has_eos_B, jnp.argmax(is_eos_BP, axis=1).astype(jnp.int32) + 1, num_new_B)

@@ -27,7 +27,7 @@ class Accepted(flax.struct.PyTreeNode, kw_only=True):
 
 def walk(
     tree: Tree,
-    next_token: Callable[[jax.Array, jax.Array | int], jax.Array],
+    next_token: Callable[[jax.Array, jax.Array | int, jax.Array], jax.Array],
     *,
     max_depth: int,
     max_accept: jax.Array | int | None = None,
@@ -40,15 +40,16 @@ def walk(
 
     Args:
       tree: the drafts that were in the call.
-      next_token: (int32 [B] node, its depth along the walk) -> int32 [B], the token that plain decoding puts after it.
-        The depth is the same for all rows that are still walking; an int unless `is_looped`.
+      next_token: (int32 [B] node, its depth along the walk, int32 [B, D] tokens chosen before) -> int32 [B], the token that
+        plain decoding puts after it. The depth is the same for all rows that are still walking, an int unless `is_looped`;
+        so many of the tokens were chosen, the last one the node's own.
       max_depth: edges from the root to the deepest node; static.
       max_accept: int32 scalar, drafts accepted at most: with 0 the bonus alone is left. None is no limit.
       is_looped: True for one piece of code that asks for the tokens of all depths, a `lax.fori_loop`: a compiler may round
         two copies of the same arithmetic differently. Static.
     """
 
-    def descend(depth: jax.Array | int, walked: Walk) -> Walk:
+    def descend(depth: jax.Array | int, walked: Walk, chosen_BD: jax.Array) -> Walk:
         node_B, token_B, num_taken_B = walked
         is_match_BN = (tree.parent_BN == node_B[:, None]) & (tree.token_BN == token_B[:, None])
         # A row that stopped earlier cannot match again: its node has no child with its token, or it is at the limit.
@@ -56,7 +57,7 @@ def walk(
         if max_accept is not None:
             is_match_B &= depth <= max_accept
         node_B = jnp.where(is_match_B, jnp.argmax(is_match_BN, axis=1).astype(jnp.int32), node_B)
-        token_B = jnp.where(is_match_B, next_token(node_B, depth), token_B)
+        token_B = jnp.where(is_match_B, next_token(node_B, depth, chosen_BD), token_B)
         return node_B, token_B, num_taken_B + is_match_B.astype(jnp.int32)
 
     root_B = jnp.zeros(tree.token_BN.shape[0], jnp.int32)
@@ -65,15 +66,17 @@ def walk(
 
         def go_on(depth: jax.Array, carry: tuple[Walk, jax.Array, jax.Array]) -> tuple[Walk, jax.Array, jax.Array]:
             walked, node_BP, token_BP = carry
-            walked = descend(depth, walked)
+            walked = descend(depth, walked, token_BP)
             return walked, node_BP.at[:, depth].set(walked[0]), token_BP.at[:, depth].set(walked[1])
 
         above = root_B + NO_PARENT, tree.token_BN[:, 0], root_B  # the root, too, is what its own token leads to
         walked, node_BP, token_BP = jax.lax.fori_loop(0, max_depth + 1, go_on, (above, nothing_BP, nothing_BP))
     else:
-        steps = [(root_B, next_token(root_B, 0), jnp.ones_like(root_B))]
+        nothing_B0 = jnp.zeros((root_B.size, 0), jnp.int32)
+        steps = [(root_B, next_token(root_B, 0, nothing_B0), jnp.ones_like(root_B))]
         for depth in range(1, max_depth + 1):
-            steps.append(descend(depth, steps[-1]))
+            chosen_BD = jnp.stack([token_B for _, token_B, _ in steps], axis=1)
+            steps.append(descend(depth, steps[-1], chosen_BD))
         walked = steps[-1]
         node_BP, token_BP = (jnp.stack(column, axis=1) for column in list(zip(*steps, strict=True))[:2])
     return Accepted(node_BP=node_BP, token_BP=token_BP, num_accepted_B=walked[2] - 1)

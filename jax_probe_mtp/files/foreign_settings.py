@@ -94,14 +94,14 @@ _SETTINGS: dict[str, tuple[str | None, _Test]] = {
     **_rows("diversity_penalty", nothing=_is(0)),
     **_rows("use_beam_search", nothing=_is(False)),
     # where they end
-    **_rows("min_tokens", "min_new_tokens", "min_length", nothing=_is(0)),
-    **_rows("ignore_eos", nothing=_is(False)),
-    **_rows("stop_token_ids", "eos_token_id", "forced_eos_token_id", "max_time", "exponential_decay_length_penalty"),
+    **_rows("min_new_tokens", nothing=_is(0), instead="min_tokens"),
+    **_rows("min_length", nothing=_is(0)),
+    **_rows("eos_token_id", "forced_eos_token_id", "max_time", "exponential_decay_length_penalty"),
     # which tokens are favoured
-    **_rows("repetition_penalty", "repeat_penalty", "encoder_repetition_penalty", "guidance_scale", nothing=_is(1)),
-    **_rows("presence_penalty", "frequency_penalty", "dry_multiplier", nothing=_is(0)),
-    **_rows("no_repeat_ngram_size", "penalty_alpha", nothing=_is(0)),
-    **_rows("logit_bias", "sequence_bias", "bad_words", "bad_words_ids", "force_words_ids", "forced_bos_token_id"),
+    **_rows("repeat_penalty", nothing=_is(1), instead="repetition_penalty"),
+    **_rows("encoder_repetition_penalty", "guidance_scale", nothing=_is(1)),
+    **_rows("dry_multiplier", "no_repeat_ngram_size", "penalty_alpha", nothing=_is(0)),
+    **_rows("sequence_bias", "bad_words", "bad_words_ids", "force_words_ids", "forced_bos_token_id"),
     **_rows("suppress_tokens", "begin_suppress_tokens", "allowed_token_ids", "logits_processors"),
     **_rows("watermark", nothing=_is(False)),
     # how they are drawn

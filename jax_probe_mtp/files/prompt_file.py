@@ -13,7 +13,7 @@ from jax_probe_mtp.files.foreign_settings import DO_SAMPLE, refuse_foreign
 from jax_probe_mtp.files.ids import Keys, KeySet, content_digest, id_key, nameless_key, occurrence_of
 from jax_probe_mtp.files.json_lines import check_id, excerpt, json_lines
 from jax_probe_mtp.files.openai_forms import of_batch_line, plain_messages
-from jax_probe_mtp.files.record_fields import FIELDS, LIMITS, OF_TEMPLATE, RULES, SETTINGS, SOURCES
+from jax_probe_mtp.files.record_fields import FIELDS, LIMITS, NEUTRAL, OF_TEMPLATE, RULES, SETTINGS, SOURCES
 
 MAX_UNUSED_FIELDS = 10
 
@@ -42,12 +42,24 @@ class Record:
     top_k: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    logit_bias: dict[str, float] | None = None
 
     @property
     def own_settings(self) -> dict[str, Any]:
         """Gives what the record sets in place of the run, as JSON has it."""
         own = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
-        return own | ({"stop": list(self.stop)} if self.stop is not None else {})
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
+
+    @property
+    def is_penalized(self) -> bool:
+        """Says whether the record needs a program with penalties."""
+        return any(getattr(self, name) not in (None, nothing) for name, nothing in NEUTRAL.items())
 
     @property
     def noise_name(self) -> str | None:
@@ -85,6 +97,7 @@ class PromptFile:
       keys: of each record, in the order of the file: of its id or, where it has none, of what it asks for.
       contents: of each record, the digest of what it asks for.
       max_temperature: the largest one that a record gives, None if none does.
+      is_penalized: True where a record needs a program with penalties.
       unused_fields: names of fields that nothing reads, the first ten of them in sorted order.
 
     Raises:
@@ -95,6 +108,7 @@ class PromptFile:
     def __init__(self, path: Path, *, names_by_line: bool = False) -> None:
         self.path = path
         self.max_temperature: float | None = None
+        self.is_penalized = False
         self._names_by_line = names_by_line
         self._written = _written(path)
         self.contents = array("Q")
@@ -107,6 +121,7 @@ class PromptFile:
                 nameless.append(record.index)
             if record.temperature is not None:
                 self.max_temperature = max(record.temperature, self.max_temperature or 0.0)
+            self.is_penalized |= record.is_penalized
             if new := fields.keys() - FIELDS - unused:
                 unused = set(sorted(unused | {name[:60] for name in new})[:MAX_UNUSED_FIELDS])
         if not keys:
@@ -225,8 +240,10 @@ def parsed_records(
             _check_continues(where, values.get("messages"))
         for field in values.keys() & {"temperature", "top_p"}:
             values[field] = float(values[field])
-        if "stop" in values:
-            values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
+        if isinstance(values.get("stop"), str):
+            values["stop"] = (values["stop"],)
+        for field in values.keys() & {"stop", "stop_token_ids"}:
+            values[field] = tuple(values[field])
         yield Record(index=index, id=name, content=content_digest(values), **values), fields, number, where
 
 

@@ -31,6 +31,15 @@ def _is_stop(value: object) -> bool:
     return isinstance(texts, list) and len(texts) <= MAX_STOPS and all(isinstance(text, str) and text for text in texts)
 
 
+def _is_biases(value: object) -> bool:
+    is_bias, _ = _between(-100, 100)
+    return isinstance(value, dict) and all(key.isdecimal() and is_bias(value[key]) for key in value)
+
+
+def _between(least: float, most: float) -> tuple[Callable[[Any], object], str]:
+    return lambda value: _is_number(value) and least <= value <= most, f"a number from {least} to {most}"
+
+
 SOURCES = ("prompt", "messages", "prompt_ids")
 # field -> what is asked of its value, and how a message says so
 RULES: dict[str, tuple[Callable[[Any], object], str]] = {
@@ -52,7 +61,26 @@ RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1"),
     "top_k": (lambda value: _is_whole(value, 0), "a whole number of at least 0"),
     "seed": (lambda value: _is_whole(value, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1"),
+    "repetition_penalty": _between(0.01, 100),
+    "presence_penalty": _between(-2, 2),
+    "frequency_penalty": _between(-2, 2),
+    "min_tokens": (lambda value: _is_whole(value, 0), "a whole number of at least 0"),
+    "ignore_eos": (lambda value: isinstance(value, bool), "true or false"),
+    "stop_token_ids": (
+        lambda value: isinstance(value, list) and all(_is_whole(item, 0) for item in value),
+        "a list of whole numbers from 0",
+    ),
+    "logit_bias": (_is_biases, 'an object of token ids and numbers from -100 to 100, such as {"5": -100}'),
     "stop": (_is_stop, f"a text or a list of at most {MAX_STOPS} texts, none of them empty"),
+}
+NEUTRAL = {  # of the settings that need a program with penalties: with these values they do nothing
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "stop_token_ids": (),
+    "logit_bias": {},
 }
 LIMITS = ("max_tokens", "max_completion_tokens")
 OF_TEMPLATE = ("tools", "documents", "template_kwargs")

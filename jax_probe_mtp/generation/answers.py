@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from jax_probe_mtp.decoding.settings import Prompt
+from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.generation import tokenizer
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -112,15 +112,16 @@ Numbered = tuple[int, Generation]
 
 
 def make_generation(
-    checkpoint: Checkpoint, prompt: Prompt, token_ids: list[int], *, calls: int, **more: Any
+    checkpoint: Checkpoint, prompt: Prompt, settings: Settings, token_ids: list[int], *, calls: int, **more: Any
 ) -> Generation:
     """Says what came of a prompt, with its text and why it ended; `more` are fields of `Generation`."""
+    ends = prompt.own_settings(settings).ends(checkpoint.eos_token_ids)
     return Generation(
         id=prompt.id,
         prompt_ids=list(prompt.token_ids),
         token_ids=token_ids,
         text="" if checkpoint.tokenizer is None else tokenizer.decode(checkpoint.tokenizer, token_ids),
-        finish_reason="stop" if token_ids[-1] in checkpoint.eos_token_ids else "length",
+        finish_reason="stop" if token_ids[-1] in ends else "length",
         calls=calls,
         committed=len(token_ids) - 1,
         **more,

@@ -69,7 +69,7 @@ class Chunks:
         request = self._programs.place(join_requests([idle] * self._settings.batch_size))
         shared = self._programs.place(shared, self._programs.shared)
         # Nothing is drawn before there are prompts: a greedy batch's program, which the exact mode's test has compiled.
-        greedy = request.replace(sampling=Sampling(seed_B=request.sampling.seed_B))
+        greedy = request.replace(sampling=Sampling(seed_B=request.sampling.seed_B), penalties=None)
         start = time.perf_counter()
         takes, gives = (REQUEST, self._programs.shared), self._programs.state
         state = self._program(empty, greedy, shared, takes=takes, gives=gives)(self._params, greedy, shared)

@@ -78,6 +78,7 @@ class Decoder:
             shared=self._shared,
             capacity=capacity,
             is_sampled=any(prompt.of("temperature", settings) > 0 for prompt in prompts),
+            is_penalized=any(prompt.own_settings(settings).is_penalized for prompt in prompts),
             streams_text=streams_text,
         )
 

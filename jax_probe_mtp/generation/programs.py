@@ -35,6 +35,7 @@ REQUEST: Any = Request(
         eos_E=EVERYWHERE,
         sampling=ROWS,
         max_accept=EVERYWHERE,
+        penalties=ROWS,
     )
 )
 STATE: Any = DecodeState(

@@ -116,6 +116,7 @@ class RowText:
         generation = make_generation(
             self._checkpoint,
             self.prompt,
+            settings,
             self._token_ids,
             draft=draft,
             calls=self._calls,

@@ -57,6 +57,7 @@ class ContinuousDecoder:
         *,
         capacity: int,
         is_sampled: bool,
+        is_penalized: bool = False,
         streams_text: bool = False,
         programs: Programs | None = None,
         stats: Stats | None = None,
@@ -71,6 +72,7 @@ class ContinuousDecoder:
           settings: sizes, and what records have no own value for.
           capacity: cache slots of a row.
           is_sampled: True when some record has a temperature above 0.
+          is_penalized: True when some record has penalties (`Settings.is_penalized`).
           streams_text: True to be told the text of rows as it grows.
           programs: of the same checkpoint and drafts, to share what is compiled.
           stats: where to count; new ones when left out.
@@ -83,14 +85,21 @@ class ContinuousDecoder:
         self._programs = Programs(checkpoint, source) if programs is None else programs
         self._settings = dataclasses.replace(settings, capacity=capacity)
         self._settings.check(checkpoint.config, source, num_shards=self._programs.num_shards)
-        self._checkpoint, self._source, self._is_sampled = checkpoint, source, is_sampled
+        self._checkpoint, self._source = checkpoint, source
+        self._is_sampled, self._is_penalized = is_sampled, is_penalized
         self._streams_text = streams_text
         self._decode_cfg = settings.decode_config(capacity)
         self._draft_name = draft_name(source)
         self.stats = Stats() if stats is None else stats
         self._shared = self._programs.begin_shared(shared)
         self._chunks = Chunks(self._programs, checkpoint.params, self._settings, self._decode_cfg)
-        self._idle = idle_request(1, checkpoint.eos_token_ids, is_sampled=is_sampled, max_accept=settings.max_accept)
+        self._idle = idle_request(
+            1,
+            checkpoint.eos_token_ids,
+            is_sampled=is_sampled,
+            penalized=checkpoint.config.vocab_size if is_penalized else None,
+            max_accept=settings.max_accept,
+        )
         self._rows: list[RowText | None] = [None] * settings.batch_size
         self._is_stopped_B = np.zeros(settings.batch_size, np.bool_)
         self._waiting = collections.deque[WaitingPrompt]() if waiting is None else waiting
@@ -187,6 +196,7 @@ class ContinuousDecoder:
                     self._settings,
                     eos_token_ids=self._checkpoint.eos_token_ids,
                     is_sampled=self._is_sampled,
+                    is_penalized=self._is_penalized,
                 )
             except ValueError as error:
                 self._finish(number, self.refusal(item, error))

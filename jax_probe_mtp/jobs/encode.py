@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jax_probe_mtp.decoding.batch import bucket
-from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.decoding.settings import OF_PROMPT, Prompt, Settings
 from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.generation import tokenizer
 from jax_probe_mtp.model.config import ModelConfig
@@ -39,8 +39,9 @@ class Encoder:
         Raises:
           ValueError: if the tokenizer or its chat template cannot take it.
         """
-        names = ("seed", "max_new_tokens", "temperature", "top_k", "top_p", "stop")
-        own = {name: getattr(record, name) for name in names}
+        own = {name: getattr(record, name) for name in ("seed", *OF_PROMPT)}
+        if record.logit_bias is not None:  # JSON's keys are texts
+            own["logit_bias"] = {int(token): bias for token, bias in record.logit_bias.items()}
         return Prompt(id=record.id, noise_name=record.noise_name, token_ids=self._token_ids(record), **own)
 
     def _token_ids(self, record: Record) -> list[int]:

@@ -93,6 +93,7 @@ class Job:
             shared=groups.begin_shared(shared),
             capacity=settings.capacity,
             is_sampled=max(temperatures) > 0,
+            is_penalized=settings.is_penalized or prompts.is_penalized,
         )
 
     def run(self) -> int:

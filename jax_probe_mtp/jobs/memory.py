@@ -50,6 +50,7 @@ def estimate(
     batch_size: int,
     capacity: int,
     num_top: int = 0,
+    is_penalized: bool = False,
     data: int = 1,
     tensor: int = 1,
 ) -> Estimate:
@@ -63,6 +64,7 @@ def estimate(
       batch_size: B, over all devices.
       capacity: S, cache slots of a row.
       num_top: likely tokens that are kept for each of them.
+      is_penalized: True for a program with penalties.
       data: devices that rows are split over.
       tensor: devices that weights are split over.
     """
@@ -76,6 +78,7 @@ def estimate(
     slots = 2 * cfg.num_layers * (cfg.num_kv_heads // tensor) * (capacity + R)
     row = slots * cfg.head_dim * jnp.dtype(dtype).itemsize + R * -(-cfg.vocab_size // tensor) * 4
     row += (capacity + 1) * num_top * 8  # an id and a log-probability
+    row += is_penalized * cfg.vocab_size * (4 + 1 + 1 + 4 + 4)  # bias, ends, prompt, counts, and the logits they change
     of_source_row, shared = _source_bytes(cfg, source, dtype, capacity)
     return Estimate(weights=weight_bytes, shared=shared, per_row=row + of_source_row, rows=batch_size // data)
 

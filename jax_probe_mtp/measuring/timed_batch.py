@@ -82,7 +82,7 @@ class TimedBatches:
             stats.compile_seconds = self.stats.compile_seconds
             self.stats, self._shared = stats, shared
             self._has_run.add(shape)
-        return list(self._answers(prompts, self._decode(batch)))
+        return list(self._answers(prompts, settings, self._decode(batch)))
 
     def compile(self, batch: Batch) -> tuple[Program, Program]:
         """Compiles prefill and decode loop for a batch of these shapes, once.
@@ -121,7 +121,7 @@ class TimedBatches:
         self._shared = state.source.shared
         return state
 
-    def _answers(self, prompts: Sequence[Prompt], state: DecodeState) -> Iterator[TimedAnswer]:
+    def _answers(self, prompts: Sequence[Prompt], settings: Settings, state: DecodeState) -> Iterator[TimedAnswer]:
         draft = draft_name(self.source)
         tokens, lengths, calls, by_depth, by_kind = jax.device_get(
             (state.token_BT, state.length_B, state.calls_B, state.accepted_by_depth_BX, state.accepted_by_kind_BZ)
@@ -129,7 +129,7 @@ class TimedBatches:
         for row, prompt in enumerate(prompts):
             token_ids = tokens[row, len(prompt.token_ids) : lengths[row] + 1].tolist()  # the newest is at `length`
             counts = {"calls": int(calls[row]), "accepted_by_depth": by_depth[row].tolist()}
-            generation = make_generation(self.checkpoint, prompt, token_ids, draft=draft, **counts)
+            generation = make_generation(self.checkpoint, prompt, settings, token_ids, draft=draft, **counts)
             self.stats.count(generation)
             kinds = dict(zip(self.source.kinds, by_kind[row].tolist(), strict=True))
             yield TimedAnswer(generation=generation, accepted_by_kind=kinds)

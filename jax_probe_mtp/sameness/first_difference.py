@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.decoding.batch import bucket, make_batch
+from jax_probe_mtp.decoding.penalties import Penalties, penalize, used
+from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
 from jax_probe_mtp.generation.answers import Generation
@@ -94,16 +96,17 @@ def compare_answers(
     """
     if expected.token_ids == got.token_ids:
         return None
-    draw = draw_of(checkpoint, prompt, settings) if prompt.of("temperature", settings) > 0 else None
+    request = request_of(checkpoint, prompt, settings)
+    draw = request.sampling if prompt.of("temperature", settings) > 0 else None
     ids = prompt.token_ids, expected.token_ids, got.token_ids
-    return first_difference(checkpoint, *ids, draw, FLOAT32_TIE if float32_tie is None else float32_tie)
+    tie = FLOAT32_TIE if float32_tie is None else float32_tie
+    return first_difference(checkpoint, *ids, draw, tie, request.penalties)
 
 
-def draw_of(checkpoint: Checkpoint, prompt: Prompt, settings: Settings) -> sampling.Sampling:
-    """Checks a prompt, and says how its tokens are drawn, as one row with all values, be it greedy."""
+def request_of(checkpoint: Checkpoint, prompt: Prompt, settings: Settings) -> Request:
+    """Checks a prompt, and says how its tokens are chosen, as one row that has all values of a draw, be it greedy."""
     plain, eos = parse_draft(PLAIN), checkpoint.eos_token_ids
-    batch = make_batch(checkpoint.config, plain, [prompt], settings, eos_token_ids=eos, is_sampled=True)
-    return batch.request.sampling
+    return make_batch(checkpoint.config, plain, [prompt], settings, eos_token_ids=eos, is_sampled=True).request
 
 
 def first_difference(
@@ -113,6 +116,7 @@ def first_difference(
     other_ids: Sequence[int],
     draw: sampling.Sampling | None = None,
     float32_tie: float = FLOAT32_TIE,
+    penalties: Penalties | None = None,
 ) -> Difference | None:
     """Compares an output with plain decoding's and judges the first difference by plain decoding's own scores.
 
@@ -123,6 +127,7 @@ def first_difference(
       other_ids: new tokens of the other.
       draw: how tokens were sampled, one row; None for greedy.
       float32_tie: of float32 models.
+      penalties: of the one row; None without any.
 
     Returns:
       None when all tokens are equal. What counts as a tie is said at `rounding`. Rounding cannot end a text early: there the
@@ -132,7 +137,7 @@ def first_difference(
         return None
     shared = _common_length(plain_ids, other_ids)
     plain_token, other_token = _at(plain_ids, shared), _at(other_ids, shared)
-    score_V = _scores(checkpoint, [*prompt_ids, *plain_ids[:shared]], draw)
+    score_V = _scores(checkpoint, prompt_ids, plain_ids[:shared], draw, penalties)
     plain_score, other_score = (
         -math.inf if token is None else float(score_V[token]) for token in (plain_token, other_token)
     )
@@ -164,10 +169,21 @@ def rounding(
     return float32_tie / (lowest_temperature or 1.0), step  # scores are logits / T, and so is their rounding
 
 
-def _scores(checkpoint: Checkpoint, tokens: list[int], draw: sampling.Sampling | None) -> np.ndarray:
-    """Gives the scores that the token after `tokens` maximises, float32 [V], by one pass over the whole text."""
+def _scores(
+    checkpoint: Checkpoint,
+    prompt_ids: Sequence[int],
+    new_ids: Sequence[int],
+    draw: sampling.Sampling | None,
+    penalties: Penalties | None,
+) -> np.ndarray:
+    """Gives the scores that the token after a text maximises, float32 [V], by one pass over the whole text."""
+    tokens = [*prompt_ids, *new_ids]
+    length_1 = jnp.asarray([len(tokens)])
     logits_1V = jnp.asarray(logits_after(checkpoint, tokens))[None]
-    return np.asarray(sampling.scores(logits_1V, jnp.asarray([len(tokens)]), draw)[0])
+    if penalties is not None:
+        text = used(jnp.asarray([tokens]), jnp.asarray([len(prompt_ids)]), length_1, logits_1V.shape[1])
+        logits_1V = penalize(logits_1V, penalties, text)
+    return np.asarray(sampling.scores(logits_1V, length_1, draw)[0])
 
 
 def logits_after(checkpoint: Checkpoint, tokens: Sequence[int]) -> np.ndarray:

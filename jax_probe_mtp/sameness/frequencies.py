@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.decoding.penalties import Penalties, penalize, used
+from jax_probe_mtp.decoding.settings import PENALTIES, Settings
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model import sampling
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -51,8 +52,8 @@ def judge_frequencies(checkpoint: Checkpoint, outputs: Iterable[Output], setting
     """
     groups: dict[tuple[object, ...], _Group] = {}
     for output in outputs:
-        cuts = (output.prompt.of(name, settings) for name in ("temperature", "top_k", "top_p"))
-        key = (output.error, tuple(output.prompt.token_ids), *cuts)
+        own = (str(output.prompt.of(name, settings)) for name in ("temperature", "top_k", "top_p", *PENALTIES))
+        key = (output.error, tuple(output.prompt.token_ids), *own)
         group = groups.setdefault(key, _Group(first=dataclasses.replace(output, token_ids=[])))
         group.first_tokens.extend(output.token_ids[:1])
         group.num_empty += not output.token_ids
@@ -88,14 +89,16 @@ def _verdict(checkpoint: Checkpoint, group: _Group, settings: Settings) -> Verdi
         )
 
     try:
-        draw = how_drawn(checkpoint, group.first, settings, 1)
+        request = how_drawn(checkpoint, group.first, settings, 1)
     except ValueError as error:
         return say(UNCHECKED, one_line(error))
+    draw = request.sampling
     if not draw.temperature_B[0] > 0:
         return say(UNCHECKED, "greedy answers have no frequencies; state a temperature.")
     if group.num_empty:
         return say(INCOMPLETE, f"{group.num_empty} are empty.")
-    found = distance(group.first_tokens, distribution(checkpoint, prompt.token_ids, draw))
+    expected_V = distribution(checkpoint, prompt.token_ids, draw, request.penalties)
+    found = distance(group.first_tokens, expected_V)
     line = f"distance {found.distance:.3f}, by chance at most {found.bound:.3f}"
     if found.num_impossible:
         return say(DIVERGED, f"{found.num_impossible} begin with a token that the cuts leave out; {line}.")
@@ -104,9 +107,17 @@ def _verdict(checkpoint: Checkpoint, group: _Group, settings: Settings) -> Verdi
     return say(SAME if found.distance <= found.bound else DIVERGED, f"{line}.")
 
 
-def distribution(checkpoint: Checkpoint, prompt_ids: Sequence[int], draw: sampling.Sampling) -> np.ndarray:
+def distribution(
+    checkpoint: Checkpoint, prompt_ids: Sequence[int], draw: sampling.Sampling, penalties: Penalties | None = None
+) -> np.ndarray:
     """Gives what the first new token is drawn from, float64 [V]; `draw` is of one row, its seed is not read."""
-    scaled_1V = sampling.scale(jnp.asarray(logits_after(checkpoint, prompt_ids))[None], draw.temperature_B)
+    logits_1V = jnp.asarray(logits_after(checkpoint, prompt_ids))[None]
+    if penalties is not None:
+        length_1 = jnp.asarray([len(prompt_ids)])
+        logits_1V = penalize(
+            logits_1V, penalties, used(jnp.asarray([prompt_ids]), length_1, length_1, logits_1V.shape[1])
+        )
+    scaled_1V = sampling.scale(logits_1V, draw.temperature_B)
     is_kept_1V = sampling.keep_likely(scaled_1V, draw.top_k_B, draw.top_p_B)
     kept_V = np.where(np.asarray(is_kept_1V[0]), np.asarray(scaled_1V[0], np.float64), -math.inf)
     weight_V = np.exp(kept_V - kept_V.max())

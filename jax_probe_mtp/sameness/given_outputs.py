@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from jax_probe_mtp.decoding.penalties import Penalties
+from jax_probe_mtp.decoding.request import Request, make_penalties
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.generation.text_stream import TextStream
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.sampling import Sampling
-from jax_probe_mtp.sameness.first_difference import OTHER_FRAMEWORK_TIE, Difference, draw_of, rounding
+from jax_probe_mtp.sameness.first_difference import OTHER_FRAMEWORK_TIE, Difference, request_of, rounding
 from jax_probe_mtp.sameness.own_choices import Choices, choices_of
 from jax_probe_mtp.sameness.verdicts import DIVERGED, UNCHECKED, Verdict, kind_of
 
@@ -64,7 +66,7 @@ def _judge(checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings
     draws: dict[int, Sampling] = {}
     for n, output in enumerate(outputs):
         try:
-            draws[n] = _check(checkpoint, output, settings)
+            draws[n] = _check(checkpoint, output, settings).sampling
         except ValueError as error:
             verdicts[n] = _verdict(output, UNCHECKED, reason=one_line(error))
             continue
@@ -76,7 +78,14 @@ def _judge(checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings
     is_sampled = any(draws[n].temperature_B[0] > 0 for n in numbers)
     of_texts = [draws[n] for n in numbers] if is_sampled else None
     batch_size = min(settings.batch_size, max(len(texts), 1))
-    for place, choices in choices_of(checkpoint, texts, of_texts, batch_size):
+    own = [outputs[n].prompt.own_settings(settings) for n in numbers]
+
+    def penalties_of(places: Sequence[int]) -> Penalties:  # of a pass alone: they are as large as logits
+        rows = [own[place] for place in places]
+        return make_penalties(rows, checkpoint.eos_token_ids, checkpoint.config.vocab_size)
+
+    penalized = (penalties_of,) if any(each.is_penalized for each in own) else ()
+    for place, choices in choices_of(checkpoint, texts, of_texts, batch_size, *penalized):
         n = numbers[place]
         verdicts[n] = _of(checkpoint, outputs[n], settings, choices, draws[n] if is_sampled else None)
     found = [verdict for verdict in verdicts if verdict is not None]
@@ -84,24 +93,25 @@ def _judge(checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings
     return found
 
 
-def _check(checkpoint: Checkpoint, output: Output, settings: Settings) -> Sampling:
-    """Says how the output was drawn, after checking that the model can read it."""
+def _check(checkpoint: Checkpoint, output: Output, settings: Settings) -> Request:
+    """Says how the output's tokens were chosen, after checking that the model can read it."""
     size = checkpoint.config.vocab_size
     if bad := next((token for token in output.token_ids if not 0 <= token < size), None):
         raise ValueError(f"the output holds token id {bad}, but ids are 0 to {size - 1}.")
     return how_drawn(checkpoint, output, settings, max(len(output.token_ids), 1))
 
 
-def how_drawn(checkpoint: Checkpoint, output: Output, settings: Settings, num_tokens: int) -> Sampling:
-    """Says how an output was drawn, as sampling settings of one row.
+def how_drawn(checkpoint: Checkpoint, output: Output, settings: Settings, num_tokens: int) -> Request:
+    """Says how an output's tokens were chosen, as a request of one row.
 
     Raises:
       ValueError: if the prompt could not be read, or does not fit the model with so many new tokens, or a setting is wrong.
     """
     if output.error is not None:
         raise ValueError(output.error)
-    asked = dataclasses.replace(output.prompt, max_new_tokens=num_tokens)
-    return draw_of(checkpoint, asked, settings)
+    least = output.prompt.of("min_tokens", settings)  # an output may be shorter, and is then judged
+    asked = dataclasses.replace(output.prompt, max_new_tokens=max(num_tokens, least))
+    return request_of(checkpoint, asked, settings)
 
 
 def _of(
@@ -144,7 +154,8 @@ def whole_part(checkpoint: Checkpoint, output: Output, settings: Settings) -> tu
     ids, limit = output.token_ids, output.limit
     if not ids:
         return 0, "the output is empty."
-    end = next((n for n, token in enumerate(ids, 1) if token in checkpoint.eos_token_ids), None)
+    ends = output.prompt.own_settings(settings).ends(checkpoint.eos_token_ids)
+    end = next((n for n, token in enumerate(ids, 1) if token in ends), None)
     if stop := output.prompt.of("stop", settings):
         stream = TextStream(checkpoint.tokenizer, stop)
         stopped = next((n for n, token in enumerate(ids[:end], 1) if stream.add(token)), None)

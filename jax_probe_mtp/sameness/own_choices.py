@@ -1,7 +1,7 @@
 """Finds what the model would have said at every place of a given output: one pass over each text, not token by token."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.struct
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.decoding.batch import bucket
+from jax_probe_mtp.decoding.penalties import Penalties, penalize, used
 from jax_probe_mtp.model import sampling, transformer
 from jax_probe_mtp.model.cache import allocate
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -44,6 +45,7 @@ def choices(
     prompt_length_B: jax.Array,
     output_length_B: jax.Array,
     draw: Sampling | None,
+    penalties: Penalties | None = None,
     *,
     num_outputs: int,
 ) -> Choices:
@@ -56,6 +58,7 @@ def choices(
       prompt_length_B: int32 [B], at least 1.
       output_length_B: int32 [B]; what is behind it in the result means nothing.
       draw: how the rows were sampled; None for greedy.
+      penalties: of the rows; None where none has any.
       num_outputs: A, at least the longest output; static.
     """
     B, T = token_BT.shape
@@ -83,6 +86,12 @@ def choices(
             return jax.lax.dynamic_slice_in_dim(values, first, rows, axis=1)
 
         logits_BRV = transformer.logits(params, cfg, cut(hidden_BAD))
+        if penalties is not None:
+
+            def penalized(logits_BV: jax.Array, place_B: jax.Array) -> jax.Array:
+                return penalize(logits_BV, penalties, used(token_BT, prompt_length_B, place_B, cfg.vocab_size))
+
+            logits_BRV = jax.vmap(penalized, in_axes=(1, 1), out_axes=1)(logits_BRV, cut(place_BA))
         score_BRV = jax.vmap(sampling.scores, in_axes=(1, 1, None), out_axes=1)(logits_BRV, cut(place_BA), draw)
         here = Choices(
             best_BA=jnp.argmax(score_BRV, axis=-1).astype(jnp.int32),
@@ -103,6 +112,7 @@ def choices_of(
     texts: Sequence[tuple[Sequence[int], Sequence[int]]],
     draws: Sequence[Sampling] | None,
     batch_size: int,
+    penalties_of: Callable[[Sequence[int]], Penalties] | None = None,
 ) -> Iterator[tuple[int, Choices]]:
     """Gives the `choices` of any number of texts, those of like lengths together.
 
@@ -111,6 +121,7 @@ def choices_of(
       texts: prompt and output of each, both of at least one token.
       draws: how each was sampled, of one row; None where all are greedy.
       batch_size: B, texts of a pass.
+      penalties_of: (numbers of texts) -> their penalties, a row each; None where none has any.
 
     Returns:
       An iterator over (number of the text, its choices as NumPy arrays [A], A the length of its output), in any order.
@@ -119,20 +130,20 @@ def choices_of(
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
         idle = [numbers[0]] * (batch_size - len(numbers))
-        found = jax.device_get(_pass(checkpoint, [texts[n] for n in [*numbers, *idle]], draws, [*numbers, *idle]))
+        rows = [*numbers, *idle]
+        draw = None if draws is None else jax.tree.map(lambda *row: np.concatenate(row), *(draws[n] for n in rows))
+        penalties = None if penalties_of is None else penalties_of(rows)
+        found = jax.device_get(_pass(checkpoint, [texts[n] for n in rows], draw, penalties))
         for row, n in enumerate(numbers):
             size = len(texts[n][1])
             yield n, jax.tree.map(lambda values, row=row, size=size: values[row, :size], found)
 
 
-def _pass(checkpoint: Checkpoint, texts: list[Any], draws: Sequence[Sampling] | None, numbers: list[int]) -> Choices:
+def _pass(checkpoint: Checkpoint, texts: list[Any], draw: Sampling | None, penalties: Penalties | None) -> Choices:
     lengths = np.asarray([(len(prompt), len(output)) for prompt, output in texts], np.int32)
     token_BT = np.zeros((len(texts), bucket(int(lengths.sum(1).max()))), np.int32)
     for row, (prompt, output) in enumerate(texts):
         token_BT[row, : lengths[row].sum()] = [*prompt, *output]
-    draw = None
-    if draws is not None:
-        draw = jax.tree.map(lambda *rows: np.concatenate(rows), *(draws[n] for n in numbers))
     return choices(
         checkpoint.params,
         checkpoint.config,
@@ -140,5 +151,6 @@ def _pass(checkpoint: Checkpoint, texts: list[Any], draws: Sequence[Sampling] | 
         lengths[:, 0],
         lengths[:, 1],
         draw,
+        penalties,
         num_outputs=bucket(int(lengths[:, 1].max())),
     )

@@ -28,8 +28,7 @@ import jax
 import jax.numpy as jnp
 from shapes import SHAPES
 
-from jax_probe_mtp.commands.options import positive
-from jax_probe_mtp.errors import Parser, exit_status, one_line
+from jax_probe_mtp.errors import Parser, exit_status, one_line, positive
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.kernels import int8_product
 from jax_probe_mtp.kernels.product import MAX_ROWS, STEP, Tiles, choose_tiles, gated_product, product_parts

@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 from shapes import SHAPES
 
-from jax_probe_mtp.commands.options import positive
 from jax_probe_mtp.decoding.block import Block
 from jax_probe_mtp.decoding.block_layer import block_layer
 from jax_probe_mtp.decoding.config import ATTENTIONS, DecodeConfig
@@ -35,7 +34,7 @@ from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.generation.groups import split_params
 from jax_probe_mtp.generation.programs import Programs

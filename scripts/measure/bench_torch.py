@@ -27,8 +27,7 @@ from shapes import SHAPES
 from torch_generate import measure_generate
 from torch_step import Record, measure_steps
 
-from jax_probe_mtp.commands.options import positive
-from jax_probe_mtp.errors import Parser, exit_status, one_line
+from jax_probe_mtp.errors import Parser, exit_status, one_line, positive
 from jax_probe_mtp.files.whole_files import check_files, write_json
 
 

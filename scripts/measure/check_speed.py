@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.commands import options
-from jax_probe_mtp.commands.options import positive, positives
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive, positives
 from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.decoder import Decoder

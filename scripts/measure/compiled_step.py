@@ -29,14 +29,13 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from shapes import SHAPES
 
-from jax_probe_mtp.commands.options import positive
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.loop import prefill, run_steps
 from jax_probe_mtp.decoding.request import Request, idle_request
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name, parse_draft
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.generation.programs import REQUEST, ROWS, Programs
 from jax_probe_mtp.jobs import memory

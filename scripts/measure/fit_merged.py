@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from checkpoints_convert import load_checkpoint
-from jax_probe_mtp.commands.options import NEW_TOKENS, positive
+from jax_probe_mtp.commands.options import NEW_TOKENS
 from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.decoding.trace import trace
@@ -28,7 +28,7 @@ from jax_probe_mtp.drafting import NO_TOKEN, parse_draft
 from jax_probe_mtp.drafting.merged import acceptance
 from jax_probe_mtp.drafting.merged.facts import FIRST_WEIGHT, GROUPS, NUM_WEIGHTS, Facts, chosen
 from jax_probe_mtp.drafting.spec import with_tuned_masks
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
 from jax_probe_mtp.measuring.bench import read_prompts

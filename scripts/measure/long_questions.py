@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 from checkpoints_convert import load_checkpoint
-from jax_probe_mtp.commands.options import positive
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.files.whole_files import check_files, write_files
 

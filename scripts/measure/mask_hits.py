@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_convert import load_checkpoint
-from jax_probe_mtp.commands.options import NEW_TOKENS, positive
+from jax_probe_mtp.commands.options import NEW_TOKENS
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.mask_tokens import TRIED, init_masks, update_masks
 from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.generation.decoder import Decoder

@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 
 from jax_probe_mtp.commands import draft_options, options
-from jax_probe_mtp.commands.options import positive, positives
 from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import parse_draft
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive, positives
 from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.generation.answers import Stats

@@ -21,10 +21,9 @@ import gguf
 import numpy as np
 
 from checkpoints_convert import load_checkpoint
-from jax_probe_mtp.commands.options import positive
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.measuring.bench import read_prompts

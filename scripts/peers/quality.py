@@ -24,7 +24,7 @@ from checkpoints_convert import load_checkpoint
 from jax_probe_mtp import generate
 from jax_probe_mtp.commands import options
 from jax_probe_mtp.decoding.settings import Settings
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files import whole_files
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.measuring.bench import read_prompts
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints a line for each kind of weights, and writes the record."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_questions(parser)
-    parser.add_argument("--max-new-tokens", type=options.positive, default=64, metavar="N")
+    parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument("--output", type=Path, metavar="R.json")
     args = parser.parse_args(argv)
     whole_files.check_files({"--output": args.output}, [args.questions])

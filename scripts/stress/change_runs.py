@@ -20,8 +20,7 @@ from typing import Any
 
 from kill_runs import EARLY, run, run_and_kill, time_to_write
 
-from jax_probe_mtp.commands.options import positive
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.whole_files import check_files, write_json
 
 REFUSED = 2

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import checkpoints_convert  # noqa: F401  (what the command imports late)
 import jax_probe_mtp.commands.main
-from jax_probe_mtp.commands.options import positive
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.whole_files import check_files, write_json
 
 EARLY = 0.3  # of the kills: at any moment before the first answer is written

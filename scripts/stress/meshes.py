@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp import Prompt, Settings
-from jax_probe_mtp.commands.options import positive
 from jax_probe_mtp.drafting.spec import parse_draft
-from jax_probe_mtp.errors import Parser, exit_status
+from jax_probe_mtp.errors import Parser, exit_status, positive
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.model.checkpoint import Checkpoint

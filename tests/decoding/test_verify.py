@@ -19,7 +19,10 @@ def walk_along(next_after, **how):
     tree = make_tree([TOKENS] * B, [PARENTS] * B, [DEPTHS] * B)
     table = jnp.asarray([[row.get(token, -5) for token in TOKENS] for row in next_after])
     return walk(
-        tree, lambda node_B, depth: jnp.take_along_axis(table, node_B[:, None], axis=1)[:, 0], max_depth=3, **how
+        tree,
+        lambda node_B, depth, chosen_BD: jnp.take_along_axis(table, node_B[:, None], axis=1)[:, 0],
+        max_depth=3,
+        **how,
     )
 
 
@@ -68,8 +71,10 @@ def test_next_token_is_asked_with_the_depth_of_the_walk(depth):
     seen = []
     tree = make_tree([[1, 2, 3, 4]], [[NO_PARENT, 0, 1, 2]], [range(4)])
 
-    def next_token(node_B, walked):
+    def next_token(node_B, walked, chosen_BD):
         seen.append((int(node_B[0]), walked))
+        if walked <= depth:  # later ones are asked for, and dropped
+            assert chosen_BD[0, :walked].tolist() == [node + 2 for node in range(walked)]
         return jnp.where(walked < depth, node_B + 2, 99)
 
     accepted = walk(tree, next_token, max_depth=3)

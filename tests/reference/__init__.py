@@ -19,7 +19,7 @@ from reference.decode import (
 )
 from reference.merged import Learned, Merged
 from reference.model import Model
-from reference.sampling import noise, own_next, scores
+from reference.sampling import noise, own_next, penalized, scores
 from reference.sources import Ngram, Probe, Recycle, chosen_mask, first_masks, ngram_chain, successors
 from reference.trees import NO_TOKEN, STATIC80, best_first_tree, build_tree, static80_tree
 
@@ -43,6 +43,7 @@ __all__ = [
     "ngram_decode",
     "noise",
     "own_next",
+    "penalized",
     "plain_decode",
     "probe_decode",
     "recycle_batch",

@@ -3,7 +3,7 @@
 import numpy as np
 
 from reference.merged import Learned, Merged
-from reference.sampling import own_next, scores
+from reference.sampling import own_next, own_scores
 from reference.sources import Ngram, Probe, Recycle
 from reference.trees import NO_TOKEN
 
@@ -12,7 +12,7 @@ def plain_decode(model, prompt, *, max_new_tokens, eos=(), **draw):
     """Plain decoding: the whole text through the model for every token. Returns tokens and the smallest top-two gap."""
     text, gap = list(prompt), np.inf
     for _ in range(max_new_tokens):
-        score = scores(model.next_logits(text), len(text), **draw)
+        score = own_scores(model, text, **draw)
         second, best = np.sort(score)[-2:]
         gap = min(gap, best - second)
         text.append(int(np.argmax(score)))

@@ -30,6 +30,40 @@ def scores(logits, position, *, temperature=0.0, top_k=0, top_p=1.0, seed=0):
     return kept
 
 
-def own_next(model, text, **draw):
+def penalized(
+    logits,
+    text,
+    *,
+    num_prompt,
+    ends=(),
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+    min_tokens=0,
+    logit_bias=None,
+):
+    """The logits after a text, changed token by token; `num_prompt` of the text's tokens are the prompt."""
+    changed = list(map(float, logits))
+    for token, bias in (logit_bias or {}).items():
+        changed[token] += bias
+    if len(text) - num_prompt < min_tokens:
+        for token in ends:
+            changed[token] = -np.inf
+    for token in set(text):
+        changed[token] *= repetition_penalty if changed[token] <= 0 else 1 / repetition_penalty
+    for token in text[num_prompt:]:
+        changed[token] -= frequency_penalty
+    for token in set(text[num_prompt:]):
+        changed[token] -= presence_penalty
+    return np.array(changed)
+
+
+def own_scores(model, text, *, penalties=None, **draw):
+    """What the token after a text maximises; `penalties` are those of `penalized`."""
+    logits = model.next_logits(text)
+    return scores(logits if penalties is None else penalized(logits, text, **penalties), len(text), **draw)
+
+
+def own_next(model, text, **how):
     """The token that plain decoding puts after a text."""
-    return int(np.argmax(scores(model.next_logits(text), len(text), **draw)))
+    return int(np.argmax(own_scores(model, text, **how)))

@@ -16,9 +16,8 @@ jit_prefill = jax.jit(prefill, static_argnames=("cfg", "source", "decode_cfg"))
 
 def run_by_calls(tiny, prompts, source, max_new_tokens, seeds=None, shared=None, **draw):
     """Gives the tokens, trees and accepted counts of each row; the first call belongs to the prefill."""
-    batch = batch_of(
-        tiny.cfg, source, prompts, max_new_tokens=max_new_tokens, eos_token_ids=[], seeds=seeds, capacity=64, **draw
-    )
+    how = {"eos_token_ids": [], "capacity": 64} | draw
+    batch = batch_of(tiny.cfg, source, prompts, max_new_tokens=max_new_tokens, seeds=seeds, **how)
     state = jit_prefill(tiny.params, batch.prompt_BT, batch.request, tiny.cfg, source, batch.config, shared)
     if hasattr(source, "mask_init"):  # a step does not read it: one program serves all
         source = dataclasses.replace(source, mask_init="mean", mask_ema=None, mask_offset=5.0)

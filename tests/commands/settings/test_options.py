@@ -7,10 +7,9 @@ from checkpoints import EOS, make_checkpoint, words
 from support.commands import PROMPT, PROMPTS, TEXT, assert_refused, read_lines, write
 
 from jax_probe_mtp.commands import generate
-from jax_probe_mtp.commands.options import positives
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting import DynamicProbe, Ngram, Probe, Recycle
-from jax_probe_mtp.errors import Parser
+from jax_probe_mtp.errors import Parser, positives
 from jax_probe_mtp.generation.answers import Stats
 
 
