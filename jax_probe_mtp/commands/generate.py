@@ -22,7 +22,7 @@ from jax_probe_mtp.files.whole_files import check_files
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.jobs import memory, processes
-from jax_probe_mtp.jobs.encode import capacity_of
+from jax_probe_mtp.jobs.encode import survey
 from jax_probe_mtp.jobs.job import Job
 from jax_probe_mtp.jobs.made_by import made_by
 from jax_probe_mtp.jobs.stats_file import StatsFile, peak_host_bytes
@@ -189,9 +189,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         processes.check_same(facts | text_identity(opened.tokenizer))
     encode = dataclasses.replace(options.encoder(args, opened.tokenizer), date=at)
     with processes.in_step():
-        capacity = settings.capacity
-        if capacity is None:
-            capacity = capacity_of(prompts, opened.config, encode, settings)
+        capacity, prefixes = survey(prompts, opened.config, encode, settings)
         most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
         settings.check(opened.config, source, num_shards=data)
@@ -205,6 +203,7 @@ def _generate_file(args: argparse.Namespace) -> int:
             capacity=capacity,
             num_top=settings.top_logprobs,
             is_penalized=settings.is_penalized or prompts.is_penalized,
+            prefix=prefixes.longest,
             data=data,
             tensor=tensor,
         )
@@ -234,6 +233,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         source,
         settings,
         encode=encode,
+        prefixes=prefixes,
         is_ordered=args.ordered,
         redoes_changed=args.redo_changed,
         retries_errors=args.retry_errors,

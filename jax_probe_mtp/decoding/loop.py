@@ -7,8 +7,10 @@ prefill.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -62,6 +64,54 @@ def decode(params: Params, batch: Batch, cfg: ModelConfig, source: DraftSource, 
     )
 
 
+class Prefix(flax.struct.PyTreeNode, kw_only=True):
+    """Tokens that several prompts begin with, read once.
+
+    Attributes:
+      k, v: L arrays [1, K, T, h], their keys and values; T is padded.
+      hidden_1TD: [1, T, D], their hidden states after the final norm, for sources that read prompts.
+      length: int32 [1], how many they are.
+    """
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+    hidden_1TD: jax.Array
+    length: jax.Array
+
+
+def read_prefix(
+    params: Params,
+    token_1T: jax.Array,
+    length: jax.Array,
+    cfg: ModelConfig,
+    source: DraftSource,
+    decode_cfg: DecodeConfig,
+) -> Prefix:
+    """Runs a prefix through the model, as `prefill` runs prompts: `token_1T` [1, T] holds `length` [1] tokens."""
+    dtype, (_, T) = params["embed"].dtype, token_1T.shape
+    cache = kv.allocate(cfg, batch_size=1, capacity=T, scratch=0, dtype=dtype)
+
+    def keep(seen_1TD: jax.Array, start: jax.Array, _: jax.Array, hidden_1UD: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(seen_1TD, hidden_1UD, start, axis=1)
+
+    nothing_1TD = jnp.zeros((1, T, cfg.width), dtype)
+    chunk = min(T, decode_cfg.prefill_chunk)
+    how = _how_prompts_run(params, cfg, source, decode_cfg)
+    cache, hidden_1TD = transformer.read_text(params, cfg, token_1T, cache, length[0], chunk, keep, nothing_1TD, *how)
+    return Prefix(k=cache.k, v=cache.v, hidden_1TD=hidden_1TD, length=length)
+
+
+def _how_prompts_run(
+    params: Params, cfg: ModelConfig, source: DraftSource, decode_cfg: DecodeConfig
+) -> tuple[Any, Any]:
+    """Gives what runs pieces of prompts, and what makes a layer of them."""
+    longest_path = source.max_depth + source.num_masks
+    norm = block_layer.first_norm(params, cfg, decode_cfg, longest_path)
+    return functools.partial(transformer.forward, norm=norm), block_layer.prompt_layer(
+        params, cfg, decode_cfg, longest_path
+    )
+
+
 def run_steps(
     params: Params,
     request: Request,
@@ -90,6 +140,8 @@ def prefill(
     decode_cfg: DecodeConfig,
     shared: Any = None,
     slots: int | None = None,
+    prefix: Prefix | None = None,
+    rest_chunk: int | None = None,
 ) -> DecodeState:
     """Fills the cache with all prompt tokens but the last, which becomes the root; starts the draft source.
 
@@ -99,6 +151,8 @@ def prefill(
     Args:
       params, prompt_BT, request, cfg, source, decode_cfg, shared: as in a `decode` of them.
       slots: of the cache that is filled, for a row that is going to be put among others; None for the capacity.
+      prefix: what the one prompt begins with; at least one token comes after it.
+      rest_chunk: tokens of that rest that enter at a time; static.
     """
     prompt_BT = jnp.asarray(prompt_BT, jnp.int32)  # new tokens are written beside them: a narrow dtype would wrap
     B, T = prompt_BT.shape
@@ -106,7 +160,7 @@ def prefill(
     if T > S + 1:
         raise ValueError(f"prompts padded to {T} tokens need a capacity of {T - 1}, got {S}; raise it or pad less.")
     cache = kv.allocate(cfg, batch_size=B, capacity=S, scratch=source.num_rows, dtype=params["embed"].dtype)
-    chunk = min(T, decode_cfg.prefill_chunk)
+    chunk = min(T, decode_cfg.prefill_chunk if rest_chunk is None else rest_chunk)
     model = Model(params, cfg)
     prompts = Prompts(
         token_BT=prompt_BT,
@@ -117,15 +171,18 @@ def prefill(
     before_BT = jnp.pad(prompt_BT, ((0, 0), (1, 0)), constant_values=NO_TOKEN)
     begun = source.start(model, prompts, begin_shared(source, cfg, shared))
 
-    def read(begun: SourceState, start: jax.Array, token_BU: jax.Array, hidden_BUD: jax.Array) -> SourceState:
-        place_1U = start + jnp.arange(chunk)[None]
+    def read(
+        begun: SourceState, start: jax.Array, token_BU: jax.Array, hidden_BUD: jax.Array, end_B: jax.Array | None = None
+    ) -> SourceState:
+        size, end_B = token_BU.shape[1], request.prompt_length_B - 1 if end_B is None else end_B
+        place_1U = start + jnp.arange(size)[None]
         return source.read(
             begun,
             PromptChunk(
                 model=model,
                 token_BU=token_BU,
-                before_BU=jax.lax.dynamic_slice_in_dim(before_BT, start, chunk, axis=1),
-                is_used_BU=place_1U < request.prompt_length_B[:, None] - 1,
+                before_BU=jax.lax.dynamic_slice_in_dim(before_BT, start, size, axis=1),
+                is_used_BU=place_1U < end_B[:, None],
                 hidden_BUD=hidden_BUD,
                 sampling=request.draw,
             ),
@@ -133,12 +190,13 @@ def prefill(
 
     if T > 1:  # else all are roots, and the model is neither traced nor compiled: so a job begins, with an empty batch
         num_tokens = largest(cfg, jnp.max(request.prompt_length_B) - 1)
-        longest_path = source.max_depth + source.num_masks
-        norm = block_layer.first_norm(params, cfg, decode_cfg, longest_path)
-        run_rows = functools.partial(transformer.forward, norm=norm)
-        make_layer = block_layer.prompt_layer(params, cfg, decode_cfg, longest_path)
+        first: jax.Array | int = 0
+        if prefix is not None:
+            first = prefix.length[0]
+            cache, begun = _after(prefix, prompt_BT, cache, read, begun, decode_cfg.prefill_chunk)
+        how = _how_prompts_run(params, cfg, source, decode_cfg)
         cache, begun = transformer.read_text(
-            params, cfg, prompt_BT, cache, num_tokens, chunk, read, begun, run_rows, make_layer
+            params, cfg, prompt_BT, cache, num_tokens, chunk, read, begun, *how, first=first
         )
     begun = source.try_masks(
         begun, ReadPrompts(model=model, token_BT=prompt_BT, length_B=request.prompt_length_B, cache=cache)
@@ -155,6 +213,31 @@ def prefill(
         logprob_BT=jnp.zeros((B, S + 1), jnp.float32) if decode_cfg.has_logprobs else None,
         top_BTC=_no_top(B, S + 1, decode_cfg.num_top),
     )
+
+
+def _after(
+    prefix: Prefix,
+    prompt_1T: jax.Array,
+    cache: kv.KVCache,
+    read: Callable[..., SourceState],
+    begun: SourceState,
+    chunk: int,
+) -> tuple[kv.KVCache, SourceState]:
+    """Puts a prefix into an empty cache, and lets the source read it piece by piece, as where it goes through the model."""
+    hidden_1TD, num_slots = prefix.hidden_1TD, cache.k[0].shape[2]
+    size = min(chunk, hidden_1TD.shape[1], prompt_1T.shape[1])
+
+    def put(slots_1KSh: jax.Array, prefix_1KTh: jax.Array) -> jax.Array:
+        return kv.write_rows(slots_1KSh, prefix_1KTh[:, :, :num_slots].swapaxes(1, 2), 0)
+
+    def read_piece(i: jax.Array, begun: SourceState) -> SourceState:
+        start = jnp.minimum(i * size, min(hidden_1TD.shape[1], prompt_1T.shape[1]) - size)
+        token_1U, hidden_1UD = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (prompt_1T, hidden_1TD))
+        return read(begun, start, token_1U, hidden_1UD, prefix.length)
+
+    begun = jax.lax.fori_loop(0, (prefix.length[0] + size - 1) // size, read_piece, begun)
+    k, v = (tuple(map(put, of_cache, of_prefix)) for of_cache, of_prefix in ((cache.k, prefix.k), (cache.v, prefix.v)))
+    return cache.replace(k=k, v=v), begun
 
 
 def _no_top(num_rows: int, num_places: int, num_top: int) -> TopTokens | None:

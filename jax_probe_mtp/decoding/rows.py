@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_probe_mtp.decoding.config import DecodeConfig
-from jax_probe_mtp.decoding.loop import prefill
+from jax_probe_mtp.decoding.loop import Prefix, prefill
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeState, TopTokens, largest
 from jax_probe_mtp.decoding.step import step
@@ -66,6 +66,8 @@ def admit(
     cfg: ModelConfig,
     source: DraftSource,
     decode_cfg: DecodeConfig,
+    prefix: Prefix | None = None,
+    rest_chunk: int | None = None,
 ) -> tuple[Request, DecodeState]:
     """Puts a prompt into a row, over whatever was there; the other rows stay as they are, bit for bit.
 
@@ -79,12 +81,14 @@ def admit(
       cfg: the model; static.
       source: the draft source; static.
       decode_cfg: as for `prefill`; static.
+      prefix, rest_chunk: as for `prefill`.
 
     Returns:
       The request and the state with the row replaced.
     """
     slots = max(prompt_1T.shape[1] - 1, 1)
-    fresh = prefill(params, prompt_1T, arriving, cfg, source, decode_cfg, state.source.shared, slots)
+    shared = state.source.shared
+    fresh = prefill(params, prompt_1T, arriving, cfg, source, decode_cfg, shared, slots, prefix, rest_chunk)
     row, is_empty = row_1[0], arriving.max_new_tokens_B[0] < 1
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -108,6 +112,23 @@ def admit(
         penalties=jax.tree.map(put, request.penalties, arriving.penalties),
     )
     return request, rest.replace(cache=cache, source=begun)
+
+
+def admit_after(
+    params: Params,
+    prompt_1T: jax.Array,
+    arriving: Request,
+    row_1: jax.Array,
+    prefix: Prefix,
+    request: Request,
+    state: DecodeState,
+    cfg: ModelConfig,
+    source: DraftSource,
+    decode_cfg: DecodeConfig,
+    rest_chunk: int,
+) -> tuple[Request, DecodeState]:
+    """Puts a prompt into a row as `admit` does, of which the `prefix` has been read; the rest in pieces of `rest_chunk`."""
+    return admit(params, prompt_1T, arriving, row_1, request, state, cfg, source, decode_cfg, prefix, rest_chunk)
 
 
 def run_calls(

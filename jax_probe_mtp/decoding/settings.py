@@ -212,6 +212,7 @@ class Prompt:
       token_ids: the prompt, at least one token.
       id: names it; also picks its noise when it has no seed of its own.
       noise_name: picks its noise in place of the id, where not None.
+      num_shared: of its first tokens, which other prompts begin with as well: they are read once for all; 0 for none.
       seed: seed of its noise, 0 to 2**32 - 1; from the run's seed and that name when None.
       max_new_tokens, temperature, top_k, top_p, stop, repetition_penalty, presence_penalty, frequency_penalty, min_tokens,
         ignore_eos, stop_token_ids, logit_bias: its own in place of the run's, where not None.
@@ -220,6 +221,7 @@ class Prompt:
     token_ids: Sequence[int]
     id: str | int = 0
     noise_name: str | None = None
+    num_shared: int = 0
     seed: int | None = None
     max_new_tokens: int | None = None
     temperature: float | None = None

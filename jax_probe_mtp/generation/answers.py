@@ -57,6 +57,7 @@ class Stats:
       prefill_seconds: wall time of prefills, where they were timed apart.
       compile_seconds: wall time of compilation.
       host_seconds: wall time between two chunks of calls, in which the device had nothing to do.
+      prefix_tokens: of prompts, that were not read with them but once for several.
       row_calls: rows times calls that the device made.
       busy_row_calls: of these, those that decoded something.
     """
@@ -70,6 +71,7 @@ class Stats:
     prefill_seconds: float = 0.0
     compile_seconds: float = 0.0
     host_seconds: float = 0.0
+    prefix_tokens: int = 0
     row_calls: int = 0
     busy_row_calls: int = 0
 

@@ -4,23 +4,45 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.decoding.config import DecodeConfig
+from jax_probe_mtp.decoding.loop import Prefix, read_prefix
 from jax_probe_mtp.decoding.request import Request, join_requests
-from jax_probe_mtp.decoding.rows import Report, admit, empty, run_calls
+from jax_probe_mtp.decoding.rows import Report, admit, admit_after, empty, run_calls
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.generation.answers import Stats
-from jax_probe_mtp.generation.programs import EVERYWHERE, REQUEST, Function, Program, Programs
+from jax_probe_mtp.generation.programs import EVERYWHERE, PREFIX, REQUEST, ROWS, Function, Program, Programs, results_of
 from jax_probe_mtp.model.params import Params
 from jax_probe_mtp.model.sampling import Sampling
 
-Arrival = tuple[np.ndarray, Request, np.ndarray]  # prompts [D, T] of one padded length, their requests and rows [D]
+MOST_PREFIXES = 4  # that are kept on the device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """Prompts that go into free rows, one on each of D shards.
+
+    Attributes:
+      prompt_DT: int32 [D, T], of one padded length.
+      request: of these rows.
+      row_D: int32 [D], where they go.
+      prefix: tokens that are read once for all prompts which begin with them; none where there are several shards.
+    """
+
+    prompt_DT: np.ndarray
+    request: Request
+    row_D: np.ndarray
+    prefix: tuple[int, ...] = ()
+
+
+Put = Callable[[Request, DecodeState], tuple[Request, DecodeState]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +78,7 @@ class Chunks:
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
         self.under_way: concurrent.futures.Future[_Ended] | None = None
         self._last: _Ended | None = None
+        self._prefixes: dict[tuple[int, ...], Prefix] = {}  # the newest last
         self._compile_seconds = 0.0  # before the chunk under way
 
     @contextlib.contextmanager
@@ -79,6 +102,7 @@ class Chunks:
                 yield
             finally:
                 self._thread = self._last = self.under_way = None  # the cache is no longer held
+                self._prefixes.clear()
 
     @property
     def are_running(self) -> bool:
@@ -104,10 +128,7 @@ class Chunks:
         assert last is not None
         assert thread is not None
         request, state, params, place = last.request, last.state, self._params, self._programs.place
-        puts = []
-        for arrival in arriving:
-            args, gives = tuple(map(place, arrival)), (REQUEST, self._programs.state)
-            puts.append((self._program(admit, *args, request, state, gives=gives, donate=(4, 5)), args))
+        puts = [self._put(arrival, request, state) for arrival in arriving]
         stopped_B, gives = place(is_stopped_B), (self._programs.state, EVERYWHERE)
         calls = self._program(
             run_calls, request, state, stopped_B, gives=gives, donate=(2,), num_calls=self._settings.calls_per_chunk
@@ -115,8 +136,8 @@ class Chunks:
 
         def run() -> _Ended:
             rows, after = request, state
-            for put, args in puts:
-                rows, after = put(params, *args, rows, after)
+            for put in puts:
+                rows, after = put(rows, after)
             after, report = calls(params, rows, after, stopped_B)
             return _Ended(request=rows, state=after, report=jax.device_get(report), at=time.perf_counter())
 
@@ -125,6 +146,41 @@ class Chunks:
         stats.compile_seconds += self._compile_seconds
         stats.host_seconds += time.perf_counter() - last.at - self._compile_seconds
         self.under_way = thread.submit(run)
+
+    def _put(self, arrival: Arrival, request: Request, state: DecodeState) -> Put:
+        """Gives what puts who arrives into the rows; compiles what is new."""
+        place, params, prefix = self._programs.place, self._params, arrival.prefix
+        args = place(arrival.prompt_DT), place(arrival.request), place(arrival.row_D)
+        gives = REQUEST, self._programs.state
+        if not prefix:
+            program = self._program(admit, *args, request, state, gives=gives, donate=(4, 5))
+            return lambda rows, after: program(params, *args, rows, after)
+        token_1T = np.zeros((1, bucket(len(prefix))), np.int32)
+        token_1T[0, : len(prefix)] = prefix
+        of_prefix = place(token_1T), place(np.asarray([len(prefix)], np.int32))
+        read = self._program(read_prefix, *of_prefix, gives=PREFIX)
+        num_left = int(arrival.request.prompt_length_B[0]) - 1 - len(prefix)
+        program = self._program(
+            admit_after,
+            *args,
+            results_of(read),
+            request,
+            state,
+            takes=(ROWS, REQUEST, ROWS, PREFIX, REQUEST, self._programs.state),
+            gives=gives,
+            donate=(5, 6),
+            rest_chunk=min(bucket(num_left), self._decode_cfg.prefill_chunk),
+        )
+
+        def put(rows: Request, after: DecodeState) -> tuple[Request, DecodeState]:
+            kept = self._prefixes.pop(prefix, None)
+            self._prefixes[prefix] = kept = read(params, *of_prefix) if kept is None else kept
+            while len(self._prefixes) > MOST_PREFIXES:
+                del self._prefixes[next(iter(self._prefixes))]
+            given: tuple[Request, DecodeState] = program(params, *args, kept, rows, after)
+            return given
+
+        return put
 
     def wait(self, stats: Stats) -> Report:
         """Gives what the chunk under way tells the host, and counts its time, the host's before it included."""
@@ -137,7 +193,9 @@ class Chunks:
         return self._last.report
 
     def _program(self, function: Function, *args: Any, **options: Any) -> Program:
-        key = function, getattr(args[0], "shape", None)  # a prompt's padded length; all else stays the same
+        # A prompt's padded length, and that of what is read before it; all else stays the same.
+        prefix = next((arg.hidden_1TD.shape for arg in args if isinstance(arg, Prefix)), None)
+        key = function, getattr(args[0], "shape", None), prefix, options.get("rest_chunk")
         if key not in self._compiled:
             self._compiled[key] = self._programs.get(function, *args, decode_cfg=self._decode_cfg, **options)
         return self._compiled[key]

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jax_probe_mtp.decoding.loop import Prefix
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
@@ -52,6 +53,9 @@ STATE: Any = DecodeState(
         top_BTC=ROWS,
     )
 )
+
+
+PREFIX: Any = Prefix(**dict[str, Any](k=P(DATA, TENSOR), v=P(DATA, TENSOR), hidden_1TD=ROWS, length=ROWS))
 
 
 class CompileClock:
@@ -206,6 +210,15 @@ class Programs:
         if isinstance(arg, Request):
             return REQUEST
         return self.state if isinstance(arg, DecodeState) else ROWS
+
+
+def results_of(program: Program) -> Any:
+    """Gives the shapes of what a program gives, and how it lies on a mesh, for programs that take it."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        program.out_info,
+        program.output_shardings,
+    )
 
 
 def _on_mesh(function: functools.partial[Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Function:

@@ -29,6 +29,11 @@ class WaitingPrompt:
         """Gives T, which says which compiled prefill takes it."""
         return self.batch.prompt_BT.shape[1]
 
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Gives the tokens that other prompts begin with as well."""
+        return tuple(self.prompt.token_ids[: self.prompt.num_shared])
+
 
 class RowText:
     """The text of a row in use.

@@ -232,7 +232,10 @@ class ContinuousDecoder:
             ]
             prompt_DT = np.concatenate([prompt_1T for _, prompt_1T, _ in places])
             requests = join_requests([request for _, _, request in places])
-            arriving.append((prompt_DT, requests, np.asarray([row for row, _, _ in places], np.int32)))
+            row_D = np.asarray([row for row, _, _ in places], np.int32)
+            prefix = group[0][1].prefix if D == 1 else ()
+            self.stats.prefix_tokens += len(prefix)
+            arriving.append(Arrival(prompt_DT=prompt_DT, request=requests, row_D=row_D, prefix=prefix))
         return arriving
 
     def _row_text(self, waiting: WaitingPrompt) -> RowText:

@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.decoding.settings import OF_PROMPT, Prompt, Settings
 from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.generation import tokenizer
+from jax_probe_mtp.jobs.prefixes import SharedPrefixes
 from jax_probe_mtp.model.config import ModelConfig
 
 
@@ -71,13 +72,24 @@ class Encoder:
         )
 
 
-def capacity_of(records: Iterable[Record], cfg: ModelConfig, encode: Encoder, settings: Settings) -> int:
-    """Gives the cache slots of a row for the longest record that the model can take: one bucket, so that none recompiles."""
-    needed = 1
+def survey(
+    records: Iterable[Record], cfg: ModelConfig, encode: Encoder, settings: Settings
+) -> tuple[int, SharedPrefixes]:
+    """Reads all records once, before anything runs.
+
+    Returns:
+      The cache slots of a row, those of the settings or else for the longest record that the model can take: one bucket, so
+      that none recompiles. And what the prompts begin with alike; nothing in the exact mode, where a token's bits may depend on
+      the pieces that a prompt is read in.
+    """
+    needed, prefixes = 1, SharedPrefixes()
     for record in records:
+        token_ids: Sequence[int] = ()
         with contextlib.suppress(ValueError):  # it gets its own error when it is its turn
             prompt = encode(record)
             size = len(prompt.token_ids) + prompt.of("max_new_tokens", settings)
             if size <= cfg.context_length:
-                needed = max(needed, size - 1)
-    return min(bucket(needed), cfg.context_length)
+                needed, token_ids = max(needed, size - 1), prompt.token_ids
+        prefixes.see(() if settings.is_exact else token_ids)
+    capacity = settings.capacity
+    return min(bucket(needed), cfg.context_length) if capacity is None else capacity, prefixes

@@ -1,6 +1,7 @@
 """A file of prompts in, a file of answers out: what is left of a run that was cut off, as it comes, and nothing twice."""
 
 import contextlib
+import dataclasses
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from jax_probe_mtp.jobs import processes
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.jobs.kept import Kept
 from jax_probe_mtp.jobs.made_by import renewed_run
+from jax_probe_mtp.jobs.prefixes import SharedPrefixes
 from jax_probe_mtp.jobs.progress import Progress
 from jax_probe_mtp.jobs.signals import Signals
 from jax_probe_mtp.jobs.warm import WarmState
@@ -46,6 +48,7 @@ class Job:
         settings: Settings,
         *,
         encode: Encoder,
+        prefixes: SharedPrefixes | None = None,
         is_ordered: bool,
         redoes_changed: bool = False,
         retries_errors: bool = False,
@@ -64,6 +67,7 @@ class Job:
           source: where drafts come from.
           settings: what records have no own value for, and the sizes, the capacity among them.
           encode: turns records into tokens.
+          prefixes: what the prompts begin with alike; nothing is shared when None.
           is_ordered: True for answers in the order of the prompts, which then wait for each other.
           redoes_changed: True to answer records anew that are not what they were when they were answered.
           retries_errors: True to answer records anew whose answer is an error.
@@ -78,7 +82,7 @@ class Job:
         self.stats = Stats()
         self._prompts, self._output, self._run = prompts, processes.own_path(output), run
         self._checkpoint, self._settings = checkpoint, settings
-        self._encode, self._is_ordered = encode, is_ordered
+        self._encode, self._prefixes, self._is_ordered = encode, prefixes, is_ordered
         self._redoes_changed, self._retries_errors = redoes_changed, retries_errors
         self._num_wanted = min(limit or prompts.num_records, prompts.num_records)
         self._says, self._watch = dict(says or {}), watch
@@ -196,7 +200,8 @@ class Job:
         """Gives each record that is left to decode, with its place in the file."""
         for record in self._prompts.records(lambda index: index < self._num_wanted and not is_done[index]):
             try:
-                prompt = self._encode(record)
+                num_shared = self._prefixes.of(record.index) if self._prefixes else 0
+                prompt = dataclasses.replace(self._encode(record), num_shared=num_shared)
                 item: Item = prompt
             except ValueError as error:
                 prompt = Prompt(id=record.id, token_ids=[])

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import psutil
 
+from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.drafting.shown import Model, Prompts
 from jax_probe_mtp.drafting.source import DraftSource, SourceState
+from jax_probe_mtp.generation.chunks import MOST_PREFIXES
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
 from jax_probe_mtp.model.params import Params, abstract_params, partition_specs
 
@@ -23,7 +25,7 @@ class Estimate:
       per_row: of one batch row: its cache, its logits of a call in float32 over the device's part of the vocabulary, what the
         draft source keeps.
       rows: batch rows of the device.
-      shared: of what the draft source keeps for all rows together.
+      shared: of what is kept for all rows together: by the draft source, and prefixes of prompts.
     """
 
     weights: int
@@ -51,6 +53,7 @@ def estimate(
     capacity: int,
     num_top: int = 0,
     is_penalized: bool = False,
+    prefix: int = 0,
     data: int = 1,
     tensor: int = 1,
 ) -> Estimate:
@@ -65,6 +68,7 @@ def estimate(
       capacity: S, cache slots of a row.
       num_top: likely tokens that are kept for each of them.
       is_penalized: True for a program with penalties.
+      prefix: tokens of the longest prefix that is kept for several prompts; 0 for none.
       data: devices that rows are split over.
       tensor: devices that weights are split over.
     """
@@ -80,6 +84,8 @@ def estimate(
     row += (capacity + 1) * num_top * 8  # an id and a log-probability
     row += is_penalized * cfg.vocab_size * (4 + 1 + 1 + 4 + 4)  # bias, ends, prompt, counts, and the logits they change
     of_source_row, shared = _source_bytes(cfg, source, dtype, capacity)
+    of_token = 2 * cfg.num_layers * (cfg.num_kv_heads // tensor) * cfg.head_dim + cfg.width
+    shared += MOST_PREFIXES * (bucket(prefix) if prefix else 0) * of_token * jnp.dtype(dtype).itemsize
     return Estimate(weights=weight_bytes, shared=shared, per_row=row + of_source_row, rows=batch_size // data)
 
 

@@ -17,7 +17,7 @@ from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.source import DraftSource, check_is_source
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation.answers import Generation, Stats, make_generation
-from jax_probe_mtp.generation.programs import REQUEST, ROWS, Program, Programs
+from jax_probe_mtp.generation.programs import REQUEST, ROWS, Program, Programs, results_of
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
@@ -95,12 +95,7 @@ class TimedBatches:
         takes = ROWS, REQUEST, self.programs.shared
         prompt_BT, request, shared = self._placed(batch)
         fill = self.programs.get(_prefill, prompt_BT, request, shared, takes=takes, **static)
-        state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            fill.out_info,
-            fill.output_shardings,
-        )
-        go_on = self.programs.get(run_steps, request, state, donate=(2,), **static)
+        go_on = self.programs.get(run_steps, request, results_of(fill), donate=(2,), **static)
         self.stats.compile_seconds += self.programs.compile_seconds - before
         return fill, go_on
 

@@ -223,8 +223,9 @@ def read_text(
     carried: Any,
     run_rows: Forward = forward,
     make_layer: MakeLayer | None = None,
+    first: jax.Array | int = 0,
 ) -> tuple[KVCache, Any]:
-    """Runs texts through the model from slot 0 on, piece by piece, causally; what padding writes lies behind the texts.
+    """Runs texts through the model piece by piece, causally; what padding writes lies behind the texts.
 
     Args:
       params: the tree of `abstract_params(cfg)`.
@@ -239,6 +240,7 @@ def read_text(
       run_rows: runs a piece through all layers; another than `forward` where the parameters lie otherwise; static.
       make_layer: makes the layer of a piece from its first slot and what its rows may read, bool [B, U, S]; `text_layer`
         when left out; static.
+      first: slot of the first token that is run, int32 scalar; those before are in the cache.
 
     Returns:
       The filled cache, and what the last `visit` gave.
@@ -248,7 +250,7 @@ def read_text(
 
     def fill(i: jax.Array, carry: tuple[KVCache, Any]) -> tuple[KVCache, Any]:
         cache, carried = carry
-        start = jnp.minimum(i * chunk, T - chunk)
+        start = jnp.minimum(first + i * chunk, T - chunk)
         ids_BU = jax.lax.dynamic_slice_in_dim(token_BT, start, chunk, axis=1)
         position_BU = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         can_attend_BUS = jnp.arange(num_slots)[None, None] <= position_BU[..., None]
@@ -257,7 +259,7 @@ def read_text(
         hidden_BUD, cache = run_rows(params, cfg, x_BUD, position_BU, whole(cache), run_layer)
         return as_carried(cache), visit(carried, start, ids_BU, hidden_BUD)
 
-    num_pieces = (num_tokens + chunk - 1) // chunk
+    num_pieces = (num_tokens - first + chunk - 1) // chunk
     cache, carried = jax.lax.fori_loop(0, num_pieces, fill, (as_carried(cache), carried))
     return whole(cache), carried
 

@@ -32,7 +32,7 @@ EACH = {
 }
 OF_ROWS = [  # what each row asks for; the last one for nothing
     EACH | {"ignore_eos": True, "stop_token_ids": (30, 31)},
-    {"frequency_penalty": 0.9, "min_tokens": 4},
+    {"frequency_penalty": 0.3, "min_tokens": 4},  # so that a draft of two tokens stands or falls with the first
     {"repetition_penalty": 2.0, "ignore_eos": True},
     {},
 ]
