@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.gguf.model import open_gguf
 from checkpoints_convert.huggingface.hub import folder_of
-from checkpoints_convert.huggingface.model import load_hf_tokenizer, open_hf
+from checkpoints_convert.huggingface.model import open_hf
+from checkpoints_convert.huggingface.tokenizer import load_hf_tokenizer
 from checkpoints_convert.mapping.ends import given_ids
 from checkpoints_convert.mapping.tensor_source import OpenedModel
 from checkpoints_convert.params.fill import check_numbers, read_params

@@ -4,13 +4,14 @@ import logging
 from typing import Any
 
 from gguf.constants import TokenType
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer
 
 from checkpoints_convert.errors import CheckpointError, is_failure
 from checkpoints_convert.gguf.bpe import byte_level_tokenizer, pre_adds_bos
 from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.spm import sentencepiece_tokenizer
 from checkpoints_convert.gguf.vocabulary import Vocabulary, read_vocabulary
+from checkpoints_convert.mapping.surroundings import set_surroundings
 from jax_probe_mtp.errors import one_line
 
 _logger = logging.getLogger("jax_probe_mtp")
@@ -94,12 +95,7 @@ def _set_template(
             f"{field.where}: its chat template begins texts with bos_token, but tokenizer.ggml.bos_token_id is no id."
         )
     if before or after:
-        first, last = [special[name] for name in before], [special[name] for name in after]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*first, "$A", *last],
-            pair=[*first, "$A", *last, *first, "$B", *last],
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(first + last)],
-        )
+        set_surroundings(tokenizer, [special[name] for name in before], [special[name] for name in after])
 
 
 def _wrap(tokenizer: Tokenizer, special: dict[str, str], chat_template: str | None, context_length: int) -> Any:

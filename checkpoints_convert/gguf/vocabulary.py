@@ -1,12 +1,15 @@
 """Reads the tokens of a GGUF file: their texts and what each is."""
 
 import dataclasses
+import logging
 
 from gguf.constants import TokenType
 
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.mapping.fields import first_repeated
+
+_logger = logging.getLogger("jax_probe_mtp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Vocabulary:
 
 def read_vocabulary(field: GGUFFields, vocab_size: int) -> Vocabulary:
     """Reads the tokens from the fields of a file.
+
+    Where it does not say what each is, all are ordinary ones, as for llama.cpp, with a warning.
 
     Args:
       field: the fields.
@@ -47,4 +52,10 @@ def read_vocabulary(field: GGUFFields, vocab_size: int) -> Vocabulary:
         raise CheckpointError(f"{field.where}: tokenizer.ggml.token_type: {error}") from None
     if len(set(tokens)) != len(tokens):
         raise CheckpointError(f"{field.where}: tokenizer.ggml.tokens holds {first_repeated(tokens)!r} twice.")
+    if "tokenizer.ggml.token_type" not in field:
+        _logger.warning(
+            "%s has no tokenizer.ggml.token_type, so special tokens that it gives no id for may be cut as plain text is; "
+            "convert its Hugging Face folder to be sure",
+            field.where,
+        )
     return vocabulary

@@ -3,20 +3,18 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from checkpoints_convert.errors import CheckpointError, is_failure
+from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.huggingface.config import read_hf_config
 from checkpoints_convert.huggingface.generation import read_generation_defaults
 from checkpoints_convert.huggingface.safetensors import BUFFERS, SafetensorsSource
+from checkpoints_convert.huggingface.tokenizer import load_hf_tokenizer
 from checkpoints_convert.mapping.fields import read_json
 from checkpoints_convert.mapping.names import HF, HF_EMBED, HF_HEAD, rows_for
 from checkpoints_convert.mapping.tensor_source import OpenedModel
 from checkpoints_convert.params.fill import tensors_are_equal
-from jax_probe_mtp.errors import one_line
 
 ADAPTER = "adapter_config.json"
-MAX_TOKENIZER_BYTES, MAX_TOKENIZER_VALUES = 16 << 20, 1 << 19  # of 30,000 added tokens: 5 MB, 200,000 values
 _PREFIX = "model."  # before all names but the head's; not where the model was saved without its head's class
 _BUFFERS = rf"(model\.)?{BUFFERS}"
 
@@ -75,32 +73,3 @@ def _check_tied_head(source: SafetensorsSource, embed: str) -> None:
             f"{source.tensors[HF_HEAD].file}: {HF_HEAD!r} differs from {embed!r}, though config.json ties them; "
             "set tie_word_embeddings to false there if the head is to be used."
         )
-
-
-def load_hf_tokenizer(folder: Path) -> Any:
-    """Loads the tokenizer in a folder, ours or Hugging Face's; its own code is never run.
-
-    Raises:
-      CheckpointError: if there is no tokenizer.json, or transformers cannot load it.
-    """
-    from transformers import PreTrainedTokenizerFast  # slow to import, and `info` does without
-
-    if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json; make one with transformers' AutoTokenizer.from_pretrained(...)"
-            ".save_pretrained(...) and put it beside the weights."
-        )
-    settings = folder / "tokenizer_config.json"
-    if settings.exists() and read_json(settings, most_bytes=MAX_TOKENIZER_BYTES, most_values=MAX_TOKENIZER_VALUES).get(
-        "fast_tokenizer_files"
-    ):
-        # transformers would read the one for its version, wherever its name leads to.
-        raise CheckpointError(f"{settings} names other files under 'fast_tokenizer_files'; remove that entry.")
-    try:
-        # Not AutoTokenizer: the classes it chooses rebuild parts of the tokenizer, in some versions not as tokenizer.json
-        # has them, and that file alone says all.
-        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except BaseException as error:  # tokenizers raises plain Exception, transformers many kinds
-        if not is_failure(error):
-            raise
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)[:300]}).") from None

@@ -31,6 +31,7 @@ from seeds import make_seeds
 from worker import LONGEST_MESSAGE, MEMORY_CONSTANT, SECONDS, Outcome, Worker
 
 from jax_probe_mtp.files.whole_files import write_json
+from jax_probe_mtp.measuring.environment import environment
 
 
 def _table(outcomes: dict[int, Outcome]) -> list[dict[str, Any]]:
@@ -115,6 +116,7 @@ def _record(args: argparse.Namespace, outcomes: dict[int, Outcome], seconds: flo
         "slowest": _case(slowest, outcomes[slowest]),
         "largest": _case(largest, outcomes[largest]),
         "seconds": round(seconds, 1),
+        "git_commit": environment("float32")["git_commit"],  # JAX starts here, when no more processes are forked
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
         "defects": [_case(*each) for each in defects[:100]],

@@ -6,6 +6,7 @@ from gguf import TokenType
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from checkpoints_convert.gguf.tokenizer import build_tokenizer
+from support.checkpoints.deepseek_cuts import DEEPSEEK_CODER, DEEPSEEK_LLM
 
 TEXTS = [
     "The tide was out, and 1234567 boats lay in the mud; I'LL wait. WE'VE 3.14 … don't!",
@@ -38,6 +39,8 @@ PRE_TOKENIZERS = {
             BYTE_LEVEL,
         ]
     ),
+    "deepseek-llm": DEEPSEEK_LLM,
+    "deepseek-coder": DEEPSEEK_CODER,
 }
 
 
