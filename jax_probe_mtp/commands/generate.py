@@ -22,10 +22,10 @@ from jax_probe_mtp.files.whole_files import check_files
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.jobs import memory, processes
-from jax_probe_mtp.jobs.encode import survey
 from jax_probe_mtp.jobs.job import Job
 from jax_probe_mtp.jobs.made_by import made_by
 from jax_probe_mtp.jobs.stats_file import StatsFile, peak_host_bytes
+from jax_probe_mtp.jobs.survey import survey
 from jax_probe_mtp.jobs.warm import warm_path
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import local_weights_digest, text_identity
@@ -189,7 +189,8 @@ def _generate_file(args: argparse.Namespace) -> int:
         processes.check_same(facts | text_identity(opened.tokenizer))
     encode = dataclasses.replace(options.encoder(args, opened.tokenizer), date=at)
     with processes.in_step():
-        capacity, prefixes = survey(prompts, opened.config, encode, settings)
+        found = survey(prompts, opened.config, encode, settings)
+        capacity = found.capacity
         most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
         settings.check(opened.config, source, num_shards=data)
@@ -203,7 +204,7 @@ def _generate_file(args: argparse.Namespace) -> int:
             capacity=capacity,
             num_top=settings.top_logprobs,
             is_penalized=settings.is_penalized or prompts.is_penalized,
-            prefix=prefixes.longest,
+            prefix=found.prefixes.longest,
             data=data,
             tensor=tensor,
         )
@@ -233,7 +234,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         source,
         settings,
         encode=encode,
-        prefixes=prefixes,
+        survey=found,
         is_ordered=args.ordered,
         redoes_changed=args.redo_changed,
         retries_errors=args.retry_errors,

@@ -23,9 +23,9 @@ from jax_probe_mtp.files.json_lines import json_lines
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import Begun, begun
 from jax_probe_mtp.files.whole_files import check_files, write_json
-from jax_probe_mtp.jobs.encode import survey
 from jax_probe_mtp.jobs.job import EXIT_ERRORS, Job
 from jax_probe_mtp.jobs.made_by import made_by
+from jax_probe_mtp.jobs.survey import survey
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
 from jax_probe_mtp.tuning import masks, masks_file, texts, tune
@@ -190,7 +190,7 @@ def _answer(
     before = begun(output)
     at = before.at if before else datetime.datetime.now()
     encode = dataclasses.replace(options.encoder(args, checkpoint.tokenizer), date=at)
-    capacity, _ = survey(prompts, checkpoint.config, encode, dataclasses.replace(settings, capacity=None))
+    capacity = survey(prompts, checkpoint.config, encode, dataclasses.replace(settings, capacity=None)).capacity
     settings = dataclasses.replace(settings, capacity=capacity)
     run = made_by(
         checkpoint,

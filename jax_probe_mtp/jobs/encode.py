@@ -1,17 +1,13 @@
 """Records in tokens, and the cache slots that they need."""
 
-import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from jax_probe_mtp.decoding.batch import bucket
-from jax_probe_mtp.decoding.settings import OF_PROMPT, Prompt, Settings
+from jax_probe_mtp.decoding.settings import OF_PROMPT, Prompt
 from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.generation import tokenizer
-from jax_probe_mtp.jobs.prefixes import SharedPrefixes
-from jax_probe_mtp.model.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,26 +66,3 @@ class Encoder:
         return tokenizer.encode_messages(
             self.tokenizer, record.messages, continue_final_message=continues, date=self.date, **of_template
         )
-
-
-def survey(
-    records: Iterable[Record], cfg: ModelConfig, encode: Encoder, settings: Settings
-) -> tuple[int, SharedPrefixes]:
-    """Reads all records once, before anything runs.
-
-    Returns:
-      The cache slots of a row, those of the settings or else for the longest record that the model can take: one bucket, so
-      that none recompiles. And what the prompts begin with alike; nothing in the exact mode, where a token's bits may depend on
-      the pieces that a prompt is read in.
-    """
-    needed, prefixes = 1, SharedPrefixes()
-    for record in records:
-        token_ids: Sequence[int] = ()
-        with contextlib.suppress(ValueError):  # it gets its own error when it is its turn
-            prompt = encode(record)
-            size = len(prompt.token_ids) + prompt.of("max_new_tokens", settings)
-            if size <= cfg.context_length:
-                needed, token_ids = max(needed, size - 1), prompt.token_ids
-        prefixes.see(() if settings.is_exact else token_ids)
-    capacity = settings.capacity
-    return min(bucket(needed), cfg.context_length) if capacity is None else capacity, prefixes

@@ -17,13 +17,14 @@ from jax_probe_mtp.files.prompt_file import PromptFile, Record
 from jax_probe_mtp.generation.answers import Generation, Item, Stats
 from jax_probe_mtp.generation.groups import Groups
 from jax_probe_mtp.generation.in_order import InOrder
+from jax_probe_mtp.generation.scheduler import Update
 from jax_probe_mtp.jobs import processes
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.jobs.kept import Kept
 from jax_probe_mtp.jobs.made_by import renewed_run
-from jax_probe_mtp.jobs.prefixes import SharedPrefixes
 from jax_probe_mtp.jobs.progress import Progress
 from jax_probe_mtp.jobs.signals import Signals
+from jax_probe_mtp.jobs.survey import Survey
 from jax_probe_mtp.jobs.warm import WarmState
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
@@ -48,7 +49,7 @@ class Job:
         settings: Settings,
         *,
         encode: Encoder,
-        prefixes: SharedPrefixes | None = None,
+        survey: Survey | None = None,
         is_ordered: bool,
         redoes_changed: bool = False,
         retries_errors: bool = False,
@@ -67,7 +68,7 @@ class Job:
           source: where drafts come from.
           settings: what records have no own value for, and the sizes, the capacity among them.
           encode: turns records into tokens.
-          prefixes: what the prompts begin with alike; nothing is shared when None.
+          survey: of the prompts; when None nothing is shared, and all have the settings' capacity.
           is_ordered: True for answers in the order of the prompts, which then wait for each other.
           redoes_changed: True to answer records anew that are not what they were when they were answered.
           retries_errors: True to answer records anew whose answer is an error.
@@ -82,7 +83,7 @@ class Job:
         self.stats = Stats()
         self._prompts, self._output, self._run = prompts, processes.own_path(output), run
         self._checkpoint, self._settings = checkpoint, settings
-        self._encode, self._prefixes, self._is_ordered = encode, prefixes, is_ordered
+        self._encode, self._survey, self._is_ordered = encode, survey, is_ordered
         self._redoes_changed, self._retries_errors = redoes_changed, retries_errors
         self._num_wanted = min(limit or prompts.num_records, prompts.num_records)
         self._says, self._watch = dict(says or {}), watch
@@ -91,14 +92,20 @@ class Job:
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
         self._warm = WarmState(self._output, run, source, checkpoint.params)
         groups = Groups(checkpoint, source)
-        self._decoder = groups.stream(
-            settings,
-            stats=self.stats,
-            shared=groups.begin_shared(shared),
-            capacity=settings.capacity,
-            is_sampled=max(temperatures) > 0,
-            is_penalized=settings.is_penalized or prompts.is_penalized,
-        )
+        # Answers in the order of the prompts would all wait for the long ones.
+        capacities = [settings.capacity] if survey is None or is_ordered else survey.capacities
+        self._decoders = [
+            groups.stream(
+                settings,
+                stats=self.stats,
+                shared=groups.begin_shared(shared),
+                capacity=capacity,
+                is_sampled=max(temperatures) > 0,
+                is_penalized=settings.is_penalized or prompts.is_penalized,
+            )
+            for capacity in capacities
+        ]
+        self._decoder = self._decoders[0]  # the one that is running
 
     def run(self) -> int:
         """Answers what has no answer yet.
@@ -167,17 +174,26 @@ class Job:
             stop = processes.largest(processes.ERROR if failure else signals.received)
             return stop != 0
 
-        def read_items() -> Iterator[tuple[int, Item]]:
+        def read_items(place: int) -> Iterator[tuple[int, Item]]:
             nonlocal failure
             try:
-                yield from self._items(is_done)
+                yield from self._items(is_done, place)
             except (ValueError, OSError) as error:  # the file has changed: all processes stop at the next look
                 failure = error
 
-        in_order, items = InOrder(), read_items()
+        def updates() -> Iterator[Update]:
+            for place, decoder in enumerate(self._decoders):
+                if place > 0:
+                    decoder.shared = self._decoder.shared
+                self._decoder, items = decoder, read_items(place)
+                yield from decoder.run(in_order.watch(items) if self._is_ordered else items, should_stop)
+                if stop:
+                    break
+
+        in_order = InOrder()
         num_done = int(is_done[: self._num_wanted].sum())
-        with Progress(self._num_wanted, num_done, self.stats, self._decoder.under_way) as progress:
-            for update in self._decoder.run(in_order.watch(items) if self._is_ordered else items, should_stop):
+        with Progress(self._num_wanted, num_done, self.stats, lambda: self._decoder.under_way()) as progress:
+            for update in updates():
                 finished = in_order.add(update.finished) if self._is_ordered else update.finished
                 own = [(answer, self._in_use.pop(number)) for number, answer in finished]
                 mine = [as_json(answer) | said for answer, said in own if said is not None]
@@ -196,11 +212,16 @@ class Job:
             raise failure
         return stop
 
-    def _items(self, is_done: np.ndarray) -> Iterator[tuple[int, Item]]:
-        """Gives each record that is left to decode, with its place in the file."""
-        for record in self._prompts.records(lambda index: index < self._num_wanted and not is_done[index]):
+    def _items(self, is_done: np.ndarray, place: int) -> Iterator[tuple[int, Item]]:
+        """Gives each record that is left to decode by the decoder of this place, with its own in the file."""
+
+        def is_wanted(index: int) -> bool:
+            is_here = len(self._decoders) == 1 or self._survey is None or self._survey.place_of(index) == place
+            return is_here and index < self._num_wanted and not is_done[index]
+
+        for record in self._prompts.records(is_wanted):
             try:
-                num_shared = self._prefixes.of(record.index) if self._prefixes else 0
+                num_shared = self._survey.prefixes.of(record.index) if self._survey else 0
                 prompt = dataclasses.replace(self._encode(record), num_shared=num_shared)
                 item: Item = prompt
             except ValueError as error:

@@ -11,7 +11,8 @@ from support.files.job_runs import FAILING, SIZES, files, read
 
 from jax_probe_mtp import Prompt, Settings
 from jax_probe_mtp.files.prompt_file import Record
-from jax_probe_mtp.jobs.encode import Encoder, survey
+from jax_probe_mtp.jobs.encode import Encoder
+from jax_probe_mtp.jobs.survey import survey
 
 
 def test_messages_need_the_chat_template(generate, tmp_path):
@@ -76,7 +77,7 @@ def test_the_capacity_is_that_of_the_longest_record_that_fits():
     def capacity(*records, cfg=BASE, use_chat_template=True):
         records = [Record(index=i, id=i, **record) for i, record in enumerate(records)]
         encode = Encoder(tokenizer, use_chat_template=use_chat_template)
-        return survey(records, cfg, encode, Settings(max_new_tokens=20))[0]
+        return survey(records, cfg, encode, Settings(max_new_tokens=20)).capacity
 
     assert capacity({"prompt_ids": [1]}) == 64  # the smallest one
     assert capacity({"prompt_ids": [1] * 45}) == 64  # 45 + 20 - 1: the last token needs no slot
