@@ -8,16 +8,16 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
+from jax_probe_mtp.commands.flags import devices
 from jax_probe_mtp.commands.model_defaults import not_applied, say_not_applied
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.remote.places import Places
 from jax_probe_mtp.files.run_file import Begun, begun, run_path
 from jax_probe_mtp.files.whole_files import check_files
 from jax_probe_mtp.generation.answers import Stats
@@ -30,7 +30,7 @@ from jax_probe_mtp.jobs.stats_file import StatsFile, peak_host_bytes
 from jax_probe_mtp.jobs.warm import warm_path
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import local_weights_digest, text_identity
-from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
+from jax_probe_mtp.model.mesh import check_mesh
 from jax_probe_mtp.model.params import format_name
 
 OF_INPUT = (
@@ -87,22 +87,7 @@ def add_command(commands: Any) -> None:
     generate.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="of the lines on stderr (default: %(default)s)"
     )
-    generate.add_argument(
-        "--mesh",
-        metavar="data=D,tensor=T",
-        help="split rows over D devices, or groups of T that share the weights "
-        "(default: one device; with --distributed, all of them as data)",
-    )
-    generate.add_argument("--distributed", action="store_true", help="run as one of several processes, as on a TPU pod")
-    generate.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="of --distributed: process 0 (default: as the cluster says)"
-    )
-    generate.add_argument(
-        "--num-processes", type=int, metavar="N", help="of --distributed: how many (default: as the cluster says)"
-    )
-    generate.add_argument(
-        "--process-id", type=int, metavar="I", help="of --distributed: which one, from 0 (default: as the cluster says)"
-    )
+    devices.add_devices(generate)
     options.add_model(generate)
     draft_options.add_draft(generate)
     options.add_sampling(generate)
@@ -121,17 +106,14 @@ def _generate(args: argparse.Namespace) -> int:
         if value is not None and value is not False:  # 0 is a value: --logprobs
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is for {'--input' if args.prompt is not None else '--prompt'}; leave it out.")
-    if args.tree == draft_options.AUTO and (args.mesh or args.distributed):
-        raise ValueError("--tree auto times calls on one device; name a tree for several, such as --tree 14.")
-    if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
-        raise ValueError("--coordinator, --num-processes and --process-id are of --distributed; give it too.")
-    if args.distributed:
-        processes.initialize(args.coordinator, args.num_processes, args.process_id)
-    with processes.in_step():
-        written = {"--output": args.output, "--stats-json": args.stats_json}
-        beside = {"the file beside --output": warm_path(args.output)} if args.output else {}
-        check_files(written | beside, [args.input, args.masks, *([run_path(args.output)] if args.output else [])])
-    return _generate_file(args) if args.input else _generate_one(args)
+    devices.join(args)
+    with Places() as places:
+        with processes.in_step():
+            args.input = places.read(args.input)
+            written = {"--output": args.output, "--stats-json": args.stats_json}
+            beside = {"the file beside --output": warm_path(args.output)} if args.output else {}
+            check_files(written | beside, [args.input, args.masks, *([run_path(args.output)] if args.output else [])])
+        return _generate_file(args) if args.input else _generate_one(args)
 
 
 def _generate_one(args: argparse.Namespace) -> int:
@@ -141,7 +123,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     _say_model_defaults(opened, settings)
     encode = options.encoder(args, opened.tokenizer)
     prompts = [encode(record) for record in options.read_records(args)]
-    mesh = _mesh(args)
+    mesh = devices.mesh_of(args)
     if mesh is not None:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
     draft_options.check_own(source, opened.config)
@@ -180,7 +162,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         flags = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
         processes.check_same({str(args.input): prompts.digest(), "--masks": masks.digest, **flags})
     with processes.in_step():
-        mesh = _mesh(args)
+        mesh = devices.mesh_of(args)
         data, tensor = (1, 1) if mesh is None else mesh.devices.shape
         opened = options.open_model(args)
         check_mesh(opened.config, settings.batch_size, data, tensor)
@@ -264,12 +246,6 @@ MAY_DIFFER = (
     "stats_json",
     "log_level",
 )
-
-
-def _mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:
-    if args.mesh:
-        return make_mesh(*parse_mesh(args.mesh))
-    return make_mesh(jax.device_count(), 1) if args.distributed else None
 
 
 def _say_model_defaults(opened: Any, settings: Settings) -> None:
