@@ -17,14 +17,16 @@ from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.remote.address import STREAM, file_address_or_stream
 from jax_probe_mtp.files.remote.places import Places
+from jax_probe_mtp.files.remote.working_copy import WorkingCopy
 from jax_probe_mtp.files.run_file import Begun, begun, run_path
 from jax_probe_mtp.files.whole_files import check_files
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.jobs.encode import capacity_of
-from jax_probe_mtp.jobs.job import Job
+from jax_probe_mtp.jobs.job import Job, files_of
 from jax_probe_mtp.jobs.made_by import made_by
 from jax_probe_mtp.jobs.stats_file import StatsFile, peak_host_bytes
 from jax_probe_mtp.jobs.warm import warm_path
@@ -42,6 +44,7 @@ OF_INPUT = (
     "limit",
     "continue_final_message",
 )
+OF_KEPT = ("redo_changed", "retry_errors", "distributed")  # several processes write a file each
 OF_PROMPT = ("stream",)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -52,9 +55,10 @@ def add_command(commands: Any) -> None:
     options.add_prompts(generate)
     generate.add_argument(
         "--output",
-        type=local_file,
+        type=file_address_or_stream,
         metavar="G.jsonl",
-        help="answers to --input; given again, goes on with it (default: no file, --prompt is answered on stdout)",
+        help="answers to --input: a file or an address, gone on with if given again, or - for stdout "
+        "(default: no file, --prompt is answered on stdout)",
     )
     generate.add_argument(
         "--redo-changed",
@@ -106,14 +110,20 @@ def _generate(args: argparse.Namespace) -> int:
         if value is not None and value is not False:  # 0 is a value: --logprobs
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is for {'--input' if args.prompt is not None else '--prompt'}; leave it out.")
+    for option in OF_KEPT if args.output == STREAM else ():
+        if getattr(args, option):
+            raise ValueError(
+                f"--{option.replace('_', '-')} needs an --output that is kept, which - is not; leave it out."
+            )
     devices.join(args)
     with Places() as places:
         with processes.in_step():
             args.input = places.read(args.input)
+            args.output, copy = places.write(args.output, lambda path: files_of(processes.own_path(path)))
             written = {"--output": args.output, "--stats-json": args.stats_json}
             beside = {"the file beside --output": warm_path(args.output)} if args.output else {}
             check_files(written | beside, [args.input, args.masks, *([run_path(args.output)] if args.output else [])])
-        return _generate_file(args) if args.input else _generate_one(args)
+        return _generate_file(args, copy) if args.input else _generate_one(args)
 
 
 def _generate_one(args: argparse.Namespace) -> int:
@@ -147,7 +157,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     return 0
 
 
-def _generate_file(args: argparse.Namespace) -> int:
+def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     with processes.in_step():
         masks, settings = draft_options.MasksFlags(args), options.settings(args)
         source = masks.put_into(draft_options.draft_source(args, takes_auto=True))
@@ -192,6 +202,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         )
         logging.getLogger("jax_probe_mtp").debug("%s; capacity %d", needed, capacity)
         memory.check(needed, data)
+        copy.check_writable()
         checkpoint = opened.load(mesh)
         masks.check_model(checkpoint)
     if args.distributed:
@@ -223,6 +234,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         shared=masks.shared(source),
         says=masks.said if source.needs_shared else {},
         watch=lambda: live.write(job.stats),
+        copy=copy,
     )
     chosen = str(choice) if choice else None
     more = {"run": run, "capacity": capacity, "batch_size": settings.batch_size, "mesh": args.mesh}

@@ -5,10 +5,12 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from jax_probe_mtp.files.remote.address import STREAM, Address
+from jax_probe_mtp.files.remote.working_copy import CopyOfAddress, CopyOnStdout, WorkingCopy
 
 _logger = logging.getLogger("jax_probe_mtp")
 
@@ -24,6 +26,7 @@ class Places:
     def __init__(self) -> None:
         self._folders: dict[str, Path] = {}  # by the folder elsewhere
         self._names: dict[str, str] = {}  # how a path begins here, and there
+        self._kept: set[Path] = set()
 
     def path_of(self, address: Address) -> Path:
         """Gives the path of a file's copy, which need not be there.
@@ -61,12 +64,39 @@ class Places:
             raise OSError(f"{source} is not there, or its bucket or folder is not; check the address.")
         return path
 
+    def write(
+        self, output: Path | Address | None, files_of: Callable[[Path], Sequence[Path]]
+    ) -> tuple[Path | None, WorkingCopy]:
+        """Gives the file to write in place of `output`, and what puts it there; what is there is copied now.
+
+        Args:
+          output: a file, an address or `STREAM`.
+          files_of: gives all that belongs to the answers at a path, in the order of `CopyOfAddress`.
+
+        Raises:
+          ValueError, OSError: if it cannot be read; one line with the address.
+        """
+        if not isinstance(output, Address):
+            return output, WorkingCopy()
+        if output == STREAM:
+            path = self.path_of_stream("stdout")
+            return path, CopyOnStdout(path)
+        path = self.path_of(output)
+        files = files_of(path)
+        copy = CopyOfAddress(files, [output.beside(file.name) for file in files], self.keep)
+        copy.fetch()
+        return path, copy
+
     def named(self, text: object) -> str:
         """Puts addresses in the place of their copies' paths."""
         said = str(text)
         for here, there in self._names.items():
             said = said.replace(here, there)
         return said
+
+    def keep(self, folder: Path) -> None:
+        """Leaves a folder of copies when the block ends."""
+        self._kept.add(folder)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Names addresses in a line of the log."""
@@ -80,7 +110,7 @@ class Places:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         _logger.removeFilter(self)
-        for folder in self._folders.values():
+        for folder in set(self._folders.values()) - self._kept:
             shutil.rmtree(folder, ignore_errors=True)
         is_said = isinstance(error, ValueError | OSError) and not isinstance(error, BrokenPipeError)
         if is_said and (said := self.named(error)) != str(error):
