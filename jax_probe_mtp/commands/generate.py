@@ -8,28 +8,30 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from jax_probe_mtp.commands import draft_options, model_defaults, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
+from jax_probe_mtp.commands.flags import devices
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.errors import count, local_file, positive
 from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.remote.address import STREAM, file_address_or_stream
+from jax_probe_mtp.files.remote.places import Places
+from jax_probe_mtp.files.remote.working_copy import WorkingCopy
 from jax_probe_mtp.files.run_file import Begun, begun, run_path
 from jax_probe_mtp.files.whole_files import check_files
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.jobs import memory, processes
-from jax_probe_mtp.jobs.job import Job
+from jax_probe_mtp.jobs.job import Job, files_of
 from jax_probe_mtp.jobs.made_by import made_by
 from jax_probe_mtp.jobs.stats_file import StatsFile, peak_host_bytes
 from jax_probe_mtp.jobs.survey import survey
 from jax_probe_mtp.jobs.warm import warm_path
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import local_weights_digest, text_identity
-from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh
+from jax_probe_mtp.model.mesh import check_mesh
 from jax_probe_mtp.model.params import format_name
 
 OF_INPUT = (
@@ -41,6 +43,7 @@ OF_INPUT = (
     "limit",
     "continue_final_message",
 )
+OF_KEPT = ("redo_changed", "retry_errors", "distributed")  # several processes write a file each
 OF_PROMPT = ("stream",)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -51,9 +54,10 @@ def add_command(commands: Any) -> None:
     options.add_prompts(generate)
     generate.add_argument(
         "--output",
-        type=local_file,
+        type=file_address_or_stream,
         metavar="G.jsonl",
-        help="answers to --input; given again, goes on with it (default: no file, --prompt is answered on stdout)",
+        help="answers to --input: a file or an address, gone on with if given again, or - for stdout "
+        "(default: no file, --prompt is answered on stdout)",
     )
     generate.add_argument(
         "--redo-changed",
@@ -84,22 +88,7 @@ def add_command(commands: Any) -> None:
     generate.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="of the lines on stderr (default: %(default)s)"
     )
-    generate.add_argument(
-        "--mesh",
-        metavar="data=D,tensor=T",
-        help="split rows over D devices, or groups of T that share the weights "
-        "(default: one device; with --distributed, all of them as data)",
-    )
-    generate.add_argument("--distributed", action="store_true", help="run as one of several processes, as on a TPU pod")
-    generate.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="of --distributed: process 0 (default: as the cluster says)"
-    )
-    generate.add_argument(
-        "--num-processes", type=int, metavar="N", help="of --distributed: how many (default: as the cluster says)"
-    )
-    generate.add_argument(
-        "--process-id", type=int, metavar="I", help="of --distributed: which one, from 0 (default: as the cluster says)"
-    )
+    devices.add_devices(generate)
     options.add_model(generate)
     draft_options.add_draft(generate)
     options.add_sampling(generate)
@@ -120,17 +109,20 @@ def _generate(args: argparse.Namespace) -> int:
         if value is not None and value is not False:  # 0 is a value: --logprobs
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is for {'--input' if args.prompt is not None else '--prompt'}; leave it out.")
-    if args.tree == draft_options.AUTO and (args.mesh or args.distributed):
-        raise ValueError("--tree auto times calls on one device; name a tree for several, such as --tree 14.")
-    if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
-        raise ValueError("--coordinator, --num-processes and --process-id are of --distributed; give it too.")
-    if args.distributed:
-        processes.initialize(args.coordinator, args.num_processes, args.process_id)
-    with processes.in_step():
-        written = {"--output": args.output, "--stats-json": args.stats_json}
-        beside = {"the file beside --output": warm_path(args.output)} if args.output else {}
-        check_files(written | beside, [args.input, args.masks, *([run_path(args.output)] if args.output else [])])
-    return _generate_file(args) if args.input else _generate_one(args)
+    for option in OF_KEPT if args.output == STREAM else ():
+        if getattr(args, option):
+            raise ValueError(
+                f"--{option.replace('_', '-')} needs an --output that is kept, which - is not; leave it out."
+            )
+    devices.join(args)
+    with Places() as places:
+        with processes.in_step():
+            args.input = places.read(args.input)
+            args.output, copy = places.write(args.output, lambda path: files_of(processes.own_path(path)))
+            written = {"--output": args.output, "--stats-json": args.stats_json}
+            beside = {"the file beside --output": warm_path(args.output)} if args.output else {}
+            check_files(written | beside, [args.input, args.masks, *([run_path(args.output)] if args.output else [])])
+        return _generate_file(args, copy) if args.input else _generate_one(args)
 
 
 def _generate_one(args: argparse.Namespace) -> int:
@@ -140,7 +132,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     settings = _with_defaults(args, opened, settings)
     encode = options.encoder(args, opened.tokenizer)
     prompts = [encode(record) for record in options.read_records(args)]
-    mesh = _mesh(args)
+    mesh = devices.mesh_of(args)
     if mesh is not None:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
     draft_options.check_own(source, opened.config)
@@ -164,7 +156,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     return 0
 
 
-def _generate_file(args: argparse.Namespace) -> int:
+def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     with processes.in_step():
         masks, settings = draft_options.MasksFlags(args), options.settings(args)
         source = masks.put_into(draft_options.draft_source(args, takes_auto=True))
@@ -179,7 +171,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         flags = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
         processes.check_same({str(args.input): prompts.digest(), "--masks": masks.digest, **flags})
     with processes.in_step():
-        mesh = _mesh(args)
+        mesh = devices.mesh_of(args)
         data, tensor = (1, 1) if mesh is None else mesh.devices.shape
         opened = options.open_model(args)
         check_mesh(opened.config, settings.batch_size, data, tensor)
@@ -210,6 +202,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         )
         logging.getLogger("jax_probe_mtp").debug("%s; capacity %d", needed, capacity)
         memory.check(needed, data)
+        copy.check_writable()
         checkpoint = opened.load(mesh)
         masks.check_model(checkpoint)
     if args.distributed:
@@ -242,6 +235,7 @@ def _generate_file(args: argparse.Namespace) -> int:
         shared=masks.shared(source),
         says=masks.said if source.needs_shared else {},
         watch=lambda: live.write(job.stats),
+        copy=copy,
     )
     chosen = str(choice) if choice else None
     more = {"run": run, "capacity": capacity, "batch_size": settings.batch_size, "mesh": args.mesh}
@@ -265,12 +259,6 @@ MAY_DIFFER = (
     "stats_json",
     "log_level",
 )
-
-
-def _mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:
-    if args.mesh:
-        return make_mesh(*parse_mesh(args.mesh))
-    return make_mesh(jax.device_count(), 1) if args.distributed else None
 
 
 def _with_defaults(args: argparse.Namespace, opened: Any, settings: Settings) -> Settings:

@@ -11,6 +11,7 @@ from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import local_file, one_line
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
 from jax_probe_mtp.files.record_fields import RULES
+from jax_probe_mtp.files.remote.address import file_address_or_stream
 from jax_probe_mtp.generation.tokenizer import check_template_kwargs, check_unicode
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -48,7 +49,12 @@ def add_prompts(parser: argparse.ArgumentParser) -> Any:
     """Adds the flags that say where the prompts are; gives their group, one of which has to be given."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="one prompt")
-    source.add_argument("--input", type=local_file, metavar="F.jsonl", help='one {"id": ..., "prompt": ...} a line')
+    source.add_argument(
+        "--input",
+        type=file_address_or_stream,
+        metavar="F.jsonl",
+        help='one {"id": ..., "prompt": ...} a line; a file, an address such as gs://bucket/f.jsonl, or - for stdin',
+    )
     add_template(parser)
     return source
 

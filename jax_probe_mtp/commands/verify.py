@@ -14,6 +14,8 @@ from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
 from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.output_file import OutputFile, categories
 from jax_probe_mtp.files.prompt_file import Record
+from jax_probe_mtp.files.remote.address import file_address_or_stream
+from jax_probe_mtp.files.remote.places import Places
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.measuring.environment import environment
@@ -35,7 +37,7 @@ def add_command(commands: Any) -> None:
     source = options.add_prompts(verify)
     source.add_argument(
         "--outputs",
-        type=local_file,
+        type=file_address_or_stream,
         metavar="O.jsonl",
         help="outputs of any framework, to be checked instead: id, prompt, token_ids",
     )
@@ -85,8 +87,10 @@ def _report(found: Iterable[Verdict], title: str, run: dict[str, Any], args: arg
 
 
 def _verify(args: argparse.Namespace) -> int:
-    check_files({"--json": args.json, "--markdown": args.markdown}, [args.input, args.outputs, args.masks])
-    return _verify_outputs(args) if args.outputs else _verify_method(args)
+    with Places() as places:
+        args.input, args.outputs = places.read(args.input), places.read(args.outputs)
+        check_files({"--json": args.json, "--markdown": args.markdown}, [args.input, args.outputs, args.masks])
+        return _verify_outputs(args) if args.outputs else _verify_method(args)
 
 
 def _verify_method(args: argparse.Namespace) -> int:

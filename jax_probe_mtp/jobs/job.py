@@ -14,6 +14,8 @@ from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.files.answer_file import AnswerFile
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.files.remote.working_copy import WorkingCopy
+from jax_probe_mtp.files.run_file import run_path
 from jax_probe_mtp.generation.answers import Generation, Item, Stats
 from jax_probe_mtp.generation.groups import Groups
 from jax_probe_mtp.generation.in_order import InOrder
@@ -25,7 +27,7 @@ from jax_probe_mtp.jobs.made_by import renewed_run
 from jax_probe_mtp.jobs.progress import Progress
 from jax_probe_mtp.jobs.signals import Signals
 from jax_probe_mtp.jobs.survey import Survey
-from jax_probe_mtp.jobs.warm import WarmState
+from jax_probe_mtp.jobs.warm import WarmState, warm_path
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 _logger = logging.getLogger("jax_probe_mtp")
@@ -57,6 +59,7 @@ class Job:
         shared: Any = None,
         says: Mapping[str, Any] | None = None,
         watch: Callable[[], None] = lambda: None,
+        copy: WorkingCopy | None = None,
     ) -> None:
         """Prepares the run; reads and writes nothing yet.
 
@@ -76,6 +79,7 @@ class Job:
           shared: what the draft source's rows share, such as tuned masks; what it begins with when None.
           says: more fields of each answer.
           watch: called after every chunk of calls.
+          copy: puts `files_of` the output where they belong; None where they lie there.
 
         Raises:
           ValueError: one line with the values and a way out.
@@ -87,6 +91,7 @@ class Job:
         self._redoes_changed, self._retries_errors = redoes_changed, retries_errors
         self._num_wanted = min(limit or prompts.num_records, prompts.num_records)
         self._says, self._watch = dict(says or {}), watch
+        self._copy = copy or WorkingCopy()
         self._in_use: dict[int, dict[str, Any] | None] = {}  # what answers say of records under way; None of another's
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
@@ -133,6 +138,7 @@ class Job:
                 if anew:
                     answers.remove(kept.let_go(anew))
             signals = opened.enter_context(Signals())
+            opened.enter_context(self._copy)  # which so puts all there while signals are still heard
             is_done = processes.union(kept.is_kept)
             if is_done.any():
                 _logger.info("%s holds %d of %d records: going on", self._output, is_done.sum(), len(is_done))
@@ -150,14 +156,15 @@ class Job:
         if stopped_by:
             name = "another process" if stopped_by == processes.ERROR else signal.Signals(stopped_by).name
             holds = f"{self._output} holds {num} of {total} records{others}"
-            _logger.warning("stopped by %s: %s; give the same command to go on", name, holds)
+            again = "give the same command to go on" if self._copy.can_go_on else "the same command begins anew"
+            _logger.warning("stopped by %s: %s; %s", name, holds, again)
             return 128 + stopped_by
         if self._prompts.has_changed():
             says = f"{self._prompts.path} has changed since this run began, which wrote {num} of {total} records"
             raise ValueError(f"{says}; give the same command to go on.")
         _logger.info("%d of %d records in %s%s", num, total, self._output, others)
         if answers.num_errors:
-            way_out = "give --retry-errors to try them again"
+            way_out = "give --retry-errors to try them again" if self._copy.can_go_on else "mend them and begin anew"
             _logger.warning(
                 '%d records could not run; their "error" in %s says why: %s', answers.num_errors, self._output, way_out
             )
@@ -206,6 +213,7 @@ class Job:
                 progress.show()
                 signals.chunk_ended()
                 self._watch()
+                self._copy.chunk_ended()
         if self.stats.row_calls:
             self._warm.save(self._decoder.shared)
         if failure:
@@ -236,6 +244,11 @@ class Job:
         if record.occurrence is not None and prompt.of("temperature", self._settings) > 0:
             said["seed"] = record_seed(self._settings.seed, prompt)
         return said
+
+
+def files_of(output: Path) -> list[Path]:
+    """Gives the files of a job by its output: what says what made the answers, the answers, what its rows have learned."""
+    return [run_path(output), output, warm_path(output)]
 
 
 def as_json(generation: Generation) -> dict[str, Any]:

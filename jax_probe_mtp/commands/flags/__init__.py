@@ -1,0 +1,1 @@
+"""Groups of flags, and what they stand for."""
