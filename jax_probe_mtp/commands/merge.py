@@ -4,10 +4,11 @@ import argparse
 import sys
 from typing import Any
 
-from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile
-from jax_probe_mtp.files.run_file import begun
+from jax_probe_mtp.files.remote.address import file_address_or_stream, file_or_address
+from jax_probe_mtp.files.remote.places import Places
+from jax_probe_mtp.files.run_file import begun, run_path
 from jax_probe_mtp.files.whole_files import check_files
 from jax_probe_mtp.jobs.made_by import renewed_run
 
@@ -15,11 +16,11 @@ from jax_probe_mtp.jobs.made_by import renewed_run
 def add_command(commands: Any) -> None:
     """Adds the command to the parser's."""
     join = commands.add_parser("merge", allow_abbrev=False, help="one file of the answers of several processes")
-    join.add_argument("parts", type=local_file, nargs="+", metavar="PART.jsonl", help="what the processes wrote")
-    join.add_argument("--output", type=local_file, required=True, metavar="G.jsonl", help="the one file")
+    join.add_argument("parts", type=file_or_address, nargs="+", metavar="PART.jsonl", help="what the processes wrote")
+    join.add_argument("--output", type=file_or_address, required=True, metavar="G.jsonl", help="the one file")
     join.add_argument(
         "--input",
-        type=local_file,
+        type=file_address_or_stream,
         metavar="F.jsonl",
         help="the prompts: puts the answers in their order (default: one part after the other)",
     )
@@ -34,10 +35,17 @@ def add_command(commands: Any) -> None:
 def _merge(args: argparse.Namespace) -> int:
     if args.leave_out_others and args.input is None:
         raise ValueError("--leave-out-others says what --input does not have; give --input too.")
-    check_files({"--output": args.output}, [args.input])
-    by_line = any(before is not None and before.is_by_line for before in map(begun, args.parts))
-    prompts = PromptFile(args.input, names_by_line=by_line) if args.input else None
-    done = merge(args.parts, args.output, prompts, renewed_run, leaves_out_others=args.leave_out_others)
+    with Places() as places:
+        args.input = places.read(args.input)
+        parts = [places.read_answers(part, run_path) for part in args.parts]
+        output, copy = places.write(args.output, lambda path: [run_path(path), path])
+        assert output is not None
+        check_files({"--output": output}, [args.input])
+        by_line = any(before is not None and before.is_by_line for before in map(begun, parts))
+        prompts = PromptFile(args.input, names_by_line=by_line) if args.input else None
+        done = merge(parts, output, prompts, renewed_run, leaves_out_others=args.leave_out_others)
+        copy.put_anew()
+        named = places.named(args.input)
     print(f"{args.output} holds {done.num_written} records", file=sys.stderr)
     if done.num_left_out:
         print(f"{done.num_left_out} answers to other records were left out", file=sys.stderr)
@@ -47,5 +55,5 @@ def _merge(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if done.num_missing:
-        print(f"{done.num_missing} records of {args.input} have no answer", file=sys.stderr)
+        print(f"{done.num_missing} records of {named} have no answer", file=sys.stderr)
     return int(done.num_missing > 0)

@@ -1,17 +1,20 @@
 """Flags that several commands share, and what they stand for: a model, prompts, settings."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from typing import Any
 
 import jax
 
+from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import local_file, one_line
 from jax_probe_mtp.files.prompt_file import PromptFile, Record
 from jax_probe_mtp.files.record_fields import RULES
-from jax_probe_mtp.files.remote.address import file_address_or_stream
+from jax_probe_mtp.files.remote.address import Address, file_address_or_stream, is_address
+from jax_probe_mtp.files.remote.models import copied_model
 from jax_probe_mtp.generation.tokenizer import check_template_kwargs, check_unicode
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -23,7 +26,7 @@ NEW_TOKENS = 100  # of an answer where something is measured
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what to load and how to read prompts."""
     parser.add_argument(
-        "--model", required=True, help="converted folder, Hugging Face folder, .gguf file or hub id (org/name)"
+        "--model", required=True, help="converted folder, Hugging Face folder, .gguf file, hub id (org/name) or address"
     )
     parser.add_argument("--revision", help="commit, tag or branch of a hub id (default: its main branch)")
     parser.add_argument(
@@ -272,9 +275,13 @@ def open_model(args: argparse.Namespace) -> Any:
     """Gives the `OpenedCheckpoint` that the flags of `add_model` name, its weights not yet read."""
     from checkpoints_convert import open_checkpoint  # it imports this package, so not at the top
 
-    return open_checkpoint(
-        args.model, dtype=args.dtype, weights=args.weights, revision=args.revision, eos_token_ids=args.eos_token_id
-    )
+    asked = {"dtype": args.dtype, "weights": args.weights, "eos_token_ids": args.eos_token_id}
+    if not is_address(args.model):
+        return open_checkpoint(args.model, revision=args.revision, **asked)
+    if args.revision is not None:
+        raise ValueError(f"--revision is of a hub id, and {args.model} is an address; leave it out.")
+    copy = copied_model(Address(args.model), cache_folder() / "models")
+    return dataclasses.replace(open_checkpoint(copy, **asked), name=args.model.rstrip("/"))
 
 
 def load(args: argparse.Namespace, mesh: jax.sharding.Mesh | None = None) -> Checkpoint:

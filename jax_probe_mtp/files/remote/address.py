@@ -96,15 +96,31 @@ class Address:
                 return None
         if says.get("type") != "file":
             raise ValueError(f"{self} is not a file but a folder or a device; name a file.")
-        return (says.get("size"), *(str(says[name]) for name in _CHANGES if name in says))
+        return _state(says)
 
-    def get(self, local: Path) -> State | None:
-        """Fetches the file, whole, with the time at which it was written where that is known; gives its `state`, as before."""
+    def states(self) -> dict[str, State]:
+        """Gives the `state` of each file of a folder by its path in it; of a file its own by "", and of nothing none."""
+        file_system, path = self.store()
+        with self._said("read"):
+            file_system.invalidate_cache()
+            found = file_system.find(path, detail=True)
+        inside = {name.removeprefix(path): says for name, says in found.items() if f"{name}/".startswith(f"{path}/")}
+        return {
+            name[1:]: _state(says) for name, says in inside.items() if not name.endswith("/")
+        }  # which marks a folder
+
+    def get(self, local: Path, folder_from: str = "TMPDIR") -> State | None:
+        """Fetches the file, whole, with the time at which it was written where that is known; gives its `state`, as before.
+
+        Args:
+          local: where to.
+          folder_from: the environment's variable that says so, for messages.
+        """
         state = self.state()
         if state is None:
             return None
         file_system, path = self.store()
-        with self._said("read", local):
+        with self._said("read", local, folder_from):
             file_system.get_file(path, str(local))
         if state[0] is not None and local.stat().st_size != state[0]:
             size = local.stat().st_size
@@ -142,14 +158,14 @@ class Address:
                 file_system.rm_file(path)
 
     @contextlib.contextmanager
-    def _said(self, what: str, local: Path | None = None) -> Iterator[None]:
+    def _said(self, what: str, local: Path | None = None, folder_from: str = "") -> Iterator[None]:
         try:
             yield
         except Exception as error:  # stores have kinds of errors of their own
             if what == "written" and isinstance(error, FileNotFoundError):
                 raise OSError(f"{self} is in a bucket or folder that is not there; make it first.") from None
             if local is not None and getattr(error, "errno", None) == errno.ENOSPC:
-                way_out = "free some space, or have TMPDIR name another folder"
+                way_out = f"free some space, or have {folder_from} name another folder"
                 raise OSError(f"{self}: there is no room for a copy of it in {local.parent}; {way_out}.") from None
             raise self._failed(what, error) from None
 
@@ -158,6 +174,10 @@ class Address:
         if type(error).__name__ not in says:
             says = f"{type(error).__name__}: {says}"
         return OSError(f"{self} cannot be {what} ({says}); check the address, and your access to it.")
+
+
+def _state(says: dict[str, Any]) -> State:
+    return (says.get("size"), *(str(says[name]) for name in _CHANGES if name in says))
 
 
 STREAM = Address("-")  # stdin, or stdout

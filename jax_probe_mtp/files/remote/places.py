@@ -64,6 +64,14 @@ class Places:
             raise OSError(f"{source} is not there, or its bucket or folder is not; check the address.")
         return path
 
+    def read_answers(self, source: Path | Address, beside: Callable[[Path], Path]) -> Path:
+        """Gives what `read` does, and copies the file that `beside` gives for its path, where it is there."""
+        path = self.read(source)
+        assert path is not None
+        if isinstance(source, Address):
+            source.beside(beside(path).name).get(beside(path))
+        return path
+
     def write(
         self, output: Path | Address | None, files_of: Callable[[Path], Sequence[Path]]
     ) -> tuple[Path | None, WorkingCopy]:

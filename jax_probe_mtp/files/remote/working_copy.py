@@ -36,6 +36,9 @@ class WorkingCopy:
     def put(self) -> None:
         """Puts there all that was written."""
 
+    def put_anew(self) -> None:
+        """Puts answers there that take the place of others, all of them made anew."""
+
     def __enter__(self) -> "WorkingCopy":
         return self
 
@@ -121,6 +124,17 @@ class CopyOfAddress(WorkingCopy):
             return
         try:
             self._put_changed()
+        except OSError as error:
+            raise OSError(self._lost(error)) from None
+
+    def put_anew(self) -> None:
+        """Puts all, where at no moment answers stand beside what made others; raises as `put` does."""
+        made_by, *others = self._addresses
+        try:
+            self._addresses[made_by].remove()
+            self._states[made_by] = None
+            for path in (*others, made_by):
+                self._put(path)
         except OSError as error:
             raise OSError(self._lost(error)) from None
 
