@@ -35,7 +35,7 @@ class OpenedCheckpoint:
       name: where it came from, for messages and records.
       dtype: "float32" or "bfloat16", what the weights become.
       weights: "int8" where the matrices become `Int8`, else None.
-      generation_defaults: sampling and penalties that the model asks for; they are not applied.
+      generation_defaults: sampling and penalties that the model asks for; told, and applied on demand.
       read_params: reads the weights onto the default device (None) or a mesh; `load` is the way to ask for it.
     """
 

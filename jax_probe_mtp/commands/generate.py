@@ -178,6 +178,7 @@ def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     settings = _with_defaults(args, opened, settings)
     if args.distributed:
         facts = {"model": opened.config, "eos_token_ids": opened.eos_token_ids, "dtype": opened.number_format}
+        facts["settings"] = settings  # which a model's own defaults may have changed
         processes.check_same(facts | text_identity(opened.tokenizer))
     encode = dataclasses.replace(options.encoder(args, opened.tokenizer), date=at)
     with processes.in_step():
@@ -196,7 +197,7 @@ def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
             capacity=capacity,
             num_top=settings.top_logprobs,
             is_penalized=settings.is_penalized or prompts.is_penalized,
-            prefix=found.prefixes.longest,
+            prefix_slots=found.prefixes.most_slots,
             data=data,
             tensor=tensor,
         )

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from jax_probe_mtp.decoding.settings import LARGEST_PENALTY, LARGEST_REPETITION, LARGEST_TEMPERATURE, Settings
@@ -16,10 +16,19 @@ _OURS = {  # transformers' name -> that of `Settings`
     **{name: name for name in (*_GREEDY, "repetition_penalty", "presence_penalty", "frequency_penalty")},
     "min_new_tokens": "min_tokens",
 }
+_TAKES: dict[str, Callable[[Any], bool]] = {  # transformers' name -> whether we take a number
+    "temperature": lambda value: 0 <= value <= LARGEST_TEMPERATURE,
+    "top_k": lambda value: isinstance(value, int) and value >= 0,
+    "top_p": lambda value: 0 < value <= 1,
+    "repetition_penalty": lambda value: 1 / LARGEST_REPETITION <= value <= LARGEST_REPETITION,
+    "presence_penalty": lambda value: abs(value) <= LARGEST_PENALTY,
+    "frequency_penalty": lambda value: abs(value) <= LARGEST_PENALTY,
+    "min_new_tokens": lambda value: isinstance(value, int) and value >= 0,
+}
 
 
 def with_defaults(defaults: Mapping[str, Any], settings: Settings, given: Collection[str]) -> Settings:
-    """Gives the settings of a run with a model's own in place of those that the user left out.
+    """Gives the settings of a run with a model's own in place of those that the user left out; values that are not taken stay.
 
     Args:
       defaults: `Checkpoint.generation_defaults`.
@@ -27,8 +36,14 @@ def with_defaults(defaults: Mapping[str, Any], settings: Settings, given: Collec
       given: names of settings that the user gave.
     """
     asked = _asked(defaults)
-    own = {ours: asked[name] for name, ours in _OURS.items() if name in asked and ours not in given}
-    return dataclasses.replace(settings, **{name: value for name, value in own.items() if _is_number(value)})
+    own = {ours: asked[name] for name, ours in _OURS.items() if ours not in given and _is_taken(name, asked.get(name))}
+    if own.get("min_tokens", 0) > settings.max_new_tokens:
+        del own["min_tokens"]
+    return dataclasses.replace(settings, **own)
+
+
+def _is_taken(name: str, value: object) -> bool:
+    return _is_number(value) and _TAKES[name](value)
 
 
 def not_applied(defaults: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -87,19 +102,8 @@ def _named(found: Mapping[str, Any]) -> str:
 
 def _flags(found: Mapping[str, Any]) -> dict[str, str]:
     """Gives the flag that would apply each value, as far as there is one and it takes the value."""
-    takes = {
-        "temperature": lambda value: value <= LARGEST_TEMPERATURE,
-        "top_k": lambda value: isinstance(value, int) and value >= 0,
-        "top_p": lambda value: 0 < value <= 1,
-        "repetition_penalty": lambda value: 1 / LARGEST_REPETITION <= value <= LARGEST_REPETITION,
-        "presence_penalty": lambda value: abs(value) <= LARGEST_PENALTY,
-        "frequency_penalty": lambda value: abs(value) <= LARGEST_PENALTY,
-        "min_new_tokens": lambda value: isinstance(value, int) and value >= 0,
-    }
     flags = {
-        name: f"--{_OURS[name].replace('_', '-')} {found[name]}"
-        for name, is_taken in takes.items()
-        if _is_number(found.get(name)) and is_taken(found[name])
+        name: f"--{_OURS[name].replace('_', '-')} {found[name]}" for name in _TAKES if _is_taken(name, found.get(name))
     }
     return {DO_SAMPLE: "--temperature 0"} | flags if found.get(DO_SAMPLE) is False else flags
 

@@ -169,7 +169,8 @@ def _verify_outputs(args: argparse.Namespace) -> int:
     file = OutputFile(args.outputs)
     opened = options.open_model(args)
     settings = model_defaults.settings_of(args, opened.generation_defaults, settings)
-    dataclasses.replace(settings, capacity=1).check(opened.config, parse_draft(PLAIN))
+    limit = max(settings.max_new_tokens, settings.min_tokens)  # a record states its own
+    dataclasses.replace(settings, capacity=1, max_new_tokens=limit).check(opened.config, parse_draft(PLAIN))
     checkpoint = opened.load()
     outputs = _outputs(file, options.encoder(args, opened.tokenizer), args)
     run = _run(args, checkpoint, settings) | {"outputs": args.outputs.name}

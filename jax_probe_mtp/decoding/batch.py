@@ -147,6 +147,10 @@ def _check_prompt(cfg: ModelConfig, source: DraftSource, prompt: Prompt, setting
             f"prompt {prompt.id} has {length} tokens, with {new} new ones more than the model's context of "
             f"{cfg.context_length}; shorten the prompt or ask for at most {max(cfg.context_length - length, 0)} new."
         )
+    if not 0 <= prompt.num_shared < length:
+        raise ValueError(
+            f"prompt {prompt.id} has num_shared {prompt.num_shared}; give 0 to {length - 1}, one token less."
+        )
     if prompt.seed is not None and not 0 <= prompt.seed < 2**32:
         raise ValueError(f"prompt {prompt.id} has seed {prompt.seed}, but seeds are 0 to 2**32 - 1.")
     try:

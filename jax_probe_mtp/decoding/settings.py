@@ -106,7 +106,13 @@ class Settings:
     @property
     def is_penalized(self) -> bool:
         """Says whether one of `PENALTIES` has a value with which it does something."""
-        return any(getattr(self, name) != getattr(_NOTHING, name) for name in PENALTIES if getattr(self, name) != {})
+        return bool(self.penalties)
+
+    @property
+    def penalties(self) -> dict[str, Any]:
+        """Gives those of `PENALTIES` that have a value with which they do something."""
+        values = {name: getattr(self, name) for name in PENALTIES}
+        return {name: value for name, value in values.items() if value and value != getattr(_NOTHING, name)}
 
     def ends(self, eos_token_ids: Sequence[int]) -> tuple[int, ...]:
         """Gives the ids that end an answer of a model whose own are `eos_token_ids`."""
@@ -141,7 +147,10 @@ class Settings:
                 bounds = f"{-LARGEST_PENALTY:g} to {LARGEST_PENALTY:g}"
                 raise ValueError(f"{name} must be {bounds}, got {getattr(self, name)!r}; 0 is none.")
         if not _is_whole(self.min_tokens, 0, self.max_new_tokens):
-            raise ValueError(f"min_tokens must be 0 to max_new_tokens {self.max_new_tokens}, got {self.min_tokens!r}.")
+            most = f"max_new_tokens {self.max_new_tokens}"
+            raise ValueError(
+                f"min_tokens must be 0 to {most}, got {self.min_tokens!r}; lower it, or raise max_new_tokens."
+            )
         if not isinstance(self.ignore_eos, bool):
             raise ValueError(f"ignore_eos must be True or False, got {self.ignore_eos!r}.")
         last = cfg.vocab_size - 1

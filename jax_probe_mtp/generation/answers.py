@@ -19,7 +19,7 @@ class Generation:
       token_ids: the new tokens, the end-of-text token included where it was generated.
       text: their text, without special tokens, cut before a stop string, whose tokens stay up to the one that completed
         it; empty where the checkpoint has no tokenizer.
-      finish_reason: "stop" at an end-of-text token or a stop string, "length" at the limit, "error" if it could not run.
+      finish_reason: "stop" at a token that ends the text or a stop string, "length" at the limit, "error" if it could not run.
       draft: what drafted it, by `spec.draft_name`.
       calls: decode calls, without the prefill.
       committed: tokens that those calls gave; the prefill's first token is not among them.
@@ -57,7 +57,7 @@ class Stats:
       prefill_seconds: wall time of prefills, where they were timed apart.
       compile_seconds: wall time of compilation.
       host_seconds: wall time between two chunks of calls, in which the device had nothing to do.
-      prefix_tokens: of prompts, that were not read with them but once for several.
+      prefix_tokens: of prompts, that were copied from an earlier prompt instead of read.
       row_calls: rows times calls that the device made.
       busy_row_calls: of these, those that decoded something.
     """

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_probe_mtp.decoding.batch import bucket
+from jax_probe_mtp.decoding.batch import SMALLEST_BUCKET, bucket
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.loop import Prefix, read_prefix
 from jax_probe_mtp.decoding.request import Request, join_requests
@@ -102,7 +102,7 @@ class Chunks:
                 yield
             finally:
                 self._thread = self._last = self.under_way = None  # the cache is no longer held
-                self._prefixes.clear()
+        self._prefixes.clear()
 
     @property
     def are_running(self) -> bool:
@@ -128,7 +128,7 @@ class Chunks:
         assert last is not None
         assert thread is not None
         request, state, params, place = last.request, last.state, self._params, self._programs.place
-        puts = [self._put(arrival, request, state) for arrival in arriving]
+        puts = [self._put(arrival, request, state, stats) for arrival in arriving]
         stopped_B, gives = place(is_stopped_B), (self._programs.state, EVERYWHERE)
         calls = self._program(
             run_calls, request, state, stopped_B, gives=gives, donate=(2,), num_calls=self._settings.calls_per_chunk
@@ -147,19 +147,20 @@ class Chunks:
         stats.host_seconds += time.perf_counter() - last.at - self._compile_seconds
         self.under_way = thread.submit(run)
 
-    def _put(self, arrival: Arrival, request: Request, state: DecodeState) -> Put:
-        """Gives what puts who arrives into the rows; compiles what is new."""
+    def _put(self, arrival: Arrival, request: Request, state: DecodeState, stats: Stats) -> Put:
+        """Gives what puts who arrives into the rows, and counts what it copies; compiles what is new."""
         place, params, prefix = self._programs.place, self._params, arrival.prefix
         args = place(arrival.prompt_DT), place(arrival.request), place(arrival.row_D)
         gives = REQUEST, self._programs.state
-        if not prefix:
+        num_left, most = int(arrival.request.prompt_length_B[0]) - 1 - len(prefix), self._decode_cfg.prefill_chunk
+        rest_chunk = min(SMALLEST_BUCKET if num_left <= SMALLEST_BUCKET else most, most)
+        if not prefix or rest_chunk >= arrival.prompt_DT.shape[1]:  # then the rest's one piece is the whole prompt
             program = self._program(admit, *args, request, state, gives=gives, donate=(4, 5))
             return lambda rows, after: program(params, *args, rows, after)
         token_1T = np.zeros((1, bucket(len(prefix))), np.int32)
         token_1T[0, : len(prefix)] = prefix
         of_prefix = place(token_1T), place(np.asarray([len(prefix)], np.int32))
         read = self._program(read_prefix, *of_prefix, gives=PREFIX)
-        num_left = int(arrival.request.prompt_length_B[0]) - 1 - len(prefix)
         program = self._program(
             admit_after,
             *args,
@@ -169,14 +170,18 @@ class Chunks:
             takes=(ROWS, REQUEST, ROWS, PREFIX, REQUEST, self._programs.state),
             gives=gives,
             donate=(5, 6),
-            rest_chunk=min(bucket(num_left), self._decode_cfg.prefill_chunk),
+            rest_chunk=rest_chunk,
         )
 
         def put(rows: Request, after: DecodeState) -> tuple[Request, DecodeState]:
             kept = self._prefixes.pop(prefix, None)
-            self._prefixes[prefix] = kept = read(params, *of_prefix) if kept is None else kept
-            while len(self._prefixes) > MOST_PREFIXES:
-                del self._prefixes[next(iter(self._prefixes))]
+            if kept is None:
+                while len(self._prefixes) >= MOST_PREFIXES:
+                    del self._prefixes[next(iter(self._prefixes))]
+                kept = read(params, *of_prefix)
+            else:
+                stats.prefix_tokens += len(prefix)
+            self._prefixes[prefix] = kept
             given: tuple[Request, DecodeState] = program(params, *args, kept, rows, after)
             return given
 

@@ -233,8 +233,7 @@ class ContinuousDecoder:
             prompt_DT = np.concatenate([prompt_1T for _, prompt_1T, _ in places])
             requests = join_requests([request for _, _, request in places])
             row_D = np.asarray([row for row, _, _ in places], np.int32)
-            prefix = group[0][1].prefix if D == 1 else ()
-            self.stats.prefix_tokens += len(prefix)
+            prefix = group[0][1].prefix if D == 1 and not self._settings.is_exact else ()
             arriving.append(Arrival(prompt_DT=prompt_DT, request=requests, row_D=row_D, prefix=prefix))
         return arriving
 

@@ -1,4 +1,4 @@
-"""Records in tokens, and the cache slots that they need."""
+"""Records in tokens."""
 
 import dataclasses
 import datetime

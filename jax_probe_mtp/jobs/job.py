@@ -99,16 +99,20 @@ class Job:
         groups = Groups(checkpoint, source)
         # Answers in the order of the prompts would all wait for the long ones.
         capacities = [settings.capacity] if survey is None or is_ordered else survey.capacities
+        D = groups.num_shards  # a few long records need no more rows than they are
+        rows = [settings.batch_size]
+        if survey is not None and len(capacities) > 1:
+            rows = [-(-survey.num_at(place) // D) * D for place in range(len(capacities))]
         self._decoders = [
             groups.stream(
-                settings,
+                dataclasses.replace(settings, batch_size=min(settings.batch_size, num_rows)),
                 stats=self.stats,
                 shared=groups.begin_shared(shared),
                 capacity=capacity,
                 is_sampled=max(temperatures) > 0,
                 is_penalized=settings.is_penalized or prompts.is_penalized,
             )
-            for capacity in capacities
+            for capacity, num_rows in zip(capacities, rows, strict=True)
         ]
         self._decoder = self._decoders[0]  # the one that is running
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jax_probe_mtp.decoding.settings import PENALTIES, Settings
+from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.mask_tokens import EARLIER_INIT
 from jax_probe_mtp.drafting.spec import renewed_name
 from jax_probe_mtp.files.run_file import FORMAT, Begun
@@ -54,7 +54,7 @@ def made_by(
         **{name: value for name in _OF_TEMPLATE if (value := getattr(encode, name)) not in (None, False)},
         **{name: getattr(settings, name) for name in _SETTINGS},
         **({"top_logprobs": settings.top_logprobs} if settings.top_logprobs else {}),  # nor had they these
-        **{name: value for name in PENALTIES if (value := getattr(settings, name)) != getattr(Settings(), name)},
+        **settings.penalties,
         "stop": list(settings.stop),
         "exact": ONE_TEXT if is_one_text else settings.is_exact,
     }

@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.drafting.shown import Model, Prompts
 from jax_probe_mtp.drafting.source import DraftSource, SourceState
-from jax_probe_mtp.generation.chunks import MOST_PREFIXES
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
 from jax_probe_mtp.model.params import Params, abstract_params, partition_specs
 
@@ -39,7 +37,7 @@ class Estimate:
         return self.weights + self.shared + self.per_row * self.rows
 
     def __str__(self) -> str:
-        shared = f" + drafts {_gib(self.shared)}" if self.shared else ""
+        shared = f" + shared {_gib(self.shared)}" if self.shared else ""
         return f"weights {_gib(self.weights)}{shared} + {self.rows} rows of {_gib(self.per_row)} = {_gib(self.total)} a device"
 
 
@@ -53,7 +51,7 @@ def estimate(
     capacity: int,
     num_top: int = 0,
     is_penalized: bool = False,
-    prefix: int = 0,
+    prefix_slots: int = 0,
     data: int = 1,
     tensor: int = 1,
 ) -> Estimate:
@@ -68,7 +66,7 @@ def estimate(
       capacity: S, cache slots of a row.
       num_top: likely tokens that are kept for each of them.
       is_penalized: True for a program with penalties.
-      prefix: tokens of the longest prefix that is kept for several prompts; 0 for none.
+      prefix_slots: cache slots of the prefixes that are kept for several prompts.
       data: devices that rows are split over.
       tensor: devices that weights are split over.
     """
@@ -85,7 +83,7 @@ def estimate(
     row += is_penalized * cfg.vocab_size * (4 + 1 + 1 + 4 + 4)  # bias, ends, prompt, counts, and the logits they change
     of_source_row, shared = _source_bytes(cfg, source, dtype, capacity)
     of_token = 2 * cfg.num_layers * (cfg.num_kv_heads // tensor) * cfg.head_dim + cfg.width
-    shared += MOST_PREFIXES * (bucket(prefix) if prefix else 0) * of_token * jnp.dtype(dtype).itemsize
+    shared += prefix_slots * of_token * jnp.dtype(dtype).itemsize
     return Estimate(weights=weight_bytes, shared=shared, per_row=row + of_source_row, rows=batch_size // data)
 
 

@@ -8,9 +8,15 @@ import dataclasses
 from array import array
 from collections.abc import Sequence
 
+from jax_probe_mtp.decoding.batch import bucket
+from jax_probe_mtp.generation.chunks import MOST_PREFIXES
+
 LEAST_SHARED = 64  # tokens: fewer go through the model faster than they are copied
-LEAST_SAVED = 4096  # tokens of a whole file: fewer do not pay for the programs that it takes
-MOST_OPEN = 8  # prompts that the next one is compared with
+LEAST_SAVED = 2**18  # tokens of a whole file: fewer do not pay for compiling the programs that it takes
+LEAST_SAVED_ON_CPU = 2**13  # where reading takes longer
+MOST_OPEN = (
+    MOST_PREFIXES  # that the next prompt is compared with: more would push each other out of the device's memory
+)
 NO_GROUP = -1
 
 
@@ -26,8 +32,9 @@ class _Open:
 class SharedPrefixes:
     """Groups prompts that begin alike."""
 
-    def __init__(self) -> None:
-        """Begins with no prompts."""
+    def __init__(self, least_saved: int) -> None:
+        """Begins with no prompts; nothing is shared where all of them together would save fewer tokens."""
+        self._least_saved = least_saved
         self._group_of = array("i")  # of each prompt
         self._shared = array("I")  # of each group, the tokens that all its prompts begin with
         self._size = array("I")  # of each group, its prompts
@@ -72,16 +79,17 @@ class SharedPrefixes:
         return self._saved
 
     @property
-    def longest(self) -> int:
-        """Gives the tokens of the longest prefix that is shared; 0 where none is."""
-        return max((self._of_group(group) for group in range(len(self._size))), default=0)
+    def most_slots(self) -> int:
+        """Counts the cache slots that the longest prefixes take, as many of them as are kept."""
+        lengths = sorted(filter(None, map(self._of_group, range(len(self._size)))))
+        return sum(map(bucket, lengths[-MOST_PREFIXES:]))
 
     def of(self, index: int) -> int:
         """Says how many of a prompt's first tokens are read with other prompts'; 0 for none."""
         return self._of_group(self._group_of[index])
 
     def _of_group(self, group: int) -> int:
-        if group == NO_GROUP or self._size[group] < 2 or self.num_saved < LEAST_SAVED:
+        if group == NO_GROUP or self._size[group] < 2 or self.num_saved < self._least_saved:
             return 0
         return self._shared[group]
 

@@ -12,7 +12,7 @@ from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.files.prompt_file import Record
 from jax_probe_mtp.jobs.encode import Encoder
-from jax_probe_mtp.jobs.prefixes import SharedPrefixes
+from jax_probe_mtp.jobs.prefixes import LEAST_SAVED, LEAST_SAVED_ON_CPU, SharedPrefixes
 from jax_probe_mtp.model.config import ModelConfig
 
 LEAST_RATIO = 4  # of the cache slots of long records to those of short ones
@@ -26,7 +26,7 @@ class Survey:
     Attributes:
       capacity: cache slots of a row, for the longest record that the model can take; or those that the run names.
       prefixes: what prompts begin with alike.
-      capacity_of_short: cache slots of a row for most records, where a few long ones need many more; None where they do not.
+      capacity_of_short: cache slots of a row for short records; None where all have one size.
     """
 
     capacity: int
@@ -39,6 +39,10 @@ class Survey:
         """Lists the cache sizes that records are decoded with, one after the other."""
         return [self.capacity] if self.capacity_of_short is None else [self.capacity_of_short, self.capacity]
 
+    def num_at(self, place: int) -> int:
+        """Counts the records that are decoded with one of `capacities`."""
+        return sum(self.place_of(index) == place for index in range(len(self._power_of)))
+
     def place_of(self, index: int) -> int:
         """Says which of `capacities` a record is decoded with."""
         return 0 if self.capacity_of_short is None else int(1 << self._power_of[index] > self.capacity_of_short)
@@ -50,7 +54,9 @@ def survey(records: Iterable[Record], cfg: ModelConfig, encode: Encoder, setting
     In the exact mode nothing is shared, and all records have one cache size: a token's bits may depend on the pieces that a
     prompt is read in, and on the size.
     """
-    longest, powers, prefixes = 1, array("B"), SharedPrefixes()
+    is_cpu = jax.default_backend() == "cpu"
+    longest, powers = 1, array("B")
+    prefixes = SharedPrefixes(LEAST_SAVED_ON_CPU if is_cpu else LEAST_SAVED)
     for record in records:
         size, token_ids = 1, list[int]()
         with contextlib.suppress(ValueError):  # it gets its own error when it is its turn

@@ -21,7 +21,7 @@ class Checkpoint:
       tokenizer: a `transformers.PreTrainedTokenizerFast`; None where prompts come as token ids.
       eos_token_ids: the ids that end a text, at least one.
       name: where it came from, for messages and records.
-      generation_defaults: sampling and penalties that the model asks for, by transformers' names; they are not applied.
+      generation_defaults: sampling and penalties that the model asks for, by transformers' names; told, and applied on demand.
     """
 
     params: Params

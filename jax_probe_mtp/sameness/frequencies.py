@@ -43,7 +43,7 @@ class Distance:
 
 
 def judge_frequencies(checkpoint: Checkpoint, outputs: Iterable[Output], settings: Settings) -> list[Verdict]:
-    """Judges together the answers to each prompt that share temperature and cuts; they may have any seeds.
+    """Judges together the answers to each prompt that share temperature, cuts and penalties; they may have any seeds.
 
     Args:
       checkpoint: the model.
@@ -101,7 +101,7 @@ def _verdict(checkpoint: Checkpoint, group: _Group, settings: Settings) -> Verdi
     found = distance(group.first_tokens, expected_V)
     line = f"distance {found.distance:.3f}, by chance at most {found.bound:.3f}"
     if found.num_impossible:
-        return say(DIVERGED, f"{found.num_impossible} begin with a token that the cuts leave out; {line}.")
+        return say(DIVERGED, f"{found.num_impossible} begin with a token that cuts or min_tokens leave out; {line}.")
     if found.bound >= 1:
         return say(UNCHECKED, f"too few to tell; {line}.")
     return say(SAME if found.distance <= found.bound else DIVERGED, f"{line}.")

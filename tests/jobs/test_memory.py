@@ -136,7 +136,7 @@ def test_a_warm_table_is_there_once_whatever_the_batch(monkeypatch):
         return estimate(BASE, draft, dtype="float32", batch_size=batch_size, capacity=64)
 
     limit_to(monkeypatch, 4 * WEIGHTS + TABLE + 3 * (4 * ROW * 76 + 4 * 12 * 61))
-    with pytest.raises(ValueError, match=r"drafts .* \+ 100 rows of .*; the largest --batch-size that fits is 3\.\Z"):
+    with pytest.raises(ValueError, match=r"shared .* \+ 100 rows of .*; the largest --batch-size that fits is 3\.\Z"):
         check(needs(100))
     check(needs(3))
 

@@ -86,6 +86,8 @@ def test_the_line_names_the_flags_that_apply_it(found, says):
         ({"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.2}, [], {"repetition_penalty": 1.2}),
         ({"top_k": 50, "min_new_tokens": 4, "min_length": 3}, [], {"min_tokens": 4}),
         ({"do_sample": True, "top_k": "50", "top_p": True}, [], {"temperature": 1.0}),
+        # what we do not take stays the run's, and is told
+        ({"do_sample": True, "top_k": -1, "presence_penalty": 5, "min_new_tokens": 8}, [], {"temperature": 1.0}),
     ],
     ids=str,
 )

@@ -60,9 +60,7 @@ def test_answers_are_the_references(run, model, expected, tmp_path, by_record):
     assert run("generate", *command, "--output", output, "--batch-size", "2")[0] == 0
     assert output.read_bytes() == before
     code, out, _ = run("verify", "--model", model, "--outputs", output, "--max-new-tokens", str(NEW), *RAW[:1])
-    assert (code, out.splitlines()[-1]) == (
-        (0, "3 same, 0 tie, 0 diverged") if by_record else (1, out.splitlines()[-1])
-    )
+    assert (code, "0 diverged" in out) == ((0, True) if by_record else (1, False))
     code, out, _ = run("verify", *command)
     assert (code, out.splitlines()[-1]) == (0, "3 same, 0 tie, 0 diverged")
 
@@ -123,7 +121,10 @@ def test_a_wrong_record_is_refused_before_anything_runs(run, model, tmp_path, ow
     [
         (["--repetition-penalty", "0"], "repetition_penalty must be 0.01 to 100, got 0.0; 1 is none"),
         (["--presence-penalty", "-2.5"], "presence_penalty must be -2 to 2, got -2.5; 0 is none"),
-        (["--min-tokens", "99"], f"min_tokens must be 0 to max_new_tokens {NEW}, got 99"),
+        (
+            ["--min-tokens", "99"],
+            f"min_tokens must be 0 to max_new_tokens {NEW}, got 99; lower it, or raise max_new_tokens",
+        ),
         (["--stop-token-id", "61"], "stop_token_ids must be a list of ids from 0 to 60, got (61,)"),
         (["--logit-bias", "5"], "--logit-bias must be an object of token ids and numbers from -100 to 100"),
         (["--logit-bias", '{"61": 1}'], "logit_bias takes ids from 0 to 60 with a bias from -100 to 100, got 61: 1"),

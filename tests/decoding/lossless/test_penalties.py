@@ -13,6 +13,7 @@ from support.decoding.batches import batch_of
 from support.decoding.calls import run_by_calls
 
 from jax_probe_mtp import Settings, decode
+from jax_probe_mtp.decoding import penalties
 from jax_probe_mtp.decoding.penalties import penalize, used
 from jax_probe_mtp.decoding.request import make_penalties
 from jax_probe_mtp.drafting import DynamicProbe, Merged, Ngram, Plain, Probe, Recycle
@@ -77,8 +78,8 @@ def test_logits_are_those_of_the_reference(names):
 def test_a_row_that_asks_for_nothing_keeps_its_logits_bit_for_bit():
     logits_BV = np.random.default_rng(0).normal(size=(1, V)).astype(np.float32)
     text = used(jnp.asarray([[4, 5, 5]]), jnp.asarray([1]), jnp.asarray([3]), V)
-    penalties = make_penalties([Settings()], [EOS], V)
-    assert jax.jit(penalize)(jnp.asarray(logits_BV), penalties, text).tolist() == logits_BV.tolist()
+    neutral = make_penalties([Settings()], [EOS], V)
+    assert jax.jit(penalize)(jnp.asarray(logits_BV), neutral, text).tolist() == logits_BV.tolist()
 
 
 def test_a_drawn_example():
@@ -161,18 +162,20 @@ def test_an_ignored_end_stays_in_the_text(repetitive):
     assert tokens == [[EOS] * 6] * 4
 
 
-def test_greedy_programs_without_them_hold_nothing_of_them(repetitive):
-    """The same program text as of a request that never heard of penalties: no array, no operation."""
+def test_greedy_programs_without_them_hold_nothing_of_them(repetitive, monkeypatch):
+    """No array, and none of the functions is asked."""
     plain, own = (
         batch_of(BASE, SOURCES["probe"], PROMPTS, eos_token_ids=[EOS], own=own)
         for own in (None, [{}, {}, {}, {"min_tokens": 2}])
     )
     assert plain.request.penalties is None
     assert own.request.penalties is not None
-    texts = [str(jax.make_jaxpr(lambda batch: decode(repetitive.params, batch, BASE, SOURCES["probe"]))(plain))]
-    texts += [str(jax.make_jaxpr(lambda batch: decode(repetitive.params, batch, BASE, SOURCES["probe"]))(own))]
-    counting = [text.count("scatter-add") for text in texts]
-    assert counting[0] < counting[1]
+    with monkeypatch.context() as patch:
+        for name in ("used", "penalize"):
+            patch.setattr(penalties, name, None)  # to call it fails
+        jax.make_jaxpr(lambda batch: decode(repetitive.params, batch, BASE, SOURCES["probe"]))(plain)
+        with pytest.raises(TypeError):
+            jax.make_jaxpr(lambda batch: decode(repetitive.params, batch, BASE, SOURCES["probe"]))(own)
 
 
 BAD = {

@@ -2,11 +2,12 @@
 
 import random
 
+from jax_probe_mtp.generation.chunks import MOST_PREFIXES
 from jax_probe_mtp.jobs.prefixes import LEAST_SHARED, SharedPrefixes
 
 
-def shared_by(texts):
-    found = SharedPrefixes()
+def shared_by(texts, least_saved=4096):
+    found = SharedPrefixes(least_saved)
     for text in texts:
         found.see(text)
     return [found.of(index) for index in range(len(texts))]
@@ -36,6 +37,13 @@ def test_beginnings_that_alternate_are_told_apart():
     assert shared_by(texts) == [500 if i % 3 else 300 for i in range(40)]
 
 
+def test_more_beginnings_in_turn_than_are_kept_are_not_shared():
+    """Each would push out the one that comes next."""
+    stems = [drawn(name, 100) for name in range(MOST_PREFIXES + 1)]
+    assert shared_by([[*stem, i] for i in range(40) for stem in stems]) == [0] * 40 * len(stems)
+    assert shared_by([[*stem, i] for i in range(40) for stem in stems[1:]]) == [100] * 40 * MOST_PREFIXES
+
+
 def test_a_stray_one_costs_at_most_the_one_before_it():
     stray = [*SYSTEM[:70], 60, *drawn("stray", 200)]
     texts = [[*SYSTEM, i] for i in range(20)]
@@ -60,7 +68,7 @@ def test_any_prompts_share_only_what_they_have_in_common():
         stems = [draw.choices(range(3), k=draw.randrange(1, 300)) for _ in range(draw.randrange(1, 5))]
         stems += [[*stem[: draw.randrange(len(stem))], *draw.choices(range(3), k=80)] for stem in stems]
         texts = [[*draw.choice(stems), *draw.choices(range(3), k=draw.randrange(60))] for _ in range(60)]
-        found = SharedPrefixes()
+        found = SharedPrefixes(1)
         for text in texts:
             found.see(text)
         of_group = {}

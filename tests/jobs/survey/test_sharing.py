@@ -14,7 +14,7 @@ from jax_probe_mtp.drafting import Merged, Ngram, Plain, Probe, Recycle
 from jax_probe_mtp.generation import chunks
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.groups import Groups
-from jax_probe_mtp.jobs import prefixes
+from jax_probe_mtp.jobs import survey
 
 
 def drawn(seed, length):
@@ -29,7 +29,7 @@ SOURCES = {
     "recycle": Recycle(tree=7),
     "merged": Merged(rows=16),
 }
-LONG = [[*SYSTEM[:150], *drawn(i, 3 + 17 * i)] for i in range(5)] + [[*OTHER[:90], *drawn(9, 4)]] * 2
+LONG = [[*SYSTEM[:150], *drawn(i, 3 + 15 * i)] for i in range(5)] + [[*OTHER[:90], *drawn(9, 4)]] * 2
 
 
 def answers_of(tiny, source, num_shared, **settings):
@@ -54,7 +54,7 @@ def test_answers_and_calls_are_those_without_sharing(tiny, source, temperature):
     source = SOURCES[source]
     shared, stats = answers_of(tiny, source, [150] * 5 + [90] * 2, temperature=temperature)
     alone, without = answers_of(tiny, source, [0] * 7, temperature=temperature)
-    assert (stats.prefix_tokens, without.prefix_tokens) == (5 * 150 + 2 * 90, 0)
+    assert (stats.prefix_tokens, without.prefix_tokens) == (4 * 150 + 90, 0)  # all but the first of each
     assert [answer.token_ids for answer in shared] == [answer.token_ids for answer in alone]
     assert [answer.accepted_by_depth for answer in shared] == [answer.accepted_by_depth for answer in alone]
     for n, answer in enumerate(shared):
@@ -79,8 +79,8 @@ def test_a_prefix_may_be_all_but_one_token_and_longer_than_a_piece(tiny):
 def test_a_prefix_is_read_once_and_few_are_kept(tiny, monkeypatch):
     reads, honest = [], chunks.Chunks._put
 
-    def put(self, arrival, request, state):
-        inner = honest(self, arrival, request, state)
+    def put(self, arrival, request, state, stats):
+        inner = honest(self, arrival, request, state, stats)
 
         def counted(rows, after):
             reads.append(arrival.prefix not in self._prefixes)
@@ -95,7 +95,7 @@ def test_a_prefix_is_read_once_and_few_are_kept(tiny, monkeypatch):
     assert reads == [True, False, False, False, False, True, False]
     del reads[:]
     monkeypatch.setattr(chunks, "MOST_PREFIXES", 2)
-    answers_of(tiny, Plain(), [64, 70, 64, 80, 70, 80, 80])
+    answers_of(tiny, Plain(), [150, 149, 150, 148, 149, 90, 90])
     assert reads == [True, True, False, True, True, True, False]
 
 
@@ -111,17 +111,17 @@ def test_a_job_shares_and_goes_on_with_the_same_answers(generate, tmp_path, monk
         return {line["id"]: line for line in read_lines(output)}, json.loads(stats.read_text())["prefix_tokens"]
 
     without, num_without = answers("without")
-    monkeypatch.setattr(prefixes, "LEAST_SAVED", 100)
+    monkeypatch.setattr(survey, "LEAST_SAVED_ON_CPU", 100)
     whole, num_shared = answers("whole")
     _, num_first = answers("cut", "--limit", "3")
     cut, num_rest = answers("cut")
-    assert (num_without, num_shared, num_first + num_rest) == (0, 5 * 150 + 2 * 93, num_shared)
+    assert (num_without, num_shared, num_first + num_rest) == (0, 4 * 150 + 93, num_shared - 150)
     assert cut == whole  # log-probabilities too: bit for bit
     assert [whole[n]["token_ids"] for n in whole] == [without[n]["token_ids"] for n in whole]
 
 
 def test_the_exact_mode_shares_nothing(generate, tmp_path, monkeypatch):
-    monkeypatch.setattr(prefixes, "LEAST_SAVED", 100)
+    monkeypatch.setattr(survey, "LEAST_SAVED_ON_CPU", 100)
     prompts = write(tmp_path / "p.jsonl", [{"id": n, "prompt_ids": ids} for n, ids in enumerate(LONG)])
     stats = tmp_path / "s.json"
     flags = [
