@@ -169,7 +169,9 @@ def _verify_outputs(args: argparse.Namespace) -> int:
     file = OutputFile(args.outputs)
     opened = options.open_model(args)
     settings = model_defaults.settings_of(args, opened.generation_defaults, settings)
-    limit = max(settings.max_new_tokens, settings.min_tokens)  # a record states its own
+    limit = settings.max_new_tokens
+    if args.max_new_tokens is None:  # a record states its own
+        limit = max(limit, settings.min_tokens)
     dataclasses.replace(settings, capacity=1, max_new_tokens=limit).check(opened.config, parse_draft(PLAIN))
     checkpoint = opened.load()
     outputs = _outputs(file, options.encoder(args, opened.tokenizer), args)
