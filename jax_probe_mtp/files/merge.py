@@ -70,6 +70,8 @@ def merge(
             lock(file, part, is_shared=True)
         if output.exists():
             _, first, *_ = next(whole_records(output), ("", {}))
+            if not first and output.stat().st_size:
+                raise ValueError(f"{output} is there and holds no answers; name another --output.")
             if first.keys() & {"prompt", "messages", "prompt_ids"} and "token_ids" not in first:
                 raise ValueError(f"{output} is there and holds prompts, no answers; name another --output.")
             lock(opened.enter_context(output.open("ab")), output, is_shared=False)

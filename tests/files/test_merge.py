@@ -30,6 +30,16 @@ def test_a_merge_does_not_replace_what_is_no_merge(tmp_path, taken):
     assert (tmp_path / taken).read_bytes() == before
 
 
+@pytest.mark.parametrize("text", ['{"prompt": "x"}\n', '{"prompt": "x"}\n\n', "a note", '{"id": 1, "prompt"'])
+def test_a_merge_does_not_replace_one_line_that_is_no_answer(tmp_path, text):
+    """A prompt without an id among them: it has nothing of an answer."""
+    output = tmp_path / "o.jsonl"
+    output.write_text(text)
+    with pytest.raises(ValueError, match=r"o\.jsonl is there and holds no answers; name another --output\.\Z"):
+        merge([filled(tmp_path / "a.jsonl", ONE)], output, None)
+    assert output.read_text() == text
+
+
 def test_merges_in_the_order_of_the_prompts(tmp_path):
     parts = [filled(tmp_path / "a.jsonl", ONE, TWO), filled(tmp_path / "b.jsonl"), filled(tmp_path / "c.jsonl", THREE)]
     prompts = prompts_of(tmp_path, 9, "2", "three", "one", "x")  # 2 and "2" are one id
