@@ -90,14 +90,12 @@ def read_prefix(
     """Runs a prefix through the model, as `prefill` runs prompts: `token_1T` [1, T] holds `length` [1] tokens."""
     dtype, (_, T) = params["embed"].dtype, token_1T.shape
     cache = kv.allocate(cfg, batch_size=1, capacity=T, scratch=0, dtype=dtype)
-
-    def keep(seen_1TD: jax.Array, start: jax.Array, _: jax.Array, hidden_1UD: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(seen_1TD, hidden_1UD, start, axis=1)
-
     nothing_1TD = jnp.zeros((1, T, cfg.width), dtype)
     chunk = min(T, decode_cfg.prefill_chunk)
     how = _how_prompts_run(params, cfg, source, decode_cfg)
-    cache, hidden_1TD = transformer.read_text(params, cfg, token_1T, cache, length[0], chunk, keep, nothing_1TD, *how)
+    cache, hidden_1TD = transformer.read_text(
+        params, cfg, token_1T, cache, length[0], chunk, transformer.keep_hidden, nothing_1TD, *how
+    )
     return Prefix(k=cache.k, v=cache.v, hidden_1TD=hidden_1TD, length=length)
 
 
@@ -107,9 +105,8 @@ def _how_prompts_run(
     """Gives what runs pieces of prompts, and what makes a layer of them."""
     longest_path = source.max_depth + source.num_masks
     norm = block_layer.first_norm(params, cfg, decode_cfg, longest_path)
-    return functools.partial(transformer.forward, norm=norm), block_layer.prompt_layer(
-        params, cfg, decode_cfg, longest_path
-    )
+    make_layer = block_layer.prompt_layer(params, cfg, decode_cfg, longest_path)
+    return functools.partial(transformer.forward, norm=norm), make_layer
 
 
 def run_steps(

@@ -76,10 +76,8 @@ def used(token_BT: jax.Array, prompt_length_B: jax.Array, length_B: jax.Array, v
     )
 
 
-def penalize(logits_BV: jax.Array, penalties: Penalties | None, text: Used | None) -> jax.Array:
-    """Changes the logits of what comes after each text, float32 [B, V]; leaves them as they are where both are None."""
-    if penalties is None or text is None:
-        return logits_BV
+def penalize(logits_BV: jax.Array, penalties: Penalties, text: Used) -> jax.Array:
+    """Changes the logits of what comes after each text, float32 [B, V]."""
     is_early_B = text.num_new_B < penalties.min_tokens_B
     logits_BV = logits_BV + penalties.bias_BV
     logits_BV = jnp.where(penalties.is_end_BV & is_early_B[:, None], -jnp.inf, logits_BV)

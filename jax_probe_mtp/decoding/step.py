@@ -139,21 +139,33 @@ def _chooser(
     if _is_by_argmax(request):  # all nodes at once: an argmax is cheap, and it is one kernel
         greedy_BN = logits.first(tree.token_BN.shape[1]).argmax()
         return lambda node_B, depth, chosen_BD: jnp.take_along_axis(greedy_BN, node_B[:, None], axis=1)[:, 0]
-    length_B, text = state.length_B, None  # the root, at the place of that number, is in the text as well
-    if request.penalties is not None:
-        text = penalties.used(state.token_BT, request.prompt_length_B, length_B + 1, logits.vocab_size)
+    length_B, change = state.length_B, _penalizer(state, request, logits.vocab_size)
 
     def choose(
         node_B: jax.Array, depth: jax.Array | int, chosen_BD: jax.Array
     ) -> jax.Array:  # of visited nodes alone: noise, cuts and counts are not cheap
-        logits_BV = logits.rows(node_B[:, None]).whole()[:, 0]
-        if text is not None:
-            here = text.followed_by(chosen_BD, jnp.full_like(length_B, depth))
-            logits_BV = penalties.penalize(logits_BV, request.penalties, here)
+        logits_BV = change(logits.rows(node_B[:, None]).whole()[:, 0], depth, chosen_BD)
         args = logits_BV, length_B + depth + 1, request.draw
         return jax.lax.map(_draw_alone, args) if is_exact else sampling.next_token(*args)
 
     return choose
+
+
+def _penalizer(
+    state: DecodeState, request: Request, vocab_size: int
+) -> Callable[[jax.Array, jax.Array | int, jax.Array], jax.Array]:
+    """Makes the function that changes logits [B, V] after nodes at a depth, whose tokens `walk` has chosen."""
+    asked = request.penalties
+    if asked is None:
+        return lambda logits_BV, depth, chosen_BD: logits_BV
+    num_tokens_B = state.length_B + 1  # the root among them
+    text = penalties.used(state.token_BT, request.prompt_length_B, num_tokens_B, vocab_size)
+
+    def change(logits_BV: jax.Array, depth: jax.Array | int, chosen_BD: jax.Array) -> jax.Array:
+        here = text.followed_by(chosen_BD, jnp.full_like(num_tokens_B, depth))
+        return penalties.penalize(logits_BV, asked, here)
+
+    return change
 
 
 def _draw_alone(args: tuple[jax.Array, jax.Array, sampling.Sampling | None]) -> jax.Array:

@@ -33,7 +33,12 @@ def _is_stop(value: object) -> bool:
 
 def _is_biases(value: object) -> bool:
     is_bias, _ = _between(-100, 100)
-    return isinstance(value, dict) and all(key.isdecimal() and is_bias(value[key]) for key in value)
+    return isinstance(value, dict) and all(map(_is_id, value)) and all(map(is_bias, value.values()))
+
+
+def _is_id(text: str) -> bool:
+    """Says whether a text is a token id as JSON writes numbers: no two texts are the same id."""
+    return text.isascii() and text.isdecimal() and len(text) < 10 and str(int(text)) == text
 
 
 def _between(least: float, most: float) -> tuple[Callable[[Any], object], str]:

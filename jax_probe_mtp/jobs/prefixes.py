@@ -14,9 +14,7 @@ from jax_probe_mtp.generation.chunks import MOST_PREFIXES
 LEAST_SHARED = 64  # tokens: fewer go through the model faster than they are copied
 LEAST_SAVED = 2**18  # tokens of a whole file: fewer do not pay for compiling the programs that it takes
 LEAST_SAVED_ON_CPU = 2**13  # where reading takes longer
-MOST_OPEN = (
-    MOST_PREFIXES  # that the next prompt is compared with: more would push each other out of the device's memory
-)
+MOST_OPEN = MOST_PREFIXES  # prompts to compare the next with: more beginnings in turn than are kept would gain nothing
 NO_GROUP = -1
 
 

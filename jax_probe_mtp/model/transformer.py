@@ -264,6 +264,11 @@ def read_text(
     return whole(cache), carried
 
 
+def keep_hidden(seen_BTD: jax.Array, start: jax.Array, _: jax.Array, hidden_BUD: jax.Array) -> jax.Array:
+    """Visits the pieces of `read_text` by keeping their hidden states, [B, T, D]."""
+    return jax.lax.dynamic_update_slice_in_dim(seen_BTD, hidden_BUD, start, axis=1)
+
+
 def full_logits(params: Params, cfg: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
     """Computes logits after every token of a text, float32 [B, T, V]: the head over `full_hidden`."""
     return logits(params, cfg, full_hidden(params, cfg, tokens_BT))

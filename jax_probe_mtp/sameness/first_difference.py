@@ -177,13 +177,20 @@ def _scores(
     penalties: Penalties | None,
 ) -> np.ndarray:
     """Gives the scores that the token after a text maximises, float32 [V], by one pass over the whole text."""
+    logits_1V = penalized_logits(checkpoint, prompt_ids, new_ids, penalties)
+    return np.asarray(sampling.scores(logits_1V, jnp.asarray([len(prompt_ids) + len(new_ids)]), draw)[0])
+
+
+def penalized_logits(
+    checkpoint: Checkpoint, prompt_ids: Sequence[int], new_ids: Sequence[int], penalties: Penalties | None
+) -> jax.Array:
+    """Gives the logits of what comes after a text with the penalties of its one row, float32 [1, V]."""
     tokens = [*prompt_ids, *new_ids]
-    length_1 = jnp.asarray([len(tokens)])
     logits_1V = jnp.asarray(logits_after(checkpoint, tokens))[None]
-    if penalties is not None:
-        text = used(jnp.asarray([tokens]), jnp.asarray([len(prompt_ids)]), length_1, logits_1V.shape[1])
-        logits_1V = penalize(logits_1V, penalties, text)
-    return np.asarray(sampling.scores(logits_1V, length_1, draw)[0])
+    if penalties is None:
+        return logits_1V
+    lengths = jnp.asarray([len(prompt_ids)]), jnp.asarray([len(tokens)])
+    return penalize(logits_1V, penalties, used(jnp.asarray([tokens]), *lengths, logits_1V.shape[1]))
 
 
 def logits_after(checkpoint: Checkpoint, tokens: Sequence[int]) -> np.ndarray:

@@ -10,15 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
-from jax_probe_mtp.decoding.penalties import Penalties, penalize, used
+from jax_probe_mtp.decoding.penalties import Penalties
 from jax_probe_mtp.decoding.settings import PENALTIES, Settings
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model import sampling
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.sameness.first_difference import logits_after
+from jax_probe_mtp.sameness.first_difference import penalized_logits
 from jax_probe_mtp.sameness.given_outputs import Output, how_drawn
 from jax_probe_mtp.sameness.verdicts import DIVERGED, INCOMPLETE, SAME, UNCHECKED, Verdict
 
@@ -111,12 +110,7 @@ def distribution(
     checkpoint: Checkpoint, prompt_ids: Sequence[int], draw: sampling.Sampling, penalties: Penalties | None = None
 ) -> np.ndarray:
     """Gives what the first new token is drawn from, float64 [V]; `draw` is of one row, its seed is not read."""
-    logits_1V = jnp.asarray(logits_after(checkpoint, prompt_ids))[None]
-    if penalties is not None:
-        length_1 = jnp.asarray([len(prompt_ids)])
-        logits_1V = penalize(
-            logits_1V, penalties, used(jnp.asarray([prompt_ids]), length_1, length_1, logits_1V.shape[1])
-        )
+    logits_1V = penalized_logits(checkpoint, prompt_ids, [], penalties)
     scaled_1V = sampling.scale(logits_1V, draw.temperature_B)
     is_kept_1V = sampling.keep_likely(scaled_1V, draw.top_k_B, draw.top_p_B)
     kept_V = np.where(np.asarray(is_kept_1V[0]), np.asarray(scaled_1V[0], np.float64), -math.inf)

@@ -64,14 +64,12 @@ def choices(
     B, T = token_BT.shape
     dtype = params["embed"].dtype
     cache = allocate(cfg, batch_size=B, capacity=0, scratch=T, dtype=dtype)
-
-    def keep(seen_BTD: jax.Array, start: jax.Array, _: jax.Array, hidden_BUD: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(seen_BTD, hidden_BUD, start, axis=1)
-
     num_tokens = jnp.max(prompt_length_B + output_length_B) - 1
     nothing_BTD = jnp.zeros((B, T, cfg.width), dtype)
     chunk = min(max(MIN_ROWS // B, MIN_CHUNK), T)
-    _, hidden_BTD = transformer.read_text(params, cfg, token_BT, cache, num_tokens, chunk, keep, nothing_BTD)
+    _, hidden_BTD = transformer.read_text(
+        params, cfg, token_BT, cache, num_tokens, chunk, transformer.keep_hidden, nothing_BTD
+    )
 
     place_1A = jnp.arange(num_outputs)[None]
     place_BA = prompt_length_B[:, None] + place_1A  # of the given tokens; each is chosen one place before
