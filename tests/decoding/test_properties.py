@@ -114,7 +114,7 @@ def plainly_decoded(token, next_after, count):
 @jax.jit
 def _walk(tree, own_BND):
     row_B = jnp.arange(B)
-    return walk(tree, lambda node_B, depth: own_BND[row_B, node_B, depth], max_depth=MAX_DEPTH)
+    return walk(tree, lambda node_B, depth, chosen_BD: own_BND[row_B, node_B, depth], max_depth=MAX_DEPTH)
 
 
 @several(max_examples=300)

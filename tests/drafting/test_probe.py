@@ -77,7 +77,7 @@ def test_masks_that_were_not_asked_yet_draft_nothing():
     for probe in (Probe(widths=(3, 2)), DynamicProbe(rows=24, num_masks=2)):
         tree = build_tree(TEXT.root_B, probe.propose(probe.start(model, prompts, ()), TEXT), probe.num_nodes)
         assert np.asarray(tree.token_BN)[0].tolist() == [ROOT] + [NO_TOKEN] * (probe.num_nodes - 1)
-        accepted = walk(tree, lambda node_B, depth: jnp.asarray([5]), max_depth=2)
+        accepted = walk(tree, lambda node_B, depth, chosen_BD: jnp.asarray([5]), max_depth=2)
         assert accepted.num_accepted_B.tolist() == [0]
 
 
