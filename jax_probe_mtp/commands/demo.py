@@ -12,7 +12,7 @@ from jax_probe_mtp.commands import demo_model, verify
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, PLAIN, draft_name, parse_draft, with_tuned_masks
-from jax_probe_mtp.files.prompt_file import Record
+from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.sameness import verdicts

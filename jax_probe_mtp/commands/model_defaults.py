@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from jax_probe_mtp.decoding.settings import LARGEST_PENALTY, LARGEST_REPETITION, LARGEST_TEMPERATURE, Settings
-from jax_probe_mtp.files.foreign_settings import DO_SAMPLE, changes_nothing
 from jax_probe_mtp.files.json_lines import excerpt
+from jax_probe_mtp.files.records.foreign_settings import DO_SAMPLE, changes_nothing
 
 _OF_SAMPLING = ("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "mirostat", "xtc_probability")
 _OF_BEAMS = ("length_penalty", "diversity_penalty", "num_beam_groups")

@@ -11,8 +11,9 @@ import jax
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import local_file, one_line
-from jax_probe_mtp.files.prompt_file import PromptFile, Record
-from jax_probe_mtp.files.record_fields import RULES
+from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.records.record import Record
+from jax_probe_mtp.files.records.record_fields import RULES
 from jax_probe_mtp.files.remote.address import Address, file_address_or_stream, is_address
 from jax_probe_mtp.files.remote.models import copied_model
 from jax_probe_mtp.generation.tokenizer import check_template_kwargs, check_unicode

@@ -13,7 +13,7 @@ from jax_probe_mtp.decoding.settings import PENALTIES, Prompt, Settings
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
 from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.output_file import OutputFile, categories
-from jax_probe_mtp.files.prompt_file import Record
+from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.files.remote.address import file_address_or_stream
 from jax_probe_mtp.files.remote.places import Places
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json

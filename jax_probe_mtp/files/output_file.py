@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.files.json_lines import excerpt
-from jax_probe_mtp.files.prompt_file import PromptFile, Record, parsed_records
+from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.records.record import Record, parsed_records
 
 
 class OutputFile:

@@ -8,7 +8,7 @@ from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, parse_draft
 from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.files.openai_forms import plain_messages
+from jax_probe_mtp.files.records.openai_forms import plain_messages
 from jax_probe_mtp.generation import tokenizer
 from jax_probe_mtp.generation.answers import Generation
 from jax_probe_mtp.generation.decoder import Decoder

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_probe_mtp.decoding.settings import OF_PROMPT, Prompt
-from jax_probe_mtp.files.prompt_file import Record
+from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.generation import tokenizer
 
 

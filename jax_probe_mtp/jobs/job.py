@@ -13,7 +13,8 @@ import numpy as np
 from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.files.answer_file import AnswerFile
-from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.files.remote.working_copy import WorkingCopy
 from jax_probe_mtp.files.run_file import run_path
 from jax_probe_mtp.generation.answers import Generation, Item, Stats

@@ -10,7 +10,8 @@ import numpy as np
 from jax_probe_mtp.decoding.settings import Prompt
 from jax_probe_mtp.files.answer_file import lines_of
 from jax_probe_mtp.files.ids import content_digest
-from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.records.record import Record
 
 
 class Kept:

@@ -10,7 +10,7 @@ import jax
 
 from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.decoding.settings import Settings
-from jax_probe_mtp.files.prompt_file import Record
+from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.jobs.prefixes import LEAST_SAVED, LEAST_SAVED_ON_CPU, SharedPrefixes
 from jax_probe_mtp.model.config import ModelConfig

@@ -9,7 +9,8 @@ from support.files.prompt_files import GOOD, peak, write
 
 from jax_probe_mtp.files import prompt_file
 from jax_probe_mtp.files.answer_file import AnswerFile
-from jax_probe_mtp.files.prompt_file import PromptFile, Record
+from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.jobs.kept import Kept
 
 HALF = '"\\ud83d"'  # half of a surrogate pair

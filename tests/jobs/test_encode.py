@@ -10,7 +10,7 @@ from conftest import BASE
 from support.files.job_runs import FAILING, SIZES, files, read
 
 from jax_probe_mtp import Prompt, Settings
-from jax_probe_mtp.files.prompt_file import Record
+from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.jobs.survey import survey
 

@@ -165,7 +165,7 @@ def test_what_records_may_hold_is_what_settings_take():
 
     from jax_probe_mtp.decoding.settings import OF_PROMPT, PENALTIES, Prompt, Settings
     from jax_probe_mtp.drafting import Plain
-    from jax_probe_mtp.files.record_fields import NEUTRAL, RULES, SETTINGS
+    from jax_probe_mtp.files.records.record_fields import NEUTRAL, RULES, SETTINGS
 
     assert set(SETTINGS) == {*OF_PROMPT, "seed"}
     assert tuple(NEUTRAL) == PENALTIES

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from jax_probe_mtp.files.foreign_settings import DO_SAMPLE
+from jax_probe_mtp.files.records.foreign_settings import DO_SAMPLE
 
 MAX_STOPS = 16
 
