@@ -10,7 +10,7 @@ from typing import Any
 
 from jax_probe_mtp.commands import draft_options, model_defaults, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
-from jax_probe_mtp.commands.flags import devices
+from jax_probe_mtp.commands.flags import devices, penalties
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
@@ -27,7 +27,7 @@ from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.jobs.job import Job, files_of
 from jax_probe_mtp.jobs.made_by import made_by
 from jax_probe_mtp.jobs.stats_file import StatsFile, peak_host_bytes
-from jax_probe_mtp.jobs.survey import survey
+from jax_probe_mtp.jobs.survey import check_samples, survey
 from jax_probe_mtp.jobs.warm import warm_path
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import local_weights_digest, text_identity
@@ -67,7 +67,9 @@ def add_command(commands: Any) -> None:
     generate.add_argument(
         "--retry-errors", action="store_true", help="answer records anew that could not run (default: they stay errors)"
     )
-    generate.add_argument("--limit", type=positive, metavar="N", help="answer the first N records alone (default: all)")
+    generate.add_argument(
+        "--limit", type=positive, metavar="N", help="answer the first N lines of --input alone (default: all)"
+    )
     generate.add_argument("--ordered", action="store_true", help="answers in the order of the prompts")
     generate.add_argument(
         "--logprobs",
@@ -92,7 +94,7 @@ def add_command(commands: Any) -> None:
     options.add_model(generate)
     draft_options.add_draft(generate)
     options.add_sampling(generate)
-    options.add_penalties(generate)
+    penalties.add_penalties(generate)
     model_defaults.add_flag(generate)
     options.add_stream(generate)
     options.add_exact(generate)
@@ -131,7 +133,14 @@ def _generate_one(args: argparse.Namespace) -> int:
     opened = options.open_model(args)
     settings = _with_defaults(args, opened, settings)
     encode = options.encoder(args, opened.tokenizer)
-    prompts = [encode(record) for record in options.read_records(args)]
+    records = options.read_records(args)
+    for record in records:
+        check_samples(record, settings)
+    if args.stream and len(records) > 1:
+        raise ValueError(
+            f"--stream shows one answer as it grows, but --n {args.n} asks for several; leave one of them out."
+        )
+    prompts = [encode(record) for record in records]
     mesh = devices.mesh_of(args)
     if mesh is not None:
         check_mesh(opened.config, settings.batch_size, *mesh.devices.shape)
@@ -164,7 +173,7 @@ def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     is_by_line = processes.largest(before is not None and before.is_by_line) == 1
     at = processes.earliest(before.at if before else datetime.datetime.now())
     with processes.in_step():
-        prompts = PromptFile(args.input, names_by_line=is_by_line)
+        prompts = PromptFile(args.input, names_by_line=is_by_line, num_samples=args.n or 1)
     if prompts.unused_fields:
         logging.getLogger("jax_probe_mtp").info("%s: not read: %s", args.input, ", ".join(prompts.unused_fields))
     if args.distributed:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from jax_probe_mtp.errors import positive
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.remote.address import file_address_or_stream, file_or_address
@@ -25,6 +26,9 @@ def add_command(commands: Any) -> None:
         help="the prompts: puts the answers in their order (default: one part after the other)",
     )
     join.add_argument(
+        "--n", type=positive, metavar="N", help="of --input: answers to each record that does not say (default: 1)"
+    )
+    join.add_argument(
         "--leave-out-others",
         action="store_true",
         help="of --input: leave out answers to records that it does not have, or asks otherwise (default: they are refused)",
@@ -35,6 +39,8 @@ def add_command(commands: Any) -> None:
 def _merge(args: argparse.Namespace) -> int:
     if args.leave_out_others and args.input is None:
         raise ValueError("--leave-out-others says what --input does not have; give --input too.")
+    if args.n is not None and args.input is None:
+        raise ValueError("--n says how many answers records of --input ask for; give --input too.")
     with Places() as places:
         args.input = places.read(args.input)
         parts = [places.read_answers(part, run_path) for part in args.parts]
@@ -42,7 +48,7 @@ def _merge(args: argparse.Namespace) -> int:
         assert output is not None
         check_files({"--output": output}, [args.input])
         by_line = any(before is not None and before.is_by_line for before in map(begun, parts))
-        prompts = PromptFile(args.input, names_by_line=by_line) if args.input else None
+        prompts = PromptFile(args.input, names_by_line=by_line, num_samples=args.n or 1) if args.input else None
         done = merge(parts, output, prompts, renewed_run, leaves_out_others=args.leave_out_others)
         copy.put_anew()
         named = places.named(args.input)

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from jax_probe_mtp.commands.cache_folder import cache_folder
+from jax_probe_mtp.commands.flags import penalties
 from jax_probe_mtp.decoding.settings import Settings
-from jax_probe_mtp.errors import local_file, one_line
+from jax_probe_mtp.errors import local_file, one_line, positive
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.records.record import Record
-from jax_probe_mtp.files.records.record_fields import RULES
 from jax_probe_mtp.files.remote.address import Address, file_address_or_stream, is_address
 from jax_probe_mtp.files.remote.models import copied_model
 from jax_probe_mtp.generation.tokenizer import check_template_kwargs, check_unicode
@@ -58,6 +58,12 @@ def add_prompts(parser: argparse.ArgumentParser) -> Any:
         type=file_address_or_stream,
         metavar="F.jsonl",
         help='one {"id": ..., "prompt": ...} a line; a file, an address such as gs://bucket/f.jsonl, or - for stdin',
+    )
+    parser.add_argument(
+        "--n",
+        type=positive,
+        metavar="N",
+        help="answers to each prompt, drawn apart; a record's own n comes first (default: 1)",
     )
     add_template(parser)
     return source
@@ -114,8 +120,11 @@ def _template_kwargs(text: str | None) -> dict[str, Any] | None:
 
 
 def read_records(args: argparse.Namespace) -> list[Record]:
-    """Reads all prompts of a command at once."""
-    return list(PromptFile(args.input)) if args.input else [Record(index=0, id=0, prompt=args.prompt)]
+    """Reads all prompts of a command at once; several times those of which several answers are asked for."""
+    num_samples = args.n or 1
+    if args.input:
+        return list(PromptFile(args.input, num_samples=num_samples))
+    return [Record(index=i, id=0, prompt=args.prompt, n=num_samples, sample=i) for i in range(num_samples)]
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
@@ -168,47 +177,6 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int | None 
         help="pad all prompts to T: with --capacity, one program for all lengths "
         "(default: the power of two that holds the longest)",
     )
-
-
-def add_penalties(parser: argparse.ArgumentParser) -> None:
-    """Adds what changes the model's distribution besides sampling, and what ends a text besides the model's own tokens."""
-    of_text = "tokens that the answer holds"
-    numbers = {
-        "--repetition-penalty": "divides the logits of tokens that prompt or answer hold (default: 1, none)",
-        "--presence-penalty": f"taken from the logits of {of_text} (default: 0)",
-        "--frequency-penalty": "the same for each time that it holds them (default: 0)",
-    }
-    for flag, says in numbers.items():
-        parser.add_argument(flag, type=float, metavar="P", help=says)
-    parser.add_argument("--min-tokens", type=int, metavar="N", help="tokens before one that ends the text (default: 0)")
-    parser.add_argument(
-        "--ignore-eos", action="store_true", default=None, help="the model's end-of-text tokens end nothing"
-    )
-    parser.add_argument(
-        "--stop-token-id",
-        type=int,
-        action="append",
-        metavar="N",
-        help="a token that ends an answer besides; may be repeated (default: none)",
-    )
-    parser.add_argument(
-        "--logit-bias",
-        metavar="JSON",
-        help="what is added to the logits of tokens, such as '{\"5\": -100}' (default: none)",
-    )
-
-
-def _logit_bias(text: str | None) -> dict[int, float] | None:
-    if text is None:
-        return None
-    is_biases, rule = RULES["logit_bias"]
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        values = None
-    if not is_biases(values):
-        raise ValueError(f"--logit-bias must be {rule}, got {one_line(text)[:60]!r}.")
-    return {int(token): bias for token, bias in values.items()}
 
 
 def add_exact(parser: argparse.ArgumentParser) -> None:
@@ -267,7 +235,7 @@ def settings(args: argparse.Namespace) -> Settings:
             min_tokens=getattr(args, "min_tokens", None),
             ignore_eos=getattr(args, "ignore_eos", None),
             stop_token_ids=tuple(getattr(args, "stop_token_id", None) or ()),
-            logit_bias=_logit_bias(getattr(args, "logit_bias", None)),
+            logit_bias=penalties.logit_bias(getattr(args, "logit_bias", None)),
         ),
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jax_probe_mtp.commands import draft_options, model_defaults, options
 from jax_probe_mtp.commands.auto_tree import choose_tree
+from jax_probe_mtp.commands.flags import penalties
 from jax_probe_mtp.decoding.settings import PENALTIES, Prompt, Settings
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
 from jax_probe_mtp.errors import local_file
@@ -56,7 +57,7 @@ def add_command(commands: Any) -> None:
     options.add_model(verify)
     draft_options.add_draft(verify, without_plain=True)
     options.add_sampling(verify, max_new_tokens=None)
-    options.add_penalties(verify)
+    penalties.add_penalties(verify)
     model_defaults.add_flag(verify)
     options.add_stream(verify)
     options.add_exact(verify)
@@ -154,6 +155,7 @@ def _verify_outputs(args: argparse.Namespace) -> int:
         "method",
         "against",
         "exact",
+        "n",
         "capacity",
         "prompt_slots",
         "calls_per_chunk",

@@ -9,7 +9,7 @@ import numpy as np
 
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request, make_penalties, make_request
-from jax_probe_mtp.decoding.settings import SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Prompt, Settings, record_seed
+from jax_probe_mtp.decoding.settings import SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Prompt, Settings, sample_seed
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model.config import ModelConfig
@@ -92,7 +92,7 @@ def make_batch(
     request = make_request(
         lengths=lengths + [1] * num_idle,
         limits=limits + [0] * num_idle,
-        seeds=[record_seed(settings.seed, record) for record in records] + [0] * num_idle,
+        seeds=[sample_seed(settings.seed, record) for record in records] + [0] * num_idle,
         draws=draws + [(0.0, 0, 1.0)] * num_idle if is_sampled else None,
         eos_token_ids=eos,
         max_accept=settings.max_accept,

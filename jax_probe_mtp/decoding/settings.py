@@ -221,6 +221,7 @@ class Prompt:
       token_ids: the prompt, at least one token.
       id: names it; also picks its noise when it has no seed of its own.
       noise_name: picks its noise in place of the id, where not None.
+      sample: which of several answers to the prompt it asks for, from 0; each draws noise of its own.
       num_shared: of its first tokens, which other prompts begin with as well: they are read once for all; 0 for none.
       seed: seed of its noise, 0 to 2**32 - 1; from the run's seed and that name when None.
       max_new_tokens, temperature, top_k, top_p, stop, repetition_penalty, presence_penalty, frequency_penalty, min_tokens,
@@ -230,6 +231,7 @@ class Prompt:
     token_ids: Sequence[int]
     id: str | int = 0
     noise_name: str | None = None
+    sample: int = 0
     num_shared: int = 0
     seed: int | None = None
     max_new_tokens: int | None = None
@@ -264,6 +266,14 @@ def record_seed(run_seed: int, prompt: Prompt) -> int:
     """Picks the seed of a prompt's noise: its own, else one drawn from the run's seed and its name, whatever its batch."""
     if prompt.seed is not None:
         return prompt.seed
-    name = prompt.id if prompt.noise_name is None else prompt.noise_name
-    digest = hashlib.sha256(f"{run_seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:4], "little")
+    return _drawn_seed(f"{run_seed}:{prompt.id if prompt.noise_name is None else prompt.noise_name}")
+
+
+def sample_seed(run_seed: int, prompt: Prompt) -> int:
+    """Picks the seed of the noise of one of a prompt's samples: the first has the prompt's, the others one drawn from it."""
+    seed = record_seed(run_seed, prompt)
+    return _drawn_seed(f"{seed}:sample {prompt.sample}") if prompt.sample else seed
+
+
+def _drawn_seed(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")

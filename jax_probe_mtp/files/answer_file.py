@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jax_probe_mtp.files.ids import KeySet, answer_key
-from jax_probe_mtp.files.run_file import cut, differences, no_room, read_run, sync_folder, write_run
+from jax_probe_mtp.files.ids import KeySet, answer_key, sample_name
+from jax_probe_mtp.files.run_file import differences, no_room, read_run, sync_folder, write_run
 
 try:
     import fcntl
@@ -84,7 +84,7 @@ class AnswerFile:
         self.done = KeySet(keys)
         for repeated in self.done.repeated():
             (first, _), (second, answer), *_ = lines_of(repeated, self._path)
-            says = f"has the id {cut(answer['id'])} of {first}"
+            says = f"has the id {sample_name(answer['id'], answer.get('sample'))} of {first}"
             if "occurrence" in answer:
                 says = f"answers the record of {first} once more"
             raise ValueError(f"{second} {says}; keep one of the two lines.")

@@ -13,6 +13,7 @@ _ALL_BITS = 2**64 - 1
 _as_text = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _STEP = 0x9E3779B97F4A7C15  # odd, its bits as if drawn: keys of equal records are far from each other
 _STEPS_INVERSE = pow(_STEP, -1, _ALL_BITS + 1)
+_SAMPLE_STEP = 0xD1B54A32D192ED03  # likewise, of one record's answers
 
 
 class Keys:
@@ -91,17 +92,28 @@ def occurrence_of(key: int, content: int) -> int:
     return (key - content) * _STEPS_INVERSE & _ALL_BITS
 
 
+def sample_key(key: int, sample: int) -> int:
+    """Gives the key of one of the answers that a record asks for, counted from 0: the first one has the record's own."""
+    return (key + sample * _SAMPLE_STEP) & _ALL_BITS
+
+
 def answer_key(answer: Mapping[str, Any]) -> int:
-    """Gives the key of the record that an answer belongs to.
+    """Gives the key of the record, and of which of its samples, that an answer belongs to.
 
     Raises:
       KeyError, TypeError, ValueError: if it does not say.
     """
+    sample = answer.get("sample", 0)
+    if type(sample) is not int or type(answer.get("occurrence", 0)) is not int:
+        raise TypeError
     if "occurrence" in answer:
-        if type(answer["occurrence"]) is not int:
-            raise TypeError
-        return nameless_key(int(answer["content"], 16), answer["occurrence"])
-    return id_key(answer["id"])
+        return sample_key(nameless_key(int(answer["content"], 16), answer["occurrence"]), sample)
+    return sample_key(id_key(answer["id"]), sample)
+
+
+def sample_name(name: object, sample: int | None) -> str:
+    """Gives the id of an answer for messages, and which sample it is where its record asks for several."""
+    return f"{name!r}"[:60] + ("" if sample is None else f" (sample {sample})")
 
 
 def _digest(text: str, person: bytes) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.files.answer_file import lines_of, lock, whole_records
-from jax_probe_mtp.files.ids import Keys, KeySet, id_key
+from jax_probe_mtp.files.ids import Keys, KeySet, id_key, sample_key, sample_name
 from jax_probe_mtp.files.json_lines import check_is_file
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.run_file import cut, differences, in_one_format, no_room, read_run, run_path, write_run
@@ -124,7 +124,7 @@ class _Places:
                     way_out = "leave the part of the earlier version out"
                     raise ValueError(f"{where} answers a record without an id, which is known by no line; {way_out}.")
                 if prompts is None:
-                    ids.append(id_key(answer["id"]))
+                    ids.append(sample_key(id_key(answer["id"]), answer.get("sample", 0)))
                 if self._belongs(where, answer, key, prompts, leaves_out_others=leaves_out_others):
                     keys.append(key)
                     self._places.append(index << _OFFSET_BITS | start)
@@ -135,9 +135,8 @@ class _Places:
         for key in KeySet(keys[:]).repeated():
             first, second = sorted(self._place(n)[0] for n, other in enumerate(keys) if other == key)[:2]
             _, answer = next(lines_of(key, parts[first]))
-            raise ValueError(
-                f"the id {cut(answer['id'])} is in {parts[first]} and {parts[second]}; leave one of them out."
-            )
+            name = sample_name(answer["id"], answer.get("sample"))
+            raise ValueError(f"the id {name} is in {parts[first]} and {parts[second]}; leave one of them out.")
 
         if KeySet(ids).repeated():  # records without ids, by the numbers of the lines of several runs
             way_out = "give --input, which numbers them anew"
@@ -151,9 +150,12 @@ class _Places:
             return True
         index = prompts.keys.find(key)
         if index is None:
-            says = f"{prompts.path} has no id {cut(answer['id'])}"
+            name = sample_name(answer["id"], answer.get("sample"))
+            says = f"{prompts.path} has no id {name}"
             if "occurrence" in answer:
-                says = f"{prompts.path} has no such record as line {cut(answer['id'])} was"
+                says = f"{prompts.path} has no such record as line {name} was"
+            if "sample" in answer:
+                says += ", or asks for fewer answers (--n)"
         elif "content" not in answer:
             self.num_by_id += 1
             return True

@@ -12,8 +12,8 @@ from jax_probe_mtp.files.records.record import Record, parsed_records
 class OutputFile:
     """A file with one JSON object a line: a prompt as in a prompt file, and `token_ids`. Building it checks each line.
 
-    Other fields that are read: `category`, and what a prompt file may say of a record (its limit, sampling, seed and stop
-    texts). The answers of `generate` are such a file.
+    Other fields that are read: `category`, `sample`, and what a prompt file may say of a record (its limit, sampling, seed and
+    stop texts). The answers of `generate` are such a file.
 
     Args:
       path: the file.
@@ -25,13 +25,13 @@ class OutputFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        PromptFile(path)
+        PromptFile(path, are_answers=True)
         for _ in self:
             pass
 
     def __iter__(self) -> Iterator[tuple[Record, list[int], str | None]]:
         """Gives the record, its output's token ids and its category, line by line."""
-        for record, fields, _, where in parsed_records(self._path):
+        for record, fields, _, where in parsed_records(self._path, are_answers=True):
             yield record, _token_ids(where, fields), _category(where, fields)
 
 

@@ -39,7 +39,13 @@ class Encoder:
         own = {name: getattr(record, name) for name in ("seed", *OF_PROMPT)}
         if record.logit_bias is not None:  # JSON's keys are texts
             own["logit_bias"] = {int(token): bias for token, bias in record.logit_bias.items()}
-        return Prompt(id=record.id, noise_name=record.noise_name, token_ids=self._token_ids(record), **own)
+        return Prompt(
+            id=record.id,
+            noise_name=record.noise_name,
+            sample=record.sample,
+            token_ids=self._token_ids(record),
+            **own,
+        )
 
     def _token_ids(self, record: Record) -> list[int]:
         if record.prompt_ids is not None:

@@ -76,7 +76,7 @@ class Job:
           is_ordered: True for answers in the order of the prompts, which then wait for each other.
           redoes_changed: True to answer records anew that are not what they were when they were answered.
           retries_errors: True to answer records anew whose answer is an error.
-          limit: records of the file that are looked at, from the first one on; all when None.
+          limit: lines of the file that are looked at, from the first one on; all when None.
           shared: what the draft source's rows share, such as tuned masks; what it begins with when None.
           says: more fields of each answer.
           watch: called after every chunk of calls.
@@ -90,8 +90,8 @@ class Job:
         self._checkpoint, self._settings = checkpoint, settings
         self._encode, self._survey, self._is_ordered = encode, survey, is_ordered
         self._redoes_changed, self._retries_errors = redoes_changed, retries_errors
-        self._num_wanted = min(limit or prompts.num_records, prompts.num_records)
-        self._says, self._watch = dict(says or {}), watch
+        self._num_wanted = prompts.num_records_of(limit or prompts.num_lines)
+        self._limit, self._says, self._watch = limit, dict(says or {}), watch
         self._copy = copy or WorkingCopy()
         self._in_use: dict[int, dict[str, Any] | None] = {}  # what answers say of records under way; None of another's
         assert settings.capacity is not None
@@ -154,7 +154,7 @@ class Job:
     def _status(self, answers: AnswerFile, num_others: int, stopped_by: int) -> int:
         """Says what was written, and gives the exit status."""
         num, total = answers.num_written - num_others, self._prompts.num_records
-        only = f" (--limit {self._num_wanted})" if self._num_wanted < total else ""
+        only = f" (--limit {self._limit})" if self._num_wanted < total else ""
         others = only + (
             f", beside {num_others} answers to records that {self._prompts.path} does not have" if num_others else ""
         )

@@ -60,6 +60,9 @@ class SharedPrefixes:
             self._shared.append(num_alike)
             self._size.append(2)
             other.group = self._group_of[other.index] = len(self._size) - 1
+        elif self._size[other.group] == 1:  # which was alike with a prompt of another group, and with none since
+            self._shared[other.group] = num_alike
+            self._size[other.group] = 2
         elif self._shared[other.group] <= 2 * num_alike and num_alike <= 2 * self._shared[other.group]:
             self._shared[other.group] = min(num_alike, self._shared[other.group])
             self._size[other.group] += 1

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import jax
 
 from jax_probe_mtp.decoding.batch import bucket
-from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.decoding.settings import SMALLEST_TEMPERATURE, Settings
 from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.jobs.prefixes import LEAST_SAVED, LEAST_SAVED_ON_CPU, SharedPrefixes
@@ -53,11 +53,15 @@ def survey(records: Iterable[Record], cfg: ModelConfig, encode: Encoder, setting
 
     In the exact mode nothing is shared, and all records have one cache size: a token's bits may depend on the pieces that a
     prompt is read in, and on the size.
+
+    Raises:
+      ValueError: if one asks for several answers that would all be the same.
     """
     is_cpu = jax.default_backend() == "cpu"
     longest, powers = 1, array("B")
     prefixes = SharedPrefixes(LEAST_SAVED_ON_CPU if is_cpu else LEAST_SAVED)
     for record in records:
+        check_samples(record, settings)
         size, token_ids = 1, list[int]()
         with contextlib.suppress(ValueError):  # it gets its own error when it is its turn
             prompt = encode(record)
@@ -74,6 +78,16 @@ def survey(records: Iterable[Record], cfg: ModelConfig, encode: Encoder, setting
         if can_split and jax.default_backend() != "gpu":  # whose attention reads the used slots alone
             short = _capacity_of_short(powers, capacity, settings.batch_size)
     return Survey(capacity, prefixes, short, powers)
+
+
+def check_samples(record: Record, settings: Settings) -> None:
+    """Raises ValueError if a record asks for several answers that would all be the same."""
+    temperature = settings.temperature if record.temperature is None else record.temperature
+    if record.n > 1 and temperature < SMALLEST_TEMPERATURE:
+        raise ValueError(
+            f"record {record.id!r:.60} asks for n = {record.n} answers at temperature {temperature:g}, which would all be the "
+            f"same; give a temperature above 0, or leave n out."
+        )
 
 
 def _capacity_of_short(powers: Sequence[int], capacity: int, batch_size: int) -> int | None:

@@ -89,7 +89,8 @@ _SETTINGS: dict[str, tuple[str | None, _Test]] = {
     **_rows("parameters", "options", nothing=_is_no_object, instead=_FIELDS),
     **_rows("reasoning", "thinking", nothing=_is_no_object),
     # how many answers, and which of them
-    **_rows("n", "best_of", "num_return_sequences", "num_beams", "beam_width", "length_penalty", nothing=_is(1)),
+    **_rows("num_return_sequences", nothing=_is(1), instead="n"),
+    **_rows("best_of", "num_beams", "beam_width", "length_penalty", nothing=_is(1)),
     **_rows("num_beam_groups", nothing=_is(0, 1)),
     **_rows("diversity_penalty", nothing=_is(0)),
     **_rows("use_beam_search", nothing=_is(False)),

@@ -9,20 +9,22 @@ from jax_probe_mtp.files.ids import content_digest
 from jax_probe_mtp.files.json_lines import check_id, excerpt, json_lines
 from jax_probe_mtp.files.records.foreign_settings import DO_SAMPLE, refuse_foreign
 from jax_probe_mtp.files.records.openai_forms import of_batch_line, plain_messages
-from jax_probe_mtp.files.records.record_fields import LIMITS, NEUTRAL, OF_TEMPLATE, RULES, SETTINGS, SOURCES
+from jax_probe_mtp.files.records.record_fields import LIMITS, NEUTRAL, OF_PROMPT, OF_TEMPLATE, RULES, SETTINGS, SOURCES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """One line of a prompt file. Exactly one of `prompt`, `messages` and `prompt_ids` is set.
+    """One line of a prompt file, or one of the answers that it asks for. One of `prompt`, `messages` and `prompt_ids` is set.
 
     Of the others, None leaves the choice to the run. A record without an id is known by what it asks for.
     """
 
-    index: int  # among the records of the file, from 0
+    index: int  # among the lines of the file that are not blank, or among the answers that they ask for, from 0
     id: str | int  # the line's number where it has none
     content: int = dataclasses.field(default=0, compare=False)  # digest of all that it asks for, its id left out
     occurrence: int | None = None  # of a record without an id: which of its equals in the file it is, from 1
+    n: int = 1  # answers that the line asks for
+    sample: int = 0  # which of them, from 0
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     continue_final_message: bool | None = None
@@ -63,7 +65,8 @@ class Record:
     def as_answered(self) -> dict[str, Any]:
         """Gives what an answer says of the record, so that it stays the answer to this record alone."""
         of_nameless = {} if self.occurrence is None else {"occurrence": self.occurrence}
-        return {"content": f"{self.content:016x}", **of_nameless, **self.own_settings}
+        of_several = {} if self.n == 1 else {"sample": self.sample}
+        return {"content": f"{self.content:016x}", **of_nameless, **of_several, **self.own_settings}
 
     def differs_from(self, answer: Mapping[str, Any]) -> str:
         """Says in what the record differs from the one of this id that was answered."""
@@ -71,7 +74,7 @@ class Record:
         then = {name: answer[name] for name in SETTINGS if name in answer}
         changed = [name for name in SETTINGS if then.get(name) != own.get(name)] if "content" in answer else []
         says = [f"{name} {then.get(name, nothing)!r} became {own.get(name, nothing)!r}" for name in changed]
-        asked = {name: getattr(self, name) for name in RULES if name not in SETTINGS}
+        asked = {name: getattr(self, name) for name in OF_PROMPT}
         with_then = {name: value for name, value in asked.items() if value is not None} | then
         if answer.get("content") != f"{content_digest(with_then):016x}":
             says.append("its prompt is another")
@@ -79,9 +82,19 @@ class Record:
 
 
 def parsed_records(
-    path: Path, is_wanted: Callable[[int], bool] | None = None
+    path: Path, is_wanted: Callable[[int], bool] | None = None, *, num_samples: int = 1, are_answers: bool = False
 ) -> Iterator[tuple[Record, dict[str, Any], int, str]]:
-    """Gives each record with its JSON object, the line's number and its name for messages; `is_wanted` as in `json_lines`."""
+    """Reads a file line by line.
+
+    Args:
+      path: the file.
+      is_wanted: as in `json_lines`.
+      num_samples: answers to a line that does not say how many it asks for.
+      are_answers: True where each line holds one answer: what it says of `sample` is read, and how many were asked for is not.
+
+    Yields:
+      The record, its JSON object, the line's number, and its name for messages.
+    """
     for index, number, where, line in json_lines(path, is_wanted):
         fields = of_batch_line(where, line)
         given_fields = fields.items() if isinstance(fields, dict) else ()
@@ -122,7 +135,13 @@ def parsed_records(
             values["stop"] = (values["stop"],)
         for field in values.keys() & {"stop", "stop_token_ids"}:
             values[field] = tuple(values[field])
-        yield Record(index=index, id=name, content=content_digest(values), **values), fields, number, where
+        n, sample = values.pop("n", num_samples), 0
+        if are_answers:
+            n, sample = 1, fields.get("sample", 0)
+            if type(sample) is not int or sample < 0:
+                raise ValueError(f"{where}: sample must be a whole number of at least 0, got {excerpt(sample)}.")
+        content = content_digest(values)
+        yield Record(index=index, id=name, content=content, n=n, sample=sample, **values), fields, number, where
 
 
 def _check_continues(where: str, messages: list[dict[str, Any]] | None) -> None:

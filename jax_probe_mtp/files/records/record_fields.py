@@ -8,6 +8,7 @@ from typing import Any
 from jax_probe_mtp.files.records.foreign_settings import DO_SAMPLE
 
 MAX_STOPS = 16
+MAX_SAMPLES = 10_000  # of a line: each takes some bytes before anything runs
 
 
 def _is_whole(value: object, least: int, most: float = math.inf) -> bool:
@@ -77,6 +78,7 @@ RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "logit_bias": (_is_biases, 'an object of token ids and numbers from -100 to 100, such as {"5": -100}'),
     "stop": (_is_stop, f"a text or a list of at most {MAX_STOPS} texts, none of them empty"),
+    "n": (lambda value: _is_whole(value, 1, MAX_SAMPLES), f"a whole number from 1 to {MAX_SAMPLES}"),
 }
 NEUTRAL = {  # of the settings that need a program with penalties: with these values they do nothing
     "repetition_penalty": 1,
@@ -89,5 +91,6 @@ NEUTRAL = {  # of the settings that need a program with penalties: with these va
 }
 LIMITS = ("max_tokens", "max_completion_tokens")
 OF_TEMPLATE = ("tools", "documents", "template_kwargs")
-SETTINGS = tuple(name for name in RULES if name not in {*SOURCES, *OF_TEMPLATE, "continue_final_message"})
+OF_PROMPT = (*SOURCES, *OF_TEMPLATE, "continue_final_message")
+SETTINGS = tuple(name for name in RULES if name not in {*OF_PROMPT, "n"})  # n changes no answer
 FIELDS = {"id", DO_SAMPLE, *LIMITS, *RULES}

@@ -12,8 +12,6 @@ from jax_probe_mtp.files.prompt_file import PromptFile
 OPENAI = [
     ("max_tokens", 0, "give max_new_tokens instead"),
     ("max_completion_tokens", "5", "give max_new_tokens instead"),
-    ("n", 2, "leave it out"),
-    ("n", True, "leave it out"),
     ("response_format", {"type": "json_object"}, "leave it out"),
     ("tool_choice", "required", "leave it out"),
     ("functions", [{"name": "f"}], "give tools instead"),
@@ -59,7 +57,7 @@ TRANSFORMERS = [
     ("min_new_tokens", 3, "give min_tokens instead"),
     ("stop_strings", "x", "give stop instead"),
     ("num_beams", 4, "leave it out"),
-    ("num_return_sequences", 2, "leave it out"),
+    ("num_return_sequences", 2, "give n instead"),
     ("no_repeat_ngram_size", 3, "leave it out"),
     ("eos_token_id", 2, "leave it out"),
     ("bad_words_ids", [[5]], "leave it out"),
@@ -102,7 +100,6 @@ def test_a_setting_that_would_change_the_answer_is_refused(tmp_path, name, value
 
 
 CHANGES_NOTHING = {
-    "n": [1, 1.0],
     "best_of": [1],
     "num_beams": [1],
     "use_beam_search": [False],

@@ -99,7 +99,7 @@ def test_lines_of_a_batch_file_are_records(tmp_path):
     assert (chat.id, chat.messages, chat.max_new_tokens, chat.temperature) == ("r-1", [ASKED], 7, 0.5)
     assert chat.tools == [{"type": "function"}]
     assert (plain.id, plain.prompt, plain.max_new_tokens) == ("r-2", "x", 3)
-    assert PromptFile(path).unused_fields == ("model", "n")
+    assert PromptFile(path).unused_fields == ("model",)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,12 @@ def test_equal_prompts_share_all_but_the_last_token():
     assert shared_by([*[SYSTEM] * 10, SYSTEM[:300], *[SYSTEM] * 10]) == [299] * 21
 
 
+def test_samples_of_prompts_share_those_with_a_short_beginning_too():
+    texts = [[*SYSTEM[:100], *drawn(i, 300)] for i in range(4) for _ in range(6)]
+    found = shared_by(texts)
+    assert found == [399] * 24
+
+
 def test_beginnings_that_alternate_are_told_apart():
     texts = [[*(SYSTEM if i % 3 else OTHER), i] for i in range(40)]
     assert shared_by(texts) == [500 if i % 3 else 300 for i in range(40)]

@@ -4,6 +4,7 @@ import functools
 import json
 import random
 
+import numpy as np
 import pytest
 import reference
 from checkpoints import EOS, make_checkpoint
@@ -118,6 +119,25 @@ def test_a_job_shares_and_goes_on_with_the_same_answers(generate, tmp_path, monk
     assert (num_without, num_shared, num_first + num_rest) == (0, 4 * 150 + 93, num_shared - 150)
     assert cut == whole  # log-probabilities too: bit for bit
     assert [whole[n]["token_ids"] for n in whole] == [without[n]["token_ids"] for n in whole]
+
+
+def test_samples_of_a_prompt_are_prefilled_once(generate, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "LEAST_SAVED_ON_CPU", 100)
+    prompts = write(tmp_path / "p.jsonl", [{"id": n, "prompt_ids": LONG[n], "n": 4, "seed": n} for n in (1, 5)])
+    output, stats = tmp_path / "a.jsonl", tmp_path / "s.json"
+    flags = ["--input", prompts, "--output", output, "--max-new-tokens", "9", "--temperature", "1", "--batch-size", "2"]
+    assert generate(*flags, "--stats-json", stats)[0] == 0
+    of_each = 3 * (len(LONG[1]) - 1) + 3 * (len(LONG[5]) - 1)  # all but the last token, which is the root
+    assert json.loads(stats.read_text())["prefix_tokens"] == of_each
+    for answer in read_lines(output):
+        if answer["sample"] == 0:
+            draw = {"temperature": np.float32(1), "seed": answer["id"]}
+            tokens, gap = reference.plain_decode(
+                tiny.reference, LONG[answer["id"]], max_new_tokens=9, eos=[EOS], **draw
+            )
+            assert gap > 1e-4, "choose another prompt"
+            assert answer["token_ids"] == tokens
+    assert len({tuple(answer["token_ids"]) for answer in read_lines(output)}) == 8
 
 
 def test_the_exact_mode_shares_nothing(generate, tmp_path, monkeypatch):
