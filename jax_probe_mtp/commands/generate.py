@@ -38,6 +38,7 @@ OF_INPUT = (
     "ordered",
     "distributed",
     "logprobs",
+    "prompt_logprobs",
     "redo_changed",
     "retry_errors",
     "limit",
@@ -78,6 +79,9 @@ def add_command(commands: Any) -> None:
         const=0,
         metavar="K",
         help="log-probability of each token in the answers, and with K of the K most likely ones in its place",
+    )
+    generate.add_argument(
+        "--prompt-logprobs", action="store_true", help="the same of each token of the prompts, with --logprobs"
     )
     generate.add_argument("--stream", action="store_true", help="show the answer to --prompt as it grows")
     generate.add_argument("--stats", action="store_true", help="tau, calls and tokens/s on stderr")

@@ -228,6 +228,7 @@ def settings(args: argparse.Namespace) -> Settings:
             calls_per_chunk=getattr(args, "calls_per_chunk", None),
             logprobs=True if getattr(args, "logprobs", None) is not None else None,
             top_logprobs=getattr(args, "logprobs", None),
+            prompt_logprobs=getattr(args, "prompt_logprobs", None),
             is_exact=getattr(args, "exact", None),
             repetition_penalty=getattr(args, "repetition_penalty", None),
             presence_penalty=getattr(args, "presence_penalty", None),

@@ -20,6 +20,7 @@ class DecodeConfig:
         depend on the call that gave it; on CUDA GPUs in bfloat16 nor on the program (docs/exactness.md).
       has_logprobs: True keeps the log-probability of every emitted token.
       num_top: C, of the most likely tokens at each place whose log-probabilities are kept as well; only with `has_logprobs`.
+      has_prompt_logprobs: True keeps all of that for the tokens of prompts too; only with `has_logprobs`.
     """
 
     capacity: int
@@ -28,12 +29,15 @@ class DecodeConfig:
     is_exact: bool = False
     has_logprobs: bool = False
     num_top: int = 0
+    has_prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}.")
         if self.num_top and not self.has_logprobs:
             raise ValueError(f"num_top {self.num_top} needs has_logprobs=True.")
+        if self.has_prompt_logprobs and not self.has_logprobs:
+            raise ValueError("has_prompt_logprobs=True needs has_logprobs=True.")
         for name in ("capacity", "prefill_chunk"):
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or value < 1:

@@ -19,7 +19,7 @@ from jax_probe_mtp.decoding.batch import Batch
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeResult, DecodeState, TopTokens, largest, num_emitted
-from jax_probe_mtp.decoding.step import step
+from jax_probe_mtp.decoding.step import step, token_logprobs
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
 from jax_probe_mtp.drafting.shown import Model, PromptChunk, Prompts, ReadPrompts
 from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
@@ -27,6 +27,9 @@ from jax_probe_mtp.model import cache as kv
 from jax_probe_mtp.model import transformer
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
+
+Logprobs = tuple[jax.Array | None, TopTokens | None]  # of `token_logprobs`, at each place of texts
+SCORED_ROWS = 64  # of prompts whose logits are there at a time: 33 MB of them for a vocabulary of 128,000 tokens
 
 
 def decode(params: Params, batch: Batch, cfg: ModelConfig, source: DraftSource, shared: Any = None) -> DecodeResult:
@@ -168,12 +171,19 @@ def prefill(
     before_BT = jnp.pad(prompt_BT, ((0, 0), (1, 0)), constant_values=NO_TOKEN)
     begun = source.start(model, prompts, begin_shared(source, cfg, shared))
 
+    score = _scorer(params, prompt_BT, cfg, source, decode_cfg)
+
     def read(
-        begun: SourceState, start: jax.Array, token_BU: jax.Array, hidden_BUD: jax.Array, end_B: jax.Array | None = None
-    ) -> SourceState:
+        carried: tuple[SourceState, Logprobs],
+        start: jax.Array,
+        token_BU: jax.Array,
+        hidden_BUD: jax.Array,
+        end_B: jax.Array | None = None,
+    ) -> tuple[SourceState, Logprobs]:
+        begun, logprobs = carried
         size, end_B = token_BU.shape[1], request.prompt_length_B - 1 if end_B is None else end_B
         place_1U = start + jnp.arange(size)[None]
-        return source.read(
+        begun = source.read(
             begun,
             PromptChunk(
                 model=model,
@@ -184,17 +194,24 @@ def prefill(
                 sampling=request.draw,
             ),
         )
+        return begun, score(logprobs, start, hidden_BUD)
 
+    logprobs = _no_logprobs(B, T + 1, decode_cfg)
     if T > 1:  # else all are roots, and the model is neither traced nor compiled: so a job begins, with an empty batch
         num_tokens = largest(cfg, jnp.max(request.prompt_length_B) - 1)
         first: jax.Array | int = 0
         if prefix is not None:
             first = prefix.length[0]
-            cache, begun = _after(prefix, prompt_BT, cache, read, begun, decode_cfg.prefill_chunk)
+            cache, (begun, logprobs) = _after(
+                prefix, prompt_BT, cache, read, (begun, logprobs), decode_cfg.prefill_chunk
+            )
         how = _how_prompts_run(params, cfg, source, decode_cfg)
-        cache, begun = transformer.read_text(
-            params, cfg, prompt_BT, cache, num_tokens, chunk, read, begun, *how, first=first
+        cache, (begun, logprobs) = transformer.read_text(
+            params, cfg, prompt_BT, cache, num_tokens, chunk, read, (begun, logprobs), *how, first=first
         )
+    logprob_BT, top_BTC = jax.tree.map(
+        lambda x: jnp.pad(x[:, : S + 1], ((0, 0), (0, max(S - T, 0)), *[(0, 0)] * (x.ndim - 2))), logprobs
+    )
     begun = source.try_masks(
         begun, ReadPrompts(model=model, token_BT=prompt_BT, length_B=request.prompt_length_B, cache=cache)
     )
@@ -207,8 +224,8 @@ def prefill(
         calls_B=jnp.zeros(B, jnp.int32),
         accepted_by_depth_BX=jnp.zeros((B, source.max_depth), jnp.int32),
         accepted_by_kind_BZ=jnp.zeros((B, len(source.kinds)), jnp.int32),
-        logprob_BT=jnp.zeros((B, S + 1), jnp.float32) if decode_cfg.has_logprobs else None,
-        top_BTC=_no_top(B, S + 1, decode_cfg.num_top),
+        logprob_BT=logprob_BT,
+        top_BTC=top_BTC,
     )
 
 
@@ -216,10 +233,10 @@ def _after(
     prefix: Prefix,
     prompt_1T: jax.Array,
     cache: kv.KVCache,
-    read: Callable[..., SourceState],
-    begun: SourceState,
+    read: Callable[..., Any],
+    begun: Any,
     chunk: int,
-) -> tuple[kv.KVCache, SourceState]:
+) -> tuple[kv.KVCache, Any]:
     """Puts a prefix into an empty cache, and lets the source read it piece by piece, as where it goes through the model."""
     hidden_1TD, num_slots = prefix.hidden_1TD, cache.k[0].shape[2]
     size = min(chunk, hidden_1TD.shape[1], prompt_1T.shape[1])
@@ -227,7 +244,7 @@ def _after(
     def put(slots_1KSh: jax.Array, prefix_1KTh: jax.Array) -> jax.Array:
         return kv.write_rows(slots_1KSh, prefix_1KTh[:, :, :num_slots].swapaxes(1, 2), 0)
 
-    def read_piece(i: jax.Array, begun: SourceState) -> SourceState:
+    def read_piece(i: jax.Array, begun: Any) -> Any:
         start = jnp.minimum(i * size, min(hidden_1TD.shape[1], prompt_1T.shape[1]) - size)
         token_1U, hidden_1UD = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (prompt_1T, hidden_1TD))
         return read(begun, start, token_1U, hidden_1UD, prefix.length)
@@ -237,8 +254,37 @@ def _after(
     return cache.replace(k=k, v=v), begun
 
 
-def _no_top(num_rows: int, num_places: int, num_top: int) -> TopTokens | None:
-    if not num_top:
-        return None
-    shape = (num_rows, num_places, num_top)
-    return TopTokens(id=jnp.zeros(shape, jnp.int32), logprob=jnp.zeros(shape, jnp.float32))
+def _scorer(
+    params: Params, prompt_BT: jax.Array, cfg: ModelConfig, source: DraftSource, decode_cfg: DecodeConfig
+) -> Callable[[Logprobs, jax.Array, jax.Array], Logprobs]:
+    """Makes what puts a piece's log-probabilities among those of the prompts, [B, T + 1]; nothing where none are kept."""
+    if not decode_cfg.has_prompt_logprobs:
+        return lambda logprobs, start, hidden_BUD: logprobs
+    head = block_layer.head(params, cfg, decode_cfg, source.max_depth + source.num_masks)
+    next_BT = jnp.pad(prompt_BT[:, 1:], ((0, 0), (0, 1)))
+    most = max(1, SCORED_ROWS // prompt_BT.shape[0])
+
+    def score(logprobs: Logprobs, start: jax.Array, hidden_BUD: jax.Array) -> Logprobs:
+        size = min(most, hidden_BUD.shape[1])
+
+        def score_some(i: jax.Array, logprobs: Logprobs) -> Logprobs:
+            at = jnp.minimum(i * size, hidden_BUD.shape[1] - size)
+            hidden_BPD = jax.lax.dynamic_slice_in_dim(hidden_BUD, at, size, axis=1)
+            token_BP = jax.lax.dynamic_slice_in_dim(next_BT, start + at, size, axis=1)
+            logits = transformer.split_logits(params, cfg, hidden_BPD, head)
+            found: Logprobs = token_logprobs(logits, token_BP, decode_cfg)
+            return jax.tree.map(
+                lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start + at + 1, axis=1), logprobs, found
+            )
+
+        return jax.lax.fori_loop(0, -(-hidden_BUD.shape[1] // size), score_some, logprobs)
+
+    return score
+
+
+def _no_logprobs(num_rows: int, num_places: int, decode_cfg: DecodeConfig) -> Logprobs:
+    if not decode_cfg.has_logprobs:
+        return None, None
+    shape = num_rows, num_places, decode_cfg.num_top
+    top = TopTokens(id=jnp.zeros(shape, jnp.int32), logprob=jnp.zeros(shape, jnp.float32))
+    return jnp.zeros(shape[:2], jnp.float32), top if decode_cfg.num_top else None

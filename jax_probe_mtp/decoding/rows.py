@@ -131,6 +131,32 @@ def admit_after(
     return admit(params, prompt_1T, arriving, row_1, request, state, cfg, source, decode_cfg, prefix, rest_chunk)
 
 
+def prompt_logprobs(
+    params: Params,
+    row_1: jax.Array,
+    state: DecodeState,
+    cfg: ModelConfig,
+    source: DraftSource,
+    decode_cfg: DecodeConfig,
+    num_slots: int,
+) -> tuple[jax.Array, TopTokens | None]:
+    """Looks up the log-probabilities of the prompt that was put into a row, with `has_prompt_logprobs`.
+
+    Args:
+      params, cfg, source, decode_cfg: as for `admit`; not read.
+      row_1: int32 [1], the row.
+      state: of all rows.
+      num_slots: T; static.
+
+    Returns:
+      Those of the tokens in the first T places, float32 [D, T], and the most likely ones there, [D, T, C]: of all D shards.
+    """
+    found = jax.tree.map(lambda x: x[row_1, :num_slots], (state.logprob_BT, state.top_BTC))
+    if cfg.is_sharded:  # every process reads all of it
+        found = jax.tree.map(lambda x: jax.lax.all_gather(x, DATA, tiled=True), found)
+    return found
+
+
 def run_calls(
     params: Params,
     request: Request,

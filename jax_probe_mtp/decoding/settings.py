@@ -59,6 +59,7 @@ class Settings:
         model, the prompt and the sampling (docs/exactness.md).
       logprobs: True for the log-probability of each token, of the model's own softmax (no temperature, no cuts).
       top_logprobs: so many of the most likely tokens at each place with theirs as well, at most `MOST_TOP`.
+      prompt_logprobs: True for both of the prompt's own tokens as well; only with `logprobs`.
       capacity: cache slots of a row; the smallest bucket that fits when None.
       prompt_slots: T, when prompts of several batches are to share a program; the smallest bucket when None.
     """
@@ -82,6 +83,7 @@ class Settings:
     is_exact: bool = False
     logprobs: bool = False
     top_logprobs: int = 0
+    prompt_logprobs: bool = False
     capacity: int | None = None
     prompt_slots: int | None = None
 
@@ -121,7 +123,11 @@ class Settings:
     def decode_config(self, capacity: int) -> DecodeConfig:
         """Gives what these settings make of a decoding program of so many cache slots a row."""
         return DecodeConfig(
-            capacity=capacity, is_exact=self.is_exact, has_logprobs=self.logprobs, num_top=self.top_logprobs
+            capacity=capacity,
+            is_exact=self.is_exact,
+            has_logprobs=self.logprobs,
+            num_top=self.top_logprobs,
+            has_prompt_logprobs=self.prompt_logprobs,
         )
 
     def _check_sampling(self) -> None:
@@ -173,6 +179,10 @@ class Settings:
             raise ValueError(f"logprobs must be True or False, got {self.logprobs!r}; top_logprobs takes a number.")
         if num_top and not self.logprobs:
             raise ValueError(f"top_logprobs {num_top} comes with logprobs=True; set both.")
+        if not isinstance(self.prompt_logprobs, bool):
+            raise ValueError(f"prompt_logprobs must be True or False, got {self.prompt_logprobs!r}.")
+        if self.prompt_logprobs and not self.logprobs:
+            raise ValueError("prompt_logprobs comes with logprobs=True (--logprobs); set both.")
         if capacity is not None and capacity > cfg.context_length:
             raise ValueError(
                 f"capacity {capacity} is more than the model's context of {cfg.context_length}, which no row can use; "

@@ -36,7 +36,8 @@ class DecodeState(flax.struct.PyTreeNode, kw_only=True):
       accepted_by_depth_BX: int32 [B, X], drafts accepted at depth 1..X, before the cut at the end of the text; X is the
         deepest of the tree.
       accepted_by_kind_BZ: int32 [B, Z], the same drafts by their kind, `DraftSource.kinds`.
-      logprob_BT: float32 [B, S + 1], of each emitted token what `emitted_logprobs` says; None without `has_logprobs`.
+      logprob_BT: float32 [B, S + 1], of each emitted token what `token_logprobs` says, with `has_prompt_logprobs` of those of
+        the prompt too, but for the first, which has none; None without `has_logprobs`.
       top_BTC: [B, S + 1, C], what the model thought likely in its place; None where C = `num_top` is 0.
     """
 
@@ -61,7 +62,8 @@ class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
       calls_B: int32 [B], decode calls, the prefill's not counted.
       accepted_by_depth_BX: int32 [B, X], drafts accepted at depth 1..X, before the cut at the end of the text.
       accepted_by_kind_BZ: int32 [B, Z], the same drafts by their kind, `DraftSource.kinds`.
-      logprob_BT: float32 [B, S + 1], log-probability of each emitted token; None without `has_logprobs`.
+      logprob_BT: float32 [B, S + 1], log-probability of each emitted token, and of the prompt's as in `DecodeState`; None
+        without `has_logprobs`.
       top_BTC: [B, S + 1, C], the most likely tokens in place of each emitted one; None where `num_top` is 0.
       shared: what the draft source's rows share, to go on with in the next batch.
     """

@@ -71,7 +71,9 @@ def step_and_call(
     )
     if source.num_rows > 1:
         cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
-    logprobs = emitted_logprobs(logits, accepted, decode_cfg) if decode_cfg.has_logprobs else None
+    logprobs = None
+    if decode_cfg.has_logprobs:
+        logprobs = token_logprobs(logits.rows(accepted.node_BP), accepted.token_BP, decode_cfg)
     after = _commit(request, state.replace(cache=cache), tree, accepted, logprobs)
     num_new_B = after.length_B - state.length_B
     finished = FinishedCall(
@@ -173,22 +175,24 @@ def _draw_alone(args: tuple[jax.Array, jax.Array, sampling.Sampling | None]) -> 
     return sampling.next_token(*jax.tree.map(lambda leaf: leaf[None], args))[0]
 
 
-def emitted_logprobs(
-    logits: Logits, accepted: verify.Accepted, decode_cfg: DecodeConfig
-) -> tuple[jax.Array, TopTokens | None]:
-    """Computes the log-probabilities of a call's tokens, of the model's own softmax, before temperature and cuts.
+def token_logprobs(logits: Logits, token_BP: jax.Array, decode_cfg: DecodeConfig) -> tuple[jax.Array, TopTokens | None]:
+    """Computes the log-probabilities of tokens by the model's own softmax, before temperature and cuts.
+
+    Args:
+      logits: [B, P, V], after the token before each.
+      token_BP: int32 [B, P], the tokens.
+      decode_cfg: what is asked for; static.
 
     Returns:
       Those of the tokens, float32 [B, P], and the `num_top` most likely tokens [B, P, C] in their places, None for 0.
     """
-    logits = logits.rows(accepted.node_BP)
     if decode_cfg.is_exact:  # row by row, as `_draw_alone`
         rows_Mv = logits.part_Xv.reshape(-1, logits.part_Xv.shape[-1])
         sum_M1 = jax.lax.map(lambda row_v: logits.replace(part_Xv=row_v[None]).logsumexp()[0], rows_Mv)
-        sum_BP1 = sum_M1.reshape(*accepted.token_BP.shape, 1)
+        sum_BP1 = sum_M1.reshape(*token_BP.shape, 1)
     else:
         sum_BP1 = logits.logsumexp()
-    logprob_BP = (logits.at(accepted.token_BP[..., None]) - sum_BP1)[..., 0]
+    logprob_BP = (logits.at(token_BP[..., None]) - sum_BP1)[..., 0]
     if not decode_cfg.num_top:
         return logprob_BP, None
     best_BPC, id_BPC = logits.top_k(decode_cfg.num_top)

@@ -26,6 +26,8 @@ class Generation:
       accepted_by_depth: drafts accepted at depth 1, 2, ..., before the cut at the end of the text.
       logprobs: log-probability of each new token; None unless asked for.
       top_logprobs: of each new token's place the most likely tokens' ids and log-probabilities; None unless asked for.
+      prompt_logprobs: log-probability of each token of the prompt, None of the first; None unless asked for.
+      prompt_top_logprobs: the same of `top_logprobs`.
       error: why it could not run; None if it could.
     """
 
@@ -40,6 +42,8 @@ class Generation:
     accepted_by_depth: list[int]
     logprobs: list[float] | None = None
     top_logprobs: list[list[tuple[int, float]]] | None = None
+    prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[list[tuple[int, float]] | None] | None = None
     error: str | None = None
 
 

@@ -14,7 +14,7 @@ from jax_probe_mtp.decoding.batch import SMALLEST_BUCKET, bucket
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.loop import Prefix, read_prefix
 from jax_probe_mtp.decoding.request import Request, join_requests
-from jax_probe_mtp.decoding.rows import Report, admit, admit_after, empty, run_calls
+from jax_probe_mtp.decoding.rows import Report, admit, admit_after, empty, prompt_logprobs, run_calls
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.generation.answers import Stats
@@ -52,12 +52,14 @@ class _Ended:
     Attributes:
       request, state: of all rows.
       report: what the host is told, on the host.
+      prompts: of each group of prompts that came, what `prompt_logprobs` gives, on the host; empty where it is not asked for.
       at: the moment at which the device had ended, of `time.perf_counter`.
     """
 
     request: Request
     state: DecodeState
     report: Report | None
+    prompts: list[Any]
     at: float
 
 
@@ -96,7 +98,7 @@ class Chunks:
         start = time.perf_counter()
         takes, gives = (REQUEST, self._programs.shared), self._programs.state
         state = self._program(empty, greedy, shared, takes=takes, gives=gives)(self._params, greedy, shared)
-        self._last = _Ended(request=request, state=state, report=None, at=start)
+        self._last = _Ended(request=request, state=state, report=None, prompts=[], at=start)
         with concurrent.futures.ThreadPoolExecutor(1) as self._thread:
             try:
                 yield
@@ -129,6 +131,7 @@ class Chunks:
         assert thread is not None
         request, state, params, place = last.request, last.state, self._params, self._programs.place
         puts = [self._put(arrival, request, state, stats) for arrival in arriving]
+        looks = [self._look(arrival, state) for arrival in arriving if self._decode_cfg.has_prompt_logprobs]
         stopped_B, gives = place(is_stopped_B), (self._programs.state, EVERYWHERE)
         calls = self._program(
             run_calls, request, state, stopped_B, gives=gives, donate=(2,), num_calls=self._settings.calls_per_chunk
@@ -138,8 +141,10 @@ class Chunks:
             rows, after = request, state
             for put in puts:
                 rows, after = put(rows, after)
+            prompts = [look(after) for look in looks]
             after, report = calls(params, rows, after, stopped_B)
-            return _Ended(request=rows, state=after, report=jax.device_get(report), at=time.perf_counter())
+            report, prompts = jax.device_get((report, prompts))
+            return _Ended(request=rows, state=after, report=report, prompts=prompts, at=time.perf_counter())
 
         # What was compiled while the device had nothing to do: for other groups, too.
         self._compile_seconds = self._programs.clock.since(last.at)
@@ -187,20 +192,31 @@ class Chunks:
 
         return put
 
-    def wait(self, stats: Stats) -> Report:
-        """Gives what the chunk under way tells the host, and counts its time, the host's before it included."""
+    def _look(self, arrival: Arrival, state: DecodeState) -> Callable[[DecodeState], Any]:
+        """Gives what looks up the log-probabilities of prompts that have been put into their rows."""
+        row_D = self._programs.place(arrival.row_D)
+        gives, num_slots = (EVERYWHERE, EVERYWHERE), arrival.prompt_DT.shape[1]
+        program = self._program(prompt_logprobs, row_D, state, gives=gives, num_slots=num_slots)
+        return lambda after: program(self._params, row_D, after)
+
+    def wait(self, stats: Stats) -> tuple[Report, list[Any]]:
+        """Gives what the chunk under way tells the host, of the prompts that arrived too, and counts its time.
+
+        The host's time before it is included. Of each group that arrived it gives what `prompt_logprobs` does; nothing where
+        that is not asked for.
+        """
         assert self.under_way is not None
         assert self._last is not None
         before, self._last = self._last, self.under_way.result()
         self.under_way = None
         stats.seconds += self._last.at - before.at - self._compile_seconds
         assert self._last.report is not None
-        return self._last.report
+        return self._last.report, self._last.prompts
 
     def _program(self, function: Function, *args: Any, **options: Any) -> Program:
         # A prompt's padded length, and that of what is read before it; all else stays the same.
         prefix = next((arg.hidden_1TD.shape for arg in args if isinstance(arg, Prefix)), None)
-        key = function, getattr(args[0], "shape", None), prefix, options.get("rest_chunk")
+        key = function, getattr(args[0], "shape", None), prefix, options.get("rest_chunk"), options.get("num_slots")
         if key not in self._compiled:
             self._compiled[key] = self._programs.get(function, *args, decode_cfg=self._decode_cfg, **options)
         return self._compiled[key]

@@ -2,12 +2,16 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 from jax_probe_mtp.decoding.batch import Batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.decoding.state import TopTokens
 from jax_probe_mtp.generation.answers import Generation, make_generation
 from jax_probe_mtp.generation.text_stream import TextStream
 from jax_probe_mtp.model.checkpoint import Checkpoint
+
+Top = list[tuple[int, float]]  # most likely tokens of a place, with their log-probabilities
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,8 @@ class RowText:
         self._stream = TextStream(checkpoint.tokenizer, stop) if stop or shows_text else None
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
-        self._top_logprobs: list[list[tuple[int, float]]] = []
+        self._top_logprobs: list[Top] = []
+        self._of_prompt: dict[str, list[Any]] = {}  # of a generation's fields
         self._calls = 0
         self._accepted_by_depth: list[int] = []
 
@@ -63,11 +68,21 @@ class RowText:
         """Gives the new tokens so far."""
         return len(self._token_ids)
 
+    def take_prompt(self, logprobs: list[float], top_logprobs: list[Top]) -> None:
+        """Takes the log-probabilities of the prompt's tokens, and the most likely ones in their places, or none.
+
+        Both are of padded prompts. The first token, which the model never chose, has none.
+        """
+        num_tokens = len(self.prompt.token_ids)
+        self._of_prompt["prompt_logprobs"] = [None, *logprobs[1:num_tokens]]
+        if top_logprobs:
+            self._of_prompt["prompt_top_logprobs"] = [None, *top_logprobs[1:num_tokens]]
+
     def take(
         self,
         token_ids: list[int],
         logprobs: list[float],
-        top_logprobs: list[list[tuple[int, float]]],
+        top_logprobs: list[Top],
         lengths: list[int],
         *,
         calls: int,
@@ -128,9 +143,18 @@ class RowText:
             accepted_by_depth=self._accepted_by_depth,
             logprobs=self._logprobs if settings.logprobs else None,
             top_logprobs=self._top_logprobs if settings.top_logprobs else None,
+            **self._of_prompt,
         )
         if self._stream is None:
             return generation, ""
         rest = self._stream.finish(generation.text)
         reason = "stop" if self._stream.is_stopped else generation.finish_reason
         return dataclasses.replace(generation, text=self._stream.text, finish_reason=reason), rest
+
+
+def pairs(top_BUC: TopTokens | None, row: int, num_new: int) -> list[Top]:
+    """Gives the most likely tokens in a row's first places, with their log-probabilities."""
+    if top_BUC is None:
+        return []
+    each = (array[row, :num_new].tolist() for array in top_BUC)
+    return [list(zip(ids, logprobs, strict=True)) for ids, logprobs in zip(*each, strict=True)]

@@ -20,7 +20,7 @@ from jax_probe_mtp.generation import exact_check
 from jax_probe_mtp.generation.answers import Generation, Item, Numbered, Stats, make_refusal
 from jax_probe_mtp.generation.chunks import Arrival, Chunks
 from jax_probe_mtp.generation.programs import Programs
-from jax_probe_mtp.generation.row import RowText, WaitingPrompt
+from jax_probe_mtp.generation.row import RowText, WaitingPrompt, pairs
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 MOST_REFUSALS = 1000  # that are kept before they are handed on
@@ -140,7 +140,9 @@ class ContinuousDecoder:
                 chunks.start(arriving, self._is_stopped_B, self.stats)
                 yield self._update()
                 self._prepare(items)
-                self._read(chunks.wait(self.stats))
+                report, prompts = chunks.wait(self.stats)
+                self._read_prompts(arriving, prompts)
+                self._read(report)
                 if should_stop():
                     break
             self._shared = chunks.shared
@@ -241,6 +243,15 @@ class ContinuousDecoder:
         stop = waiting.prompt.of("stop", self._settings)
         return RowText(self._checkpoint, waiting.number, waiting.prompt, stop, shows_text=self._streams_text)
 
+    def _read_prompts(self, arrived: list[Arrival], prompts: list[tuple[np.ndarray, TopTokens | None]]) -> None:
+        """Takes the log-probabilities of the prompts that were put into their rows, where they were asked for."""
+        per_shard = len(self._rows) // self._programs.num_shards
+        for arrival, (logprob_DT, top_DTC) in zip(arrived if prompts else [], prompts, strict=True):
+            for d in np.flatnonzero(np.asarray(arrival.request.max_new_tokens_B)).tolist():  # the others are idle
+                row = self._rows[d * per_shard + arrival.row_D[d]]
+                assert row is not None
+                row.take_prompt(logprob_DT[d].tolist(), pairs(top_DTC, d, logprob_DT.shape[1]))
+
     def _read(self, report: Report) -> None:
         """Takes what the calls gave each row, and ends the rows that are done."""
         num_calls_B = np.sum(report.length_BQ >= 0, axis=1)  # shards of a batch make their own numbers of calls
@@ -254,7 +265,7 @@ class ContinuousDecoder:
             is_stopped = row.take(
                 report.token_BU[r, :num_new].tolist(),
                 [] if report.logprob_BU is None else report.logprob_BU[r, :num_new].tolist(),
-                _pairs(report.top_BUC, r, num_new),
+                pairs(report.top_BUC, r, num_new),
                 lengths,
                 calls=int(report.calls_B[r]),
                 accepted_by_depth=report.accepted_by_depth_BX[r].tolist(),
@@ -279,14 +290,6 @@ class ContinuousDecoder:
         update = Update(finished=self._finished, new_text=self._new_text)
         self._finished, self._new_text = [], []
         return update
-
-
-def _pairs(top_BUC: TopTokens | None, row: int, num_new: int) -> list[list[tuple[int, float]]]:
-    """Gives the most likely tokens in place of each new one of a row, with their log-probabilities."""
-    if top_BUC is None:
-        return []
-    each = (array[row, :num_new].tolist() for array in top_BUC)
-    return [list(zip(ids, logprobs, strict=True)) for ids, logprobs in zip(*each, strict=True)]
 
 
 def _padded_length(group: dict[int, tuple[int, WaitingPrompt]]) -> int:

@@ -13,6 +13,7 @@ from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.fingerprint import identity, model_identity
 
 _SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "logprobs")
+_SINCE = ("top_logprobs", "prompt_logprobs")
 _OF_TEMPLATE = ("continue_final_message", "system", "template_kwargs")
 _ORDER = 3  # of the exact mode's sums: answers of a version with another order are others
 ONE_TEXT = "one text"  # whatever drafts it
@@ -53,7 +54,8 @@ def made_by(
         # Left out where they were not given: earlier versions had none.
         **{name: value for name in _OF_TEMPLATE if (value := getattr(encode, name)) not in (None, False)},
         **{name: getattr(settings, name) for name in _SETTINGS},
-        **({"top_logprobs": settings.top_logprobs} if settings.top_logprobs else {}),  # nor had they these
+        # nor had they these
+        **{name: value for name in _SINCE if (value := getattr(settings, name))},
         **settings.penalties,
         "stop": list(settings.stop),
         "exact": ONE_TEXT if is_one_text else settings.is_exact,

@@ -66,6 +66,7 @@ def test_a_mesh_gives_the_logprobs_of_one_device(measured):
         np.testing.assert_allclose(got, expected, atol=1e-4)
         np.testing.assert_allclose(got_top, expected_top, atol=1e-4)  # ids and log-probabilities
         assert np.shape(got_top) == (len(got), 3, 2)
+    assert [len(got) for got, _ in several][:2] == [0 + 12, 5 + 13]  # of prompts, and of answers
 
 
 @pytest.mark.parametrize(("number", "dtype"), [(0, "float32"), (1, "bfloat16")])

@@ -40,6 +40,7 @@ def test_bad_prompts_are_refused_before_anything_is_opened(generate, tmp_path, m
         (["--prompt", "w7", "--ordered"], "--ordered is for --input; leave it out"),
         (["--prompt", "w7", "--distributed"], "--distributed is for --input; leave it out"),
         (["--prompt", "w7", "--logprobs", "0"], "--logprobs is for --input; leave it out"),
+        (["--prompt", "w7", "--prompt-logprobs"], "--prompt-logprobs is for --input; leave it out"),
         (
             ["--input", "i", "--output", "o", "--logprobs", "-1"],
             "--logprobs: must be a whole number of at least 0, got -1",
@@ -68,21 +69,25 @@ def test_options_that_do_not_go_together(generate, tmp_path, monkeypatch, flags,
 
 def test_logprobs_and_stats(generate, tiny, tmp_path):
     command = [*files(tmp_path, [RECORDS[0], *ERRORS[3:5]]), "--batch-size", "8", "--logprobs", "4", "--ordered"]
+    command += ["--prompt-logprobs"]
     command += ["--calls-per-chunk", "5"]  # so that a row ends in the middle of a chunk, and waits
     code, _, err = generate(*command, "--stats", "--stats-json", tmp_path / "s.json", "--log-level", "error")
     assert code == 3
     first, second, refused = map(json.loads, read(tmp_path / "answers.jsonl"))
     for answer in (first, second):
         ids = [*answer["prompt_ids"], *answer["token_ids"]]
-        logits = tiny.reference.logits(tiny.reference.embed(ids))[len(answer["prompt_ids"]) - 1 : -1]
+        logits = tiny.reference.logits(tiny.reference.embed(ids))[:-1]
         expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        np.testing.assert_allclose(answer["logprobs"], expected[range(len(logits)), answer["token_ids"]], atol=1e-4)
-        best = np.argsort(-expected, axis=1, kind="stable")[:, :4]
-        assert [[token for token, _ in place] for place in answer["top_logprobs"]] == best.tolist()
-        top = [[logprob for _, logprob in place] for place in answer["top_logprobs"]]
+        assert answer["prompt_logprobs"][0] is answer["prompt_top_logprobs"][0] is None
+        of_tokens = [*answer["prompt_logprobs"][1:], *answer["logprobs"]]
+        np.testing.assert_allclose(of_tokens, expected[range(len(logits)), ids[1:]], atol=1e-4)
+        best, of_places = np.argsort(-expected, axis=1, kind="stable")[:, :4], answer["prompt_top_logprobs"][1:]
+        of_places += answer["top_logprobs"]
+        assert [[token for token, _ in place] for place in of_places] == best.tolist()
+        top = [[logprob for _, logprob in place] for place in of_places]
         np.testing.assert_allclose(top, np.take_along_axis(expected, best, axis=1), atol=1e-4)
     assert "logprobs" not in refused
-    assert "top_logprobs" not in refused
+    assert not {"top_logprobs", "prompt_logprobs", "prompt_top_logprobs"} & refused.keys()
 
     stats = json.loads((tmp_path / "s.json").read_text())
     calls, tokens = first["calls"] + second["calls"], len(first["token_ids"]) + len(second["token_ids"])
@@ -99,7 +104,7 @@ def test_logprobs_and_stats(generate, tiny, tmp_path):
     assert 5 * 10**7 < stats["peak_host_bytes"] < 10**11
     assert (stats["rows_per_call"], stats["choice"], stats["mesh"]) == (33, None, None)
     assert stats["run"] == json.loads((tmp_path / "answers.jsonl.run.json").read_text())
-    own = {"draft": "probe:7+3", "logprobs": True, "top_logprobs": 4, "stop": []}
+    own = {"draft": "probe:7+3", "logprobs": True, "top_logprobs": 4, "prompt_logprobs": True, "stop": []}
     assert stats["run"]["settings"] | own == stats["run"]["settings"]
     assert err.startswith(f"tau {(tokens - 2) / calls:.3f}, {calls} calls for {tokens - 2} tokens, ")
     assert "; 33 rows a call" in err

@@ -84,7 +84,7 @@ PROMPTS = [
     Prompt(id=i, token_ids=[(7 * i + j * j) % 57 for j in range(1 + (i * 5) % 23)], seed=i, max_new_tokens=12 + i)
     for i in range(10)
 ]
-SETTINGS = Settings(batch_size=4, top_p=0.95, logprobs=True, top_logprobs=3)
+SETTINGS = Settings(batch_size=4, top_p=0.95, logprobs=True, top_logprobs=3, prompt_logprobs=True)
 
 
 def measure(model, results):
@@ -120,8 +120,16 @@ def measure_case(cfg, source, decode_again, sizes, is_sampled, *, is_rounded):
     }
     if sizes == (4, 2):
         alone = Decoder(checkpoint, source).run(prompts, SETTINGS)
-        case["logprobs"] = [[[a.logprobs, a.top_logprobs] for a in each] for each in (answers, list(alone))]
+        case["logprobs"] = [list(map(logprobs_of, each)) for each in (answers, alone)]
     return case
+
+
+def logprobs_of(answer):
+    """Those of the prompt and of the answer, as one text: the prompt's first token has none."""
+    return [
+        [*answer.prompt_logprobs[1:], *answer.logprobs],
+        [*answer.prompt_top_logprobs[1:], *answer.top_logprobs],
+    ]
 
 
 def measure_warm():
