@@ -174,7 +174,9 @@ class Programs:
         if key not in self._compiled:
             start = time.perf_counter()
             bound = self.bind(function, *args, takes=takes, gives=gives, **static)
-            self._compiled[key] = jax.jit(bound, donate_argnums=donate).lower(self._params, *args).compile()
+            # Unused parameters are kept: it is they that say on which device it runs.
+            jitted = jax.jit(bound, donate_argnums=donate, keep_unused=True)
+            self._compiled[key] = jitted.lower(self._params, *args).compile()
             self.clock.note(start)
         return self._compiled[key]
 

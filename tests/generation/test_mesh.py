@@ -50,9 +50,8 @@ def test_a_mesh_gives_the_tokens_of_plain_decoding_in_as_many_calls_as_one_devic
     assert max(map(len, tokens)) > 12
     assert sum(map(sum, accepted)) > sum(calls) // 10, "choose a model of which drafts are accepted"
     _, _, _, (data, tensor), *_ = CASES[name]
-    assert (
-        case["programs"] == [3] * data
-    )  # of each group: an empty batch, a prompt of up to 64 tokens, the decode calls
+    # Of each group: an empty batch, a prompt of up to 64 tokens, the decode calls, and a look at log-probabilities of prompts.
+    assert case["programs"] == [3 + (name == "probe")] * data
     own = case["own program"]
     assert own["summed between"] == ([] if tensor == 1 else ["{{0,1}}"])  # of the group alone
     assert bool(own["all-gather"]) == bool(own["all-reduce"]) == (tensor > 1)
@@ -66,7 +65,7 @@ def test_a_mesh_gives_the_logprobs_of_one_device(measured):
         np.testing.assert_allclose(got, expected, atol=1e-4)
         np.testing.assert_allclose(got_top, expected_top, atol=1e-4)  # ids and log-probabilities
         assert np.shape(got_top) == (len(got), 3, 2)
-    assert [len(got) for got, _ in several][:2] == [0 + 12, 5 + 13]  # of prompts, and of answers
+    assert [len(got) for got, _ in several][:2] == [0 + 12, 5 + 10]  # of prompts, and of answers
 
 
 @pytest.mark.parametrize(("number", "dtype"), [(0, "float32"), (1, "bfloat16")])

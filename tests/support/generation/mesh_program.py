@@ -26,10 +26,11 @@ from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.groups import program_of
 from jax_probe_mtp.generation.programs import Programs
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
-from jax_probe_mtp.model.mesh import make_mesh, mesh_of, sharded_params
-from jax_probe_mtp.model.params import abstract_params, dequantize_params, quantize_params, weights_of
+from jax_probe_mtp.model.mesh import make_mesh, mesh_of
+from jax_probe_mtp.model.params import abstract_params, dequantize_params, quantize_params
 from support.drafting import merged
 from support.generation.mesh_texts import count_empty_constants, measure_bad_border, read_program
+from support.generation.split_checkpoint import split
 
 
 def of_probe(probe):
@@ -42,7 +43,7 @@ DYNAMIC = {"tree": "dynamic", "num_masks": 2, "block_complexity": 30}
 MERGED = Merged(rows=16, mask_init="mean")
 DRAWN = {"tree": (5,), "mask_init": "sample", "num_masks": 1}
 CASES = {  # model, draft source, the same in `reference`, sizes of the mesh, and whether every other prompt is drawn
-    "probe": (BASE, Probe(widths=(7, 3), mask_init="mean"), of_probe(PROBE | {"tree": (7, 3)}), (4, 2), True),
+    "probe": (BASE, Probe(widths=(7, 3), mask_init="mean"), of_probe(PROBE | {"tree": (7, 3)}), (2, 2), True),
     "masks drawn": (FAMILIES["qwen2"], Probe(widths=(5,), mask_init="sample"), of_probe(PROBE | DRAWN), (1, 2), True),
     "dynamic": (
         FAMILIES["qwen3"],
@@ -62,7 +63,7 @@ CASES = {  # model, draft source, the same in `reference`, sizes of the mesh, an
         BASE,
         MERGED,
         merged.of_reference(MERGED, capacity=64),  # where the longest prompt and its answer fit
-        (2, 2),
+        (1, 2),
         False,
     ),
     "recycle": (
@@ -76,7 +77,7 @@ CASES = {  # model, draft source, the same in `reference`, sizes of the mesh, an
         FAMILIES["llama"],  # tied: its head is a table of its own
         Recycle(tree=12),
         functools.partial(reference.recycle_decode, num_nodes=12, max_depth=6),
-        (2, 2),
+        (1, 2),
         False,
     ),
 }
@@ -84,11 +85,11 @@ PROMPTS = [
     Prompt(id=i, token_ids=[(7 * i + j * j) % 57 for j in range(1 + (i * 5) % 23)], seed=i, max_new_tokens=12 + i)
     for i in range(10)
 ]
-SETTINGS = Settings(batch_size=4, top_p=0.95, logprobs=True, top_logprobs=3, prompt_logprobs=True)
+SETTINGS = Settings(batch_size=4, top_p=0.95, logprobs=True, top_logprobs=3)
 
 
 def measure(model, results):
-    measured = {"cases": {name: measure_case(*case, is_rounded=name == "int8") for name, case in CASES.items()}}
+    measured = {"cases": {name: measure_case(name, *case) for name, case in CASES.items()}}
     measured["exact"] = [measure_exact(dtype) for dtype in ("float32", "bfloat16")]
     measured["warm"] = measure_warm()
     measured["tuned"], measured["bad border"] = measure_tuned(), measure_bad_border()
@@ -100,14 +101,15 @@ def measure(model, results):
     results.write_text(json.dumps(measured))
 
 
-def measure_case(cfg, source, decode_again, sizes, is_sampled, *, is_rounded):
+def measure_case(name, cfg, source, decode_again, sizes, is_sampled):
     """Decodes on a mesh, by `reference` and, in one case, on one device."""
-    checkpoint = random_checkpoint(cfg)
+    checkpoint, is_rounded = random_checkpoint(cfg), name == "int8"
+    settings = dataclasses.replace(SETTINGS, prompt_logprobs=name == "probe")
     if is_rounded:
         checkpoint = dataclasses.replace(checkpoint, params=quantize_params(checkpoint.params))
     prompts = [dataclasses.replace(prompt, temperature=is_sampled * (prompt.id % 2) * 1.0) for prompt in PROMPTS]
     several = Decoder(split(checkpoint, *sizes), source)
-    answers = list(several.run(prompts, SETTINGS))
+    answers = list(several.run(prompts, settings))
     if is_rounded:
         model = reference.Model(dequantize_params(checkpoint.params), dataclasses.replace(cfg, is_tied=False))
     else:
@@ -118,18 +120,14 @@ def measure_case(cfg, source, decode_again, sizes, is_sampled, *, is_rounded):
         "programs": [len(programs) for programs in several.groups.programs],
         "own program": read_program(several.groups.programs[-1]),
     }
-    if sizes == (4, 2):
-        alone = Decoder(checkpoint, source).run(prompts, SETTINGS)
+    if name == "probe":
+        alone = Decoder(checkpoint, source).run(prompts, settings)
         case["logprobs"] = [list(map(logprobs_of, each)) for each in (answers, alone)]
     return case
 
 
-def logprobs_of(answer):
-    """Those of the prompt and of the answer, as one text: the prompt's first token has none."""
-    return [
-        [*answer.prompt_logprobs[1:], *answer.logprobs],
-        [*answer.prompt_top_logprobs[1:], *answer.top_logprobs],
-    ]
+def logprobs_of(a):
+    return [a.prompt_logprobs[1:] + a.logprobs, a.prompt_top_logprobs[1:] + a.top_logprobs]
 
 
 def measure_warm():
@@ -226,21 +224,13 @@ def random_checkpoint(cfg):
     return make_checkpoint(SimpleNamespace(params=params, cfg=cfg))
 
 
-def split(checkpoint, data, tensor):
-    """Lays a checkpoint out on a mesh, its vocabulary padded with zeros."""
-
-    def leaf(wanted, array):
-        padding = [(0, after - before) for before, after in zip(array.shape, wanted.shape, strict=True)]
-        return jax.device_put(np.pad(np.asarray(array), padding), wanted.sharding)
-
-    wanted = sharded_params(checkpoint.config, make_mesh(data, tensor), weights=weights_of(checkpoint.params))
-    return dataclasses.replace(checkpoint, params=jax.tree.map(leaf, wanted, checkpoint.params))
-
-
 def measure_program():
     """Decodes as several processes do, all devices in one program; lists what that exchanges, and the shapes that it knows."""
     checkpoint, source = split(random_checkpoint(BASE), 4, 2), CASES["probe"][1]
-    programs, settings = Programs(checkpoint, source), dataclasses.replace(SETTINGS, top_logprobs=0)
+    programs, settings = (
+        Programs(checkpoint, source),
+        dataclasses.replace(SETTINGS, top_logprobs=0, prompt_logprobs=True),
+    )
     decoder = ContinuousDecoder(checkpoint, source, settings, capacity=64, is_sampled=True, programs=programs)
     prompts = [dataclasses.replace(prompt, temperature=(prompt.id % 2) * 1.0) for prompt in PROMPTS]
     ended = dict(item for update in decoder.run(enumerate(prompts)) for item in update.finished)

@@ -14,7 +14,7 @@ from conftest import BASE, make_tiny
 
 from jax_probe_mtp import Settings, generate
 from jax_probe_mtp.tuning import TuneSettings, tune_masks
-from support.generation.mesh_program import split
+from support.generation.split_checkpoint import split
 
 MESHES = [(1, 1), (2, 1), (1, 2), (2, 2)]  # data, tensor
 SETTINGS = TuneSettings(num_masks=2, steps=6, look_every=3, batch_size=8, micro_batch=4)
