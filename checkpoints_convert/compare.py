@@ -95,6 +95,7 @@ def torch_model(cfg: ModelConfig, params: Params, dtype: str = "float32") -> Any
                 tensors.pop(row.source.format(i)).copy_(torch.from_numpy(values))
         if cfg.rope_divisors:
             model.model.rotary_emb.inv_freq /= torch.tensor(cfg.rope_divisors)
+        model.model.rotary_emb.attention_scaling = cfg.rope_scale
     if tensors:
         raise CheckpointError(f"transformers' {model_class.__name__} has parameters we do not: {', '.join(tensors)}.")
     rope = model.model.rotary_emb

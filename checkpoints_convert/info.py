@@ -49,7 +49,11 @@ class Info:
 
     def __str__(self) -> str:
         cfg = self.config
-        rope = f"theta {cfg.rope_theta:g}" + (", Llama 3.1 scaling" if cfg.rope_divisors else "")
+        rope = f"theta {cfg.rope_theta:g}"
+        if cfg.rope_divisors:
+            rope += f", frequencies divided by {min(cfg.rope_divisors):g} to {max(cfg.rope_divisors):g}"
+        if cfg.rope_scale != 1:
+            rope += f", scaled by {cfg.rope_scale:g}"
         lines = {
             "kind": f"{self.kind} ({', '.join(self.types)})",
             "architecture": f"{cfg.family}: {cfg.num_layers} layers, width {cfg.width}, mlp {cfg.mlp_width}, "

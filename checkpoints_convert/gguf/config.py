@@ -12,7 +12,14 @@ from checkpoints_convert.gguf.reader import GGUFSource
 from checkpoints_convert.mapping.ends import given_ids
 from checkpoints_convert.mapping.fields import shortest_float
 from checkpoints_convert.mapping.names import GGUF, GGUF_HEAD, GGUF_ROPE_DIVISORS
-from checkpoints_convert.mapping.rope import MAX_HEAD_DIM
+from checkpoints_convert.mapping.rope import (
+    MAX_HEAD_DIM,
+    Rope,
+    linear_divisors,
+    longest_context,
+    yarn_divisors,
+    yarn_scale,
+)
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model.config import ModelConfig
 
@@ -31,6 +38,12 @@ _KNOWN = {
     "rope.dimension_count",
     "rope.scaling.original_context_length",
     "rope.scaling.finetuned",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scale_linear",
     "vocab_size",
     "tensor_data_layout",
 }
@@ -42,10 +55,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.sliding_window": (0,),
     "attention.causal": (True,),
     "attention.scale": (0.0,),
-    "rope.scaling.type": ("none",),
-    "rope.scaling.factor": (0.0, 1.0),
-    "rope.scaling.attn_factor": (1.0,),
-    "rope.scale_linear": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
     "logit_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
     "embedding_scale": (0.0, 1.0),
@@ -87,6 +99,7 @@ def read_gguf_config(
     for key in ("attention.value_length", "rope.dimension_count"):
         if model.integer(key, head_dim) != head_dim:
             raise CheckpointError(f"{where}: {family}.{key} = {model.values[key]} must equal the head size {head_dim}.")
+    rope = _rope(model, source, head_dim)
     embed = source.tensors.get("token_embd.weight")
     if embed is None:
         raise CheckpointError(f"{where}: tensor 'token_embd.weight' is missing; fetch the file again.")
@@ -100,10 +113,11 @@ def read_gguf_config(
             num_kv_heads=model.integer("attention.head_count_kv", num_heads),
             head_dim=head_dim,
             mlp_width=model.integer("feed_forward_length"),
-            context_length=model.integer("context_length"),
+            context_length=rope.context_length,
             norm_eps=shortest_float(model.number("attention.layer_norm_rms_epsilon")),
-            rope_theta=shortest_float(model.number("rope.freq_base", 10_000.0)),
-            rope_divisors=_rope_divisors(source),
+            rope_theta=rope.theta,
+            rope_divisors=rope.divisors,
+            rope_scale=rope.scale,
             has_qkv_bias=family == "qwen2",
             has_qk_norm=family == "qwen3",
             is_tied=GGUF_HEAD not in source.tensors,
@@ -115,6 +129,46 @@ def read_gguf_config(
     if eos_token_ids is None:
         return cfg, read_ends(top, cfg.vocab_size)
     return cfg, given_ids(eos_token_ids, cfg.vocab_size)
+
+
+def _rope(model: GGUFFields, source: GGUFSource, head_dim: int) -> Rope:
+    """Reads rope's scaling as llama.cpp does: without a type a factor is a linear one, and a factor of 0 is none."""
+    theta, context_length = shortest_float(model.number("rope.freq_base", 10_000.0)), model.integer("context_length")
+    factor = model.number("rope.scaling.factor", model.number("rope.scale_linear", None))
+    rope_type = model.text("rope.scaling.type", "linear" if factor else "none")
+    if rope_type not in ("none", "linear", "yarn"):
+        says = f"rope.scaling.type = {rope_type!r:.80} is not supported; none, linear and yarn are"
+        raise CheckpointError(f"{model.where}: {says}.")
+    if rope_type == "none" and factor not in (None, 0, 1):
+        raise CheckpointError(f"{model.where}: rope.scaling.type is none, but its factor {factor:g}; leave one out.")
+    if rope_type != "none" and factor is None:
+        raise CheckpointError(f"{model.where}: rope.scaling.type is {rope_type}, but rope.scaling.factor is missing.")
+    factor = shortest_float(factor or 1.0)
+    if factor < 1:
+        raise CheckpointError(f"{model.where}: rope.scaling.factor must be at least 1, got {factor:g}.")
+    scale, divisors = shortest_float(model.number("rope.scaling.attn_factor", 1.0)), _rope_divisors(source)
+    if not 0 < scale < np.inf:
+        raise CheckpointError(f"{model.where}: rope.scaling.attn_factor must be above 0, got {scale:g}.")
+    if divisors and factor != 1:
+        raise CheckpointError(f"{model.where} has {GGUF_ROPE_DIVISORS} and a rope.scaling.factor; one of them may be.")
+    if rope_type == "linear":
+        divisors = divisors or linear_divisors(factor, head_dim)
+    elif rope_type == "yarn":
+        trained_length = model.integer("rope.scaling.original_context_length", context_length)
+        divisors = divisors or yarn_divisors(
+            theta,
+            head_dim,
+            factor=factor,
+            beta_fast=model.number("rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=model.number("rope.scaling.yarn_beta_slow", 1.0),
+            trained_length=trained_length,
+            truncates=True,
+            where=model.where,
+        )
+        scale *= yarn_scale(factor)
+        if "rope.scaling.original_context_length" in model:
+            context_length = longest_context(context_length, factor, trained_length, model.where)
+    return Rope(theta, divisors, scale, context_length)
 
 
 def _rope_divisors(source: GGUFSource) -> tuple[float, ...]:

@@ -83,7 +83,7 @@ def read_hf_config(folder: Path, eos_token_ids: Sequence[int] | None = None) -> 
     if not 0 < head_dim <= MAX_HEAD_DIM:  # before as many divisors are computed
         raise CheckpointError(f"{config.where}: a head size of {head_dim} is not supported; 2 to {MAX_HEAD_DIM} are.")
     context_length = config.integer("max_position_embeddings", _DEFAULT_CONTEXT[family])
-    rope_theta, rope_divisors = rope_settings(config, head_dim=head_dim, context_length=context_length)
+    rope = rope_settings(config, head_dim=head_dim, context_length=context_length)
     try:
         cfg = ModelConfig(
             family=family,
@@ -94,10 +94,11 @@ def read_hf_config(folder: Path, eos_token_ids: Sequence[int] | None = None) -> 
             num_kv_heads=config.integer("num_key_value_heads", num_kv_heads),
             head_dim=head_dim,
             mlp_width=config.integer("intermediate_size"),
-            context_length=context_length,
+            context_length=rope.context_length,
             norm_eps=config.number("rms_norm_eps", 1e-6),
-            rope_theta=rope_theta,
-            rope_divisors=rope_divisors,
+            rope_theta=rope.theta,
+            rope_divisors=rope.divisors,
+            rope_scale=rope.scale,
             has_qkv_bias=family == "qwen2",
             has_qk_norm=family == "qwen3",
             is_tied=config.flag("tie_word_embeddings", False),

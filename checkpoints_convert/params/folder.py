@@ -47,6 +47,8 @@ class Metadata:
 
     def as_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
+        if self.config.rope_scale == 1:  # so that earlier versions read what they can
+            del values["config"]["rope_scale"]
         return {"format_version": values.pop("version"), **values}
 
 

@@ -23,7 +23,8 @@ class ModelConfig:
       context_length: positions the model was made for.
       norm_eps: epsilon of every RMS norm.
       rope_theta: base of the rotary frequencies.
-      rope_divisors: h/2 numbers that divide the rotary frequencies (Llama 3.1 scaling), or empty for none.
+      rope_divisors: h/2 numbers that divide the rotary frequencies (Llama 3.1's, YaRN's or a linear scaling), or none.
+      rope_scale: what cosines and sines are multiplied by (YaRN's attention factor, arXiv:2309.00071).
       has_qkv_bias: True when q, k and v have biases (Qwen2).
       has_qk_norm: True when each q and k head is RMS-normed before rope (Qwen3).
       is_tied: True when the head is the embedding table.
@@ -46,6 +47,7 @@ class ModelConfig:
     has_qkv_bias: bool = False
     has_qk_norm: bool = False
     is_tied: bool = False
+    rope_scale: float = dataclasses.field(default=1.0, repr=False)  # `fingerprint` reads the others' repr
     is_sharded: bool = dataclasses.field(default=False, repr=False)  # no part of what the model is
 
     def __post_init__(self) -> None:
@@ -71,6 +73,8 @@ class ModelConfig:
             raise ValueError(f"rope_divisors must hold {self.head_dim // 2} numbers, got {len(self.rope_divisors)}.")
         if not all(isinstance(x, int | float) and 0 < x < math.inf for x in self.rope_divisors):
             raise ValueError(f"rope_divisors must be finite numbers above 0, got {list(self.rope_divisors)}.")
+        if not isinstance(self.rope_scale, int | float) or not 0 < self.rope_scale < math.inf:
+            raise ValueError(f"rope_scale must be a finite number above 0, got {self.rope_scale!r}.")
         if self.family not in FAMILIES:
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
         for name in ("has_qkv_bias", "has_qk_norm", "is_tied", "is_sharded"):

@@ -32,14 +32,16 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 
 def rope_table(cfg: ModelConfig, position_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Computes cosines and sines of the rotary embedding, float32 [B, T, h/2] each.
+    """Computes cosines and sines of the rotary embedding, times `rope_scale`, float32 [B, T, h/2] each.
 
     The angles are float32 whatever the model's dtype: bfloat16 cannot tell position 1000 from 1001.
     """
     exponents = np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim
     frequencies = cfg.rope_theta**-exponents / np.asarray(cfg.rope_divisors or 1.0)
     angles = position_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
-    return jnp.cos(angles), jnp.sin(angles)
+    if cfg.rope_scale == 1:
+        return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * cfg.rope_scale, jnp.sin(angles) * cfg.rope_scale
 
 
 def rotate(x: jax.Array, cos_BTc: jax.Array, sin_BTc: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,  # short, so that the scaling is felt at 500 tokens
 }
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 
 # name: config, model, what differs from the sizes below, largest shard in bytes or None
@@ -34,6 +35,31 @@ CASES = {
     ),
     "qwen2-sharded": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}, 60_000),
     "qwen2-tied": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {"tie_word_embeddings": True}, None),
+    "llama-linear": (
+        transformers.LlamaConfig,
+        transformers.LlamaForCausalLM,
+        {"rope_parameters": PLAIN | {"rope_type": "linear", "factor": 4.0}},
+        None,
+    ),
+    "llama-dynamic": (
+        transformers.LlamaConfig,
+        transformers.LlamaForCausalLM,
+        {"rope_parameters": PLAIN | {"rope_type": "dynamic", "factor": 4.0}},
+        None,
+    ),
+    "qwen2-yarn": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {"rope_parameters": YARN}, None),
+    "qwen2-yarn-mscale": (
+        transformers.Qwen2Config,
+        transformers.Qwen2ForCausalLM,
+        {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3, "beta_fast": 8.0, "beta_slow": 2.0}},
+        None,
+    ),
+    "qwen3-yarn-not-truncated": (
+        transformers.Qwen3Config,
+        transformers.Qwen3ForCausalLM,
+        {"rope_parameters": YARN | {"attention_factor": 1.3, "truncate": False}, "head_dim": 24},
+        None,
+    ),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {"head_dim": 24}, None),
     "qwen3-tied-sharded": (
         transformers.Qwen3Config,
@@ -92,12 +118,18 @@ def test_logits_equal_those_of_transformers(tmp_path, case):
     assert (ours_TV.argmax(-1) == theirs_TV.argmax(-1)).all()
 
 
-def test_llama3_scaling_is_felt_in_that_comparison(tmp_path):
-    config_class, model_class, changes, _ = CASES["llama-3.1-tied-sharded"]
+SCALED = [
+    case for case in CASES if CASES[case][2].get("rope_parameters", PLAIN)["rope_type"] not in ("default", "dynamic")
+]
+
+
+@pytest.mark.parametrize("case", SCALED)
+def test_scaling_is_felt_in_that_comparison(case):
+    config_class, model_class, changes, _ = CASES[case]
     ids = torch.arange(NUM_TOKENS)[None] % 331
     with torch.no_grad():
         scaled = random_model(config_class, model_class, changes)(ids).logits
-        plain_rope = {"rope_parameters": PLAIN | {"rope_theta": LLAMA3["rope_theta"]}}
+        plain_rope = {"rope_parameters": PLAIN | {"rope_theta": changes["rope_parameters"]["rope_theta"]}}
         plain = random_model(config_class, model_class, changes | plain_rope)(ids).logits
     assert (scaled - plain).abs().max() > 0.1
 

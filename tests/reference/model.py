@@ -37,7 +37,7 @@ class Model:
 
         def turn(y):  # [T, h]: as complex numbers
             z = (y[:, : h // 2] + 1j * y[:, h // 2 :]) * np.exp(1j * angle)
-            return np.concatenate([z.real, z.imag], axis=1)
+            return np.concatenate([z.real, z.imag], axis=1) * cfg.rope_scale
 
         def norm(y, weight):
             return y / np.sqrt((y**2).mean(-1, keepdims=True) + cfg.norm_eps) * weight

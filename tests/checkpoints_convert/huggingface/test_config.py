@@ -10,6 +10,7 @@ from checkpoints_convert import CheckpointError
 from checkpoints_convert.huggingface.config import read_hf_config
 from checkpoints_convert.huggingface.model import open_hf
 
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -53,8 +54,43 @@ def read(folder, config, generation=None):
         ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30"),
         ("llama", {"logits_scaling": 8.0}, "logits_scaling = 8"),
         ("qwen3", {"num_experts": 128}, "num_experts = 128"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope type 'linear'"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "'longrope' is not supported: its frequencies change .* 'yarn'",
+        ),
+        ("llama", {"rope_scaling": {"rope_type": "su", "factor": 4.0}}, "rope type 'su' is not supported; 'default', "),
+        ("llama", {"rope_scaling": {"factor": 4.0}}, "factor = 4.0 is not read for rope type 'default'"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling has no 'factor'"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor must be at least 1, got 0.5"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear", "factor": 2, "beta_fast": 8}},
+            "beta_fast = 8 is not read .* 'linear'",
+        ),
+        ("llama", {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2}}, r"differ \(linear, yarn\)"),
+        ("llama", {"rope_scaling": {"type": "dynamic"}}, "has no 'factor'"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 8}}, "alpha = 8 is not read"),
+        ("llama", {"rope_scaling": LLAMA3 | {"factor": 0.5}}, "factor >= 1 .* factor 0.5"),
+        ("llama", {"rope_scaling": LLAMA3 | {"beta_fast": 0.5}}, "beta_fast = 0.5"),
+        ("llama", {"rope_scaling": {"type": "yarn"}}, "has no 'factor'"),
+        ("llama", {"rope_scaling": YARN | {"factor": 0.9}}, "factor must be at least 1, got 0.9"),
+        ("llama", {"rope_scaling": YARN | {"factor": math.inf}}, "'factor' must be finite"),
+        ("llama", {"rope_scaling": YARN | {"factor": "4"}}, "'factor' must be a number, got '4'"),
+        ("llama", {"rope_scaling": YARN | {"beta_fast": 0.5}}, "0 < beta_slow <= beta_fast .* got theta 5000, 1, 0.5"),
+        ("llama", {"rope_scaling": YARN | {"beta_slow": -1}}, "0 < beta_slow <= beta_fast"),
+        ("llama", {"rope_scaling": YARN | {"truncate": 1}}, "'truncate' must be true or false"),
+        ("llama", {"rope_scaling": YARN | {"attention_factor": 0.0}}, "make 0 of the rotary embedding's scale"),
+        (
+            "llama",
+            {"rope_scaling": YARN | {"mscale": -99.0, "mscale_all_dim": 1.0}},
+            "make -11.* of the rotary embedding's",
+        ),
+        ("llama", {"rope_scaling": YARN | {"attention_factor": 1.0, "attn_factor": 2.0}}, "leave one out"),
+        ("llama", {"rope_scaling": YARN | {"extrapolation_factor": 2.0}}, "extrapolation_factor = 2.0 is not read"),
+        ("llama", {"rope_scaling": YARN | {"factor": 2.0**60}}, "is no length of a context"),
+        ("llama", {"rope_scaling": YARN | {"original_max_position_embeddings": 0}}, "a trained length above 0"),
+        ("llama", {"rope_scaling": YARN, "rope_theta": 1.0}, "a theta above 1"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, r"by layer \(full_attention\)"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor must be 1, got 0.25"),
         ("llama", {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "0 < low_freq_factor < high_freq_factor"),
@@ -69,7 +105,7 @@ def read(folder, config, generation=None):
         ("llama", {"rms_norm_eps": math.inf}, "'rms_norm_eps' must be finite"),
         ("llama", {"rope_theta": math.nan}, "'rope_theta' must be finite"),
         ("llama", {"rope_theta": 10**400}, "'rope_theta' must be finite"),
-        ("llama", {"rope_theta": 0, "rope_scaling": LLAMA3}, "theta and factor > 0 .* got theta 0"),
+        ("llama", {"rope_theta": 0, "rope_scaling": LLAMA3}, "theta > 0, factor >= 1 .* got theta 0"),
         ("llama", {"head_dim": 10**9}, "head size of 1000000000 is not supported"),
         ("llama", {"architectures": [["LlamaForCausalLM"]]}, r"\[\['LlamaForCausalLM'\]\] is not supported"),
         ("llama", {"eos_token_id": None}, r"have no eos_token_id; .* or give it with --eos-token-id"),
@@ -124,6 +160,35 @@ def test_what_is_left_out_is_what_transformers_assumes(tmp_path):
         assert ours.norm_eps == theirs.rms_norm_eps
         assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
         assert ours.is_tied == theirs.tie_word_embeddings
+
+
+def test_the_context_is_that_of_the_scaling(tmp_path):
+    """Qwen2.5's page tells to add `YARN`, and to leave `max_position_embeddings`; dynamic scaling begins behind it."""
+
+    def context(**change):
+        return read(tmp_path, hf_config("llama", max_position_embeddings=64) | change)[0].context_length
+
+    assert context() == 64
+    assert context(rope_scaling=YARN) == 256
+    assert context(rope_scaling=YARN, max_position_embeddings=1024) == 1024
+    assert context(rope_scaling={"type": "yarn", "factor": 4.0}) == 64  # 64 may be the longer one already
+    assert context(rope_scaling={"type": "yarn", "factor": 4.0}, original_max_position_embeddings=32) == 128
+    assert context(rope_scaling={"type": "linear", "factor": 4.0}) == 64
+    assert context(rope_scaling={"type": "dynamic", "factor": 4.0}) == 64
+
+
+def test_what_changes_nothing_is_none(tmp_path):
+    plain = read(tmp_path, hf_config("llama"))
+    for scaling in (
+        {"type": "linear", "factor": 1.0},
+        {"type": "dynamic", "factor": 8.0},
+        {"rope_type": "default", "type": "default", "factor": 1.0},
+        {"rope_type": "default", "factor": None},
+    ):
+        assert read(tmp_path, hf_config("llama", rope_scaling=scaling)) == plain
+    for key, value in {"finetuned": True, "extrapolation_factor": 1, "attn_factor": 1.0}.items():
+        with_it = read(tmp_path, hf_config("llama", rope_scaling=YARN | {key: value}))
+        assert with_it == read(tmp_path, hf_config("llama", rope_scaling=YARN)) != plain
 
 
 def test_both_ways_to_write_rope_are_read(tmp_path):

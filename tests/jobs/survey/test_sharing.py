@@ -12,10 +12,12 @@ from support.commands import read_lines, write
 
 from jax_probe_mtp import Prompt, Settings
 from jax_probe_mtp.drafting import Merged, Ngram, Plain, Probe, Recycle
+from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.generation import chunks
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.groups import Groups
 from jax_probe_mtp.jobs import survey
+from jax_probe_mtp.jobs.encode import Encoder
 
 
 def drawn(seed, length):
@@ -34,9 +36,10 @@ LONG = [[*SYSTEM[:150], *drawn(i, 3 + 15 * i)] for i in range(5)] + [[*OTHER[:90
 
 
 def answers_of(tiny, source, num_shared, **settings):
-    """Answers with so many first tokens of each prompt shared, by id; and the stats."""
+    """Answers with so many first tokens of each of the first prompts shared, by id; and the stats."""
     settings = Settings(max_new_tokens=11, batch_size=2, **settings)
-    prompts = [Prompt(id=i, token_ids=ids, seed=i, num_shared=num_shared[i]) for i, ids in enumerate(LONG)]
+    texts = zip(LONG, num_shared, strict=False)
+    prompts = [Prompt(id=i, token_ids=ids, seed=i, num_shared=shared) for i, (ids, shared) in enumerate(texts)]
     groups, stats = groups_of(tiny, source), Stats()
     decoder = groups.stream(settings, stats=stats, shared=groups.begin_shared(), capacity=512, is_sampled=True)
     found = {n: answer for update in decoder.run(enumerate(prompts)) for n, answer in update.finished}
@@ -52,10 +55,13 @@ def groups_of(tiny, source):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("source", SOURCES)
 def test_answers_and_calls_are_those_without_sharing(tiny, source, temperature):
-    source = SOURCES[source]
-    shared, stats = answers_of(tiny, source, [150] * 5 + [90] * 2, temperature=temperature)
-    alone, without = answers_of(tiny, source, [0] * 7, temperature=temperature)
-    assert (stats.prefix_tokens, without.prefix_tokens) == (4 * 150 + 90, 0)  # all but the first of each
+    source, num_shared = SOURCES[source], [150] * 5 + [90] * 2 * (source == "plain")  # other lengths are other programs
+    shared, stats = answers_of(tiny, source, num_shared, temperature=temperature)
+    alone, without = answers_of(tiny, source, [0] * len(num_shared), temperature=temperature)
+    assert (stats.prefix_tokens, without.prefix_tokens) == (
+        4 * 150 + num_shared.count(90) // 2 * 90,
+        0,
+    )  # but the first
     assert [answer.token_ids for answer in shared] == [answer.token_ids for answer in alone]
     assert [answer.accepted_by_depth for answer in shared] == [answer.accepted_by_depth for answer in alone]
     for n, answer in enumerate(shared):
@@ -140,21 +146,15 @@ def test_samples_of_a_prompt_are_prefilled_once(generate, tiny, tmp_path, monkey
     assert len({tuple(answer["token_ids"]) for answer in read_lines(output)}) == 8
 
 
-def test_the_exact_mode_shares_nothing(generate, tmp_path, monkeypatch):
+def test_the_exact_mode_shares_nothing(tiny, monkeypatch):
+    """The job does not ask for it, and the decoder does not do it."""
     monkeypatch.setattr(survey, "LEAST_SAVED_ON_CPU", 100)
-    prompts = write(tmp_path / "p.jsonl", [{"id": n, "prompt_ids": ids} for n, ids in enumerate(LONG)])
-    stats = tmp_path / "s.json"
-    flags = [
-        "--input",
-        prompts,
-        "--output",
-        tmp_path / "a.jsonl",
-        "--max-new-tokens",
-        "3",
-        "--exact",
-    ]
-    assert generate(*flags, "--stats-json", stats)[0] == 0
-    assert json.loads(stats.read_text())["prefix_tokens"] == 0
+    for is_exact, num_shared in ((False, [150] * 5 + [93] * 2), (True, [0] * 7)):
+        records = [Record(index=n, id=n, prompt_ids=ids) for n, ids in enumerate(LONG)]
+        found = survey.survey(records, tiny.cfg, Encoder(None), Settings(max_new_tokens=3, is_exact=is_exact))
+        assert [found.prefixes.of(n) for n in range(7)] == num_shared
+    _, stats = answers_of(tiny, Plain(), [150] * 5 + [90] * 2, is_exact=True)
+    assert stats.prefix_tokens == 0
 
 
 def test_bits_of_a_prefix_do_not_depend_on_who_reads_it(tiny):
