@@ -81,7 +81,7 @@ def add_command(commands: Any) -> None:
         help="log-probability of each token in the answers, and with K of the K most likely ones in its place",
     )
     generate.add_argument(
-        "--prompt-logprobs", action="store_true", help="the same of each token of the prompts, with --logprobs"
+        "--prompt-logprobs", action="store_true", help="log-probabilities of the prompts' tokens too; needs --logprobs"
     )
     generate.add_argument("--stream", action="store_true", help="show the answer to --prompt as it grows")
     generate.add_argument("--stats", action="store_true", help="tau, calls and tokens/s on stderr")
@@ -161,7 +161,9 @@ def _generate_one(args: argparse.Namespace) -> int:
             print(piece, end="", flush=True)
         print()
     else:
-        for generation in decoder.run(prompts, settings):
+        for number, generation in enumerate(decoder.run(prompts, settings), start=1):
+            if len(prompts) > 1:
+                print(f"--- answer {number} of {len(prompts)}")
             print(generation.text)
     chosen = str(choice) if choice else None
     _say_stats(args, decoder.stats, source, chosen)
@@ -181,7 +183,9 @@ def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     if prompts.unused_fields:
         logging.getLogger("jax_probe_mtp").info("%s: not read: %s", args.input, ", ".join(prompts.unused_fields))
     if args.distributed:
-        flags = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
+        flags = {
+            f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in devices.MAY_DIFFER
+        }
         processes.check_same({str(args.input): prompts.digest(), "--masks": masks.digest, **flags})
     with processes.in_step():
         mesh = devices.mesh_of(args)
@@ -258,21 +262,6 @@ def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     live.write(job.stats, is_last=True)
     _say_stats(args, job.stats, source, chosen)
     return status
-
-
-# Of the flags, what each of several processes may have for itself; the files are compared, not their names.
-MAY_DIFFER = (
-    "command",
-    "input",
-    "output",
-    "model",
-    "masks",
-    "process_id",
-    "coordinator",
-    "stats",
-    "stats_json",
-    "log_level",
-)
 
 
 def _with_defaults(args: argparse.Namespace, opened: Any, settings: Settings) -> Settings:

@@ -4,9 +4,9 @@ import argparse
 import sys
 from typing import Any
 
-from jax_probe_mtp.errors import positive
 from jax_probe_mtp.files.merge import merge
 from jax_probe_mtp.files.prompt_file import PromptFile
+from jax_probe_mtp.files.records.record_fields import num_samples
 from jax_probe_mtp.files.remote.address import file_address_or_stream, file_or_address
 from jax_probe_mtp.files.remote.places import Places
 from jax_probe_mtp.files.run_file import begun, run_path
@@ -26,7 +26,7 @@ def add_command(commands: Any) -> None:
         help="the prompts: puts the answers in their order (default: one part after the other)",
     )
     join.add_argument(
-        "--n", type=positive, metavar="N", help="of --input: answers to each record that does not say (default: 1)"
+        "--n", type=num_samples, metavar="N", help="of --input: answers to each record that does not say (default: 1)"
     )
     join.add_argument(
         "--leave-out-others",

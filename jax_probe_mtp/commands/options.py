@@ -11,9 +11,10 @@ import jax
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.commands.flags import penalties
 from jax_probe_mtp.decoding.settings import Settings
-from jax_probe_mtp.errors import local_file, one_line, positive
+from jax_probe_mtp.errors import local_file, one_line
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.records.record import Record
+from jax_probe_mtp.files.records.record_fields import num_samples
 from jax_probe_mtp.files.remote.address import Address, file_address_or_stream, is_address
 from jax_probe_mtp.files.remote.models import copied_model
 from jax_probe_mtp.generation.tokenizer import check_template_kwargs, check_unicode
@@ -61,9 +62,9 @@ def add_prompts(parser: argparse.ArgumentParser) -> Any:
     )
     parser.add_argument(
         "--n",
-        type=positive,
+        type=num_samples,
         metavar="N",
-        help="answers to each prompt, drawn apart; a record's own n comes first (default: 1)",
+        help="answers to each prompt, each drawn by itself; a record's own n comes first (default: 1)",
     )
     add_template(parser)
     return source
@@ -121,10 +122,10 @@ def _template_kwargs(text: str | None) -> dict[str, Any] | None:
 
 def read_records(args: argparse.Namespace) -> list[Record]:
     """Reads all prompts of a command at once; several times those of which several answers are asked for."""
-    num_samples = args.n or 1
+    n = args.n or 1
     if args.input:
-        return list(PromptFile(args.input, num_samples=num_samples))
-    return [Record(index=i, id=0, prompt=args.prompt, n=num_samples, sample=i) for i in range(num_samples)]
+        return list(PromptFile(args.input, num_samples=n))
+    return [Record(index=i, id=0, prompt=args.prompt, n=n, sample=i) for i in range(n)]
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:

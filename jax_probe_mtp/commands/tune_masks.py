@@ -124,6 +124,10 @@ def _tune_masks(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     prompts = PromptFile(args.input or own_prompts())
+    if prompts.num_records > prompts.num_lines:
+        raise ValueError(
+            f"{prompts.path} asks for several answers to a prompt, but one of each is tuned on; leave n out."
+        )
     if prompts.num_records < texts.MIN_TEXTS:
         raise ValueError(
             f"{prompts.path} holds {prompts.num_records} prompts, too few to tune on: give {texts.MIN_TEXTS}."

@@ -19,6 +19,7 @@ from jax_probe_mtp.files.remote.address import file_address_or_stream
 from jax_probe_mtp.files.remote.places import Places
 from jax_probe_mtp.files.whole_files import check_files, write_files, write_json
 from jax_probe_mtp.jobs.encode import Encoder
+from jax_probe_mtp.jobs.survey import check_samples
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.fingerprint import model_identity
@@ -118,6 +119,8 @@ def _verify_method(args: argparse.Namespace) -> int:
             raise ValueError(f"--against torch compares greedy tokens without {asked}; leave them out.")
     opened = options.open_model(args)
     settings = model_defaults.settings_of(args, opened.generation_defaults, settings)
+    for record in records:
+        check_samples(record, settings)
     encode = options.encoder(args, opened.tokenizer)
     prompts = [_encoded(record, encode) for record in records]
     draft_options.check_own(source, opened.config)
@@ -134,8 +137,11 @@ def _verify_method(args: argparse.Namespace) -> int:
     run = _run(args, checkpoint, settings) | drafting
     title = f"{run['draft']} against {'transformers' if args.against == 'torch' else 'plain decoding'}"
     found = with_what(checkpoint, prompts, source, settings, shared=shared)
-    with_categories = (dataclasses.replace(each, category=category_of.get(each.id)) for each in found)
-    return _report(with_categories, title, run, args)
+    told_apart = (
+        dataclasses.replace(each, category=category_of.get(each.id), sample=record.sample or None)
+        for each, record in zip(found, records, strict=True)
+    )
+    return _report(told_apart, title, run, args)
 
 
 def _encoded(record: Record, encode: Encoder) -> Prompt:

@@ -147,6 +147,8 @@ def _check_prompt(cfg: ModelConfig, source: DraftSource, prompt: Prompt, setting
             f"prompt {prompt.id} has {length} tokens, with {new} new ones more than the model's context of "
             f"{cfg.context_length}; shorten the prompt or ask for at most {max(cfg.context_length - length, 0)} new."
         )
+    if type(prompt.sample) is not int or prompt.sample < 0:
+        raise ValueError(f"prompt {prompt.id}: sample must be a whole number of at least 0, got {prompt.sample!r:.60}.")
     if not 0 <= prompt.num_shared < length:
         raise ValueError(
             f"prompt {prompt.id} has num_shared {prompt.num_shared}; give 0 to {length - 1}, one token less."

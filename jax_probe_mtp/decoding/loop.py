@@ -106,10 +106,13 @@ def _how_prompts_run(
     params: Params, cfg: ModelConfig, source: DraftSource, decode_cfg: DecodeConfig
 ) -> tuple[Any, Any]:
     """Gives what runs pieces of prompts, and what makes a layer of them."""
-    longest_path = source.max_depth + source.num_masks
-    norm = block_layer.first_norm(params, cfg, decode_cfg, longest_path)
-    make_layer = block_layer.prompt_layer(params, cfg, decode_cfg, longest_path)
+    norm = block_layer.first_norm(params, cfg, decode_cfg, _longest_path(source))
+    make_layer = block_layer.prompt_layer(params, cfg, decode_cfg, _longest_path(source))
     return functools.partial(transformer.forward, norm=norm), make_layer
+
+
+def _longest_path(source: DraftSource) -> int:
+    return source.max_depth + source.num_masks
 
 
 def run_steps(
@@ -260,7 +263,7 @@ def _scorer(
     """Makes what puts a piece's log-probabilities among those of the prompts, [B, T + 1]; nothing where none are kept."""
     if not decode_cfg.has_prompt_logprobs:
         return lambda logprobs, start, hidden_BUD: logprobs
-    head = block_layer.head(params, cfg, decode_cfg, source.max_depth + source.num_masks)
+    head = block_layer.head(params, cfg, decode_cfg, _longest_path(source))
     next_BT = jnp.pad(prompt_BT[:, 1:], ((0, 0), (0, 1)))
     most = max(1, SCORED_ROWS // prompt_BT.shape[0])
 

@@ -43,7 +43,7 @@ class Settings:
       temperature: 0 is greedy, and so is less than 1e-30.
       top_k: the most likely tokens that stay, 0 for all.
       top_p: mass of the most likely tokens that stay, in (0, 1].
-      seed: of the run, 0 or more; each prompt draws with a seed of its own made from it and its id (`record_seed`).
+      seed: of the run, 0 or more; each prompt draws with a seed of its own made from it and its id (`sample_seed`).
       stop: texts that end an answer where they first appear; they are not part of it.
       repetition_penalty: divides the logits above 0 of tokens in prompt or answer, and multiplies the others; 1 is none.
       presence_penalty: taken from the logits of tokens in the answer, -2 to 2.

@@ -111,6 +111,11 @@ def answer_key(answer: Mapping[str, Any]) -> int:
     return sample_key(id_key(answer["id"]), sample)
 
 
+def first_sample_key(answer: Mapping[str, Any]) -> int:
+    """Gives the key of the first sample of the record that an answer belongs to."""
+    return answer_key({name: value for name, value in answer.items() if name != "sample"})
+
+
 def sample_name(name: object, sample: int | None) -> str:
     """Gives the id of an answer for messages, and which sample it is where its record asks for several."""
     return f"{name!r}"[:60] + ("" if sample is None else f" (sample {sample})")

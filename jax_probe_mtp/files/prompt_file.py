@@ -15,6 +15,7 @@ from jax_probe_mtp.files.records.record import Record, parsed_records
 from jax_probe_mtp.files.records.record_fields import FIELDS
 
 MAX_UNUSED_FIELDS = 10
+MAX_RECORDS = 2**32 - 1  # their places have 32 bits
 
 
 class PromptFile:
@@ -53,9 +54,11 @@ class PromptFile:
         keys, contents, nameless = array("Q"), array("Q"), array("I")
         self._first = array("I", [0])  # record of each line, and behind the last one
         unused: set[str] = set()
-        for record, fields, _, _ in self._lines():
+        for record, fields, _, where in self._lines():
             contents.append(record.content)
             keys.append(sample_key(id_key(record.id), record.sample))
+            if self._first[-1] + record.n > MAX_RECORDS:
+                raise ValueError(f"{path}, up to {where}, asks for more than {MAX_RECORDS} answers; split it.")
             self._first.append(self._first[-1] + record.n)
             if self._is_nameless(fields):
                 nameless.append(record.index)

@@ -27,7 +27,7 @@ class Generation:
       logprobs: log-probability of each new token; None unless asked for.
       top_logprobs: of each new token's place the most likely tokens' ids and log-probabilities; None unless asked for.
       prompt_logprobs: log-probability of each token of the prompt, None of the first; None unless asked for.
-      prompt_top_logprobs: the same of `top_logprobs`.
+      prompt_top_logprobs: as `top_logprobs`, for the tokens of the prompt; None for the first.
       error: why it could not run; None if it could.
     """
 

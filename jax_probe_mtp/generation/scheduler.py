@@ -245,8 +245,10 @@ class ContinuousDecoder:
 
     def _read_prompts(self, arrived: list[Arrival], prompts: list[tuple[np.ndarray, TopTokens | None]]) -> None:
         """Takes the log-probabilities of the prompts that were put into their rows, where they were asked for."""
+        if not self._settings.prompt_logprobs:
+            return
         per_shard = len(self._rows) // self._programs.num_shards
-        for arrival, (logprob_DT, top_DTC) in zip(arrived if prompts else [], prompts, strict=True):
+        for arrival, (logprob_DT, top_DTC) in zip(arrived, prompts, strict=True):
             for d in np.flatnonzero(np.asarray(arrival.request.max_new_tokens_B)).tolist():  # the others are idle
                 row = self._rows[d * per_shard + arrival.row_D[d]]
                 assert row is not None

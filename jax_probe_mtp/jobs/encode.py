@@ -29,6 +29,7 @@ class Encoder:
     system: str | None = None
     template_kwargs: Mapping[str, Any] | None = None
     date: datetime.datetime | None = None
+    _last: dict[int, list[int]] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, record: Record) -> Prompt:
         """Turns one record into tokens.
@@ -48,6 +49,16 @@ class Encoder:
         )
 
     def _token_ids(self, record: Record) -> list[int]:
+        """Gives the tokens; those of a record's several samples, which come one after the other, are made once."""
+        if record.n == 1:
+            return self._encoded(record)
+        if record.content not in self._last:
+            token_ids = self._encoded(record)
+            self._last.clear()
+            self._last[record.content] = token_ids
+        return self._last[record.content]
+
+    def _encoded(self, record: Record) -> list[int]:
         if record.prompt_ids is not None:
             return record.prompt_ids
         of_template: dict[str, Any] = {

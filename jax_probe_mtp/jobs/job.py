@@ -134,14 +134,14 @@ class Job:
                 kept.compare_prompts(self._encode)
                 if not self._redoes_changed:
                     kept.refuse_changed(self._output)
-                elif kept.changed:
-                    _logger.info("%s: %d records have changed: answered anew", self._output, len(kept.changed))
+                elif num_changed := len(kept.changed) + len(kept.stale):
+                    _logger.info("%s: %d records have changed: answered anew", self._output, num_changed)
                 anew = list(kept.changed)
                 if self._retries_errors and kept.failed:
                     _logger.info("%s: %d records could not run: tried again", self._output, len(kept.failed))
                     anew += kept.failed
-                if anew:
-                    answers.remove(kept.let_go(anew))
+                if anew or kept.stale:
+                    answers.remove(kept.let_go(anew) | kept.stale.keys())
             signals = opened.enter_context(Signals())
             opened.enter_context(self._copy)  # which so puts all there while signals are still heard
             is_done = processes.union(kept.is_kept)
@@ -149,14 +149,15 @@ class Job:
                 _logger.info("%s holds %d of %d records: going on", self._output, is_done.sum(), len(is_done))
                 self._decoder.shared = self._warm.load(self._decoder.shared)
             stopped_by = self._decode(answers, signals, is_done)
-        return self._status(answers, kept.num_others, stopped_by)
+        return self._status(answers, kept, stopped_by)
 
-    def _status(self, answers: AnswerFile, num_others: int, stopped_by: int) -> int:
+    def _status(self, answers: AnswerFile, kept: Kept, stopped_by: int) -> int:
         """Says what was written, and gives the exit status."""
+        num_others, num_errors = kept.num_others, answers.num_errors - kept.num_other_errors
         num, total = answers.num_written - num_others, self._prompts.num_records
         only = f" (--limit {self._limit})" if self._num_wanted < total else ""
         others = only + (
-            f", beside {num_others} answers to records that {self._prompts.path} does not have" if num_others else ""
+            f", beside {num_others} answers that {self._prompts.path} does not ask for" if num_others else ""
         )
         if stopped_by:
             name = "another process" if stopped_by == processes.ERROR else signal.Signals(stopped_by).name
@@ -168,10 +169,10 @@ class Job:
             says = f"{self._prompts.path} has changed since this run began, which wrote {num} of {total} records"
             raise ValueError(f"{says}; give the same command to go on.")
         _logger.info("%d of %d records in %s%s", num, total, self._output, others)
-        if answers.num_errors:
+        if num_errors:
             way_out = "give --retry-errors to try them again" if self._copy.can_go_on else "mend them and begin anew"
             _logger.warning(
-                '%d records could not run; their "error" in %s says why: %s', answers.num_errors, self._output, way_out
+                '%d records could not run; their "error" in %s says why: %s', num_errors, self._output, way_out
             )
             return EXIT_ERRORS
         return 0

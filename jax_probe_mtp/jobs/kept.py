@@ -9,7 +9,7 @@ import numpy as np
 
 from jax_probe_mtp.decoding.settings import Prompt
 from jax_probe_mtp.files.answer_file import lines_of
-from jax_probe_mtp.files.ids import content_digest
+from jax_probe_mtp.files.ids import content_digest, first_sample_key
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.records.record import Record
 
@@ -21,29 +21,37 @@ class Kept:
       is_kept: bool [num_records], True where the file holds the record's answer.
       failed: indices of the kept ones whose answer is an error.
       changed: indices of the records whose id has an answer, but to another prompt or with other settings.
-      num_others: answers to records that the prompt file does not have.
+      stale: keys of answers to other prompts, under the ids of records that ask for fewer samples now.
+      num_others: answers to records that the prompt file does not have, or to samples that it does not ask for.
+      num_other_errors: of these, those that are errors.
     """
 
     def __init__(self, prompts: PromptFile) -> None:
         self.is_kept = np.zeros(prompts.num_records, np.bool_)
         self.failed = array("I")
         self.changed = array("I")
-        self.num_others = 0
+        self.stale: dict[int, int] = {}  # each with the record's index
+        self.num_others = self.num_other_errors = 0
         self._prompts = prompts
         self._prompt_digests = array("Q")  # of answers of an earlier version, which name no content; 0 of all others
 
     def see(self, key: int, answer: dict[str, Any]) -> None:
         """Takes an answer of the output, and the key of its record."""
-        index = self._prompts.keys.find(key)
+        index, is_error = self._prompts.keys.find(key), answer.get("finish_reason") == "error"
         if index is None:
-            self.num_others += 1
+            first = self._prompts.keys.find(first_sample_key(answer))
+            if first is not None and answer.get("content") != f"{self._prompts.contents[first]:016x}":
+                self.stale[key] = first
+            else:
+                self.num_others += 1
+                self.num_other_errors += is_error
         elif "content" not in answer:
             if not self._prompt_digests:
                 self._prompt_digests.frombytes(bytes(8 * len(self.is_kept)))
             self._prompt_digests[index] = _digest(answer.get("prompt_ids"))
         elif answer["content"] == f"{self._prompts.contents[index]:016x}":
             self.is_kept[index] = True
-            if answer.get("finish_reason") == "error":
+            if is_error:
                 self.failed.append(index)
         else:
             self.changed.append(index)
@@ -69,13 +77,14 @@ class Kept:
 
     def refuse_changed(self, output: Path) -> None:
         """Raises ValueError, which says what differs, if an answer of `output` is to a record that has changed."""
-        if not self.changed:
+        of_key = self.stale | {self._prompts.keys[index]: index for index in self.changed}
+        if not of_key:
             return
-        first = min(self.changed)
-        (record,) = self._prompts.records(first.__eq__)
-        _, answer = next(lines_of(self._prompts.keys[first], output))
+        key = min(of_key, key=of_key.__getitem__)
+        (record,) = self._prompts.records(of_key[key].__eq__)
+        _, answer = next(lines_of(key, output))
         raise ValueError(
-            f"{output} answers {len(self.changed)} records of {self._prompts.path} that have changed since, first the id "
+            f"{output} answers {len(of_key)} records of {self._prompts.path} that have changed since, first the id "
             f"{record.id!r:.60}: {record.differs_from(answer)}; give --redo-changed to answer them anew, or name another "
             f"--output."
         )

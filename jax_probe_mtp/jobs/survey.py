@@ -83,10 +83,11 @@ def survey(records: Iterable[Record], cfg: ModelConfig, encode: Encoder, setting
 def check_samples(record: Record, settings: Settings) -> None:
     """Raises ValueError if a record asks for several answers that would all be the same."""
     temperature = settings.temperature if record.temperature is None else record.temperature
-    if record.n > 1 and temperature < SMALLEST_TEMPERATURE:
+    top_k = settings.top_k if record.top_k is None else record.top_k
+    if record.n > 1 and (temperature < SMALLEST_TEMPERATURE or top_k == 1):
+        at = "with top_k 1" if top_k == 1 else f"at temperature {temperature:g}"
         raise ValueError(
-            f"record {record.id!r:.60} asks for n = {record.n} answers at temperature {temperature:g}, which would all be the "
-            f"same; give a temperature above 0, or leave n out."
+            f"record {record.id!r:.60}: its n = {record.n} answers {at} would all be the same; give it another, or n 1."
         )
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_probe_mtp.decoding.batch import Batch, bucket, make_batch
-from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
+from jax_probe_mtp.decoding.settings import Prompt, Settings, sample_seed
 from jax_probe_mtp.decoding.trace import trace
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
@@ -94,7 +94,7 @@ def measure(
     count = np.zeros((len(CLASSES), len(KINDS), M), np.int64)
     for prompt, batch in zip(progress(prompts), batches, strict=True):
         calls = decode_calls(checkpoint, source, batch, shared)
-        row_QMJ = compared_rows(calls, record_seed(settings.seed, prompt))
+        row_QMJ = compared_rows(calls, sample_seed(settings.seed, prompt))
         cosine_EQMJ = text_cosines(checkpoint, calls, row_QMJ)
         is_accepted_QM1 = calls.num_accepted_Q[:, None, None] > np.arange(M)[:, None]
         for c, is_class_QM1 in enumerate([is_accepted_QM1, ~is_accepted_QM1]):

@@ -172,4 +172,11 @@ def whole_part(checkpoint: Checkpoint, output: Output, settings: Settings) -> tu
 
 
 def _verdict(output: Output, kind: str, **more: Any) -> Verdict:
-    return Verdict(id=output.prompt.id, kind=kind, num_tokens=len(output.token_ids), category=output.category, **more)
+    return Verdict(
+        id=output.prompt.id,
+        sample=output.prompt.sample or None,
+        kind=kind,
+        num_tokens=len(output.token_ids),
+        category=output.category,
+        **more,
+    )

@@ -28,6 +28,7 @@ class Verdict:
       reason: why it is incomplete or unchecked.
       category: the record's, if it has one.
       more: other facts for its line.
+      sample: which of several answers to the record it is, from 1 on; None for the first or only one.
     """
 
     id: str | int
@@ -39,12 +40,18 @@ class Verdict:
     reason: str | None = None
     category: str | None = None
     more: str = ""
+    sample: int | None = None
 
     def __str__(self) -> str:
         says = self.reason or self.difference or f"same {self.num_tokens} tokens"
         if self.reason:
             says = f"{self.kind}: {says}"
-        return f"{self.id}: {says}{self.more}"
+        return f"{self.name}: {says}{self.more}"
+
+    @property
+    def name(self) -> str:
+        """Gives the record's id, and which of its answers it is."""
+        return f"{self.id}" if self.sample is None else f"{self.id} (sample {self.sample})"
 
     def as_json(self) -> dict[str, Any]:
         """Gives the verdict as a report holds it; null stands where it has no value."""

@@ -8,6 +8,20 @@ from jax_probe_mtp.commands import draft_options
 from jax_probe_mtp.jobs import processes
 from jax_probe_mtp.model.mesh import make_mesh, parse_mesh
 
+# Of the flags, what each of several processes may have for itself; the files are compared, not their names.
+MAY_DIFFER = (
+    "command",
+    "input",
+    "output",
+    "model",
+    "masks",
+    "process_id",
+    "coordinator",
+    "stats",
+    "stats_json",
+    "log_level",
+)
+
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""

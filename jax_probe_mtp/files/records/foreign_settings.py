@@ -24,7 +24,7 @@ def refuse_foreign(where: str, fields: Mapping[str, Any]) -> None:
         if changes_nothing(name, value):
             continue
         instead, _ = _SETTINGS[name]
-        if instead and fields.get(instead) == value:
+        if (instead and fields.get(instead) == value) or (name == "best_of" and value == fields.get("n")):
             continue
         if name == DO_SAMPLE and isinstance(value, bool):
             if value is bool(fields.get("temperature")):

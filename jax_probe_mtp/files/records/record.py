@@ -137,8 +137,9 @@ def parsed_records(
             values[field] = tuple(values[field])
         n, sample = values.pop("n", num_samples), 0
         if are_answers:
-            n, sample = 1, fields.get("sample", 0)
-            if type(sample) is not int or sample < 0:
+            n, sample = 1, fields.get("sample")
+            sample = sample if type(sample) is int else 0  # else it is another tool's
+            if sample < 0:
                 raise ValueError(f"{where}: sample must be a whole number of at least 0, got {excerpt(sample)}.")
         content = content_digest(values)
         yield Record(index=index, id=name, content=content, n=n, sample=sample, **values), fields, number, where

@@ -1,14 +1,24 @@
 """What the fields of a record may hold."""
 
+import argparse
 import math
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from jax_probe_mtp.errors import positive
 from jax_probe_mtp.files.records.foreign_settings import DO_SAMPLE
 
 MAX_STOPS = 16
 MAX_SAMPLES = 10_000  # of a line: each takes some bytes before anything runs
+
+
+def num_samples(text: str) -> int:
+    """Reads an argument that says how many answers each prompt gets."""
+    value = positive(text)
+    if value > MAX_SAMPLES:
+        raise argparse.ArgumentTypeError(f"must be at most {MAX_SAMPLES}, got {value}")
+    return value
 
 
 def _is_whole(value: object, least: int, most: float = math.inf) -> bool:

@@ -53,10 +53,12 @@ def groups_of(tiny, source):
     return Groups(make_checkpoint(tiny), source)
 
 
-def answers_of(tiny, source, prompts, **settings):
+def answers_of(tiny, source, prompts, *, stats=None, **settings):
     settings = Settings(**{"max_new_tokens": 6, "batch_size": 3, "logprobs": True, "top_logprobs": NUM_TOP} | settings)
     groups = groups_of(tiny, source)
-    decoder = groups.stream(settings, stats=Stats(), shared=groups.begin_shared(), capacity=512, is_sampled=True)
+    decoder = groups.stream(
+        settings, stats=stats or Stats(), shared=groups.begin_shared(), capacity=512, is_sampled=True
+    )
     found = {n: answer for update in decoder.run(enumerate(prompts)) for n, answer in update.finished}
     return [found[n] for n in range(len(prompts))]
 
@@ -77,9 +79,10 @@ def test_each_token_of_a_prompt_has_the_log_probability_that_the_model_gives_it(
 def test_shared_beginnings_have_them_too(tiny):
     num_shared = [0, 0, 0, 300, 300, 0]
     prompts = [Prompt(id=n, token_ids=ids, num_shared=num_shared[n]) for n, ids in enumerate(TEXTS)]
-    for prompt, answer in zip(
-        prompts, answers_of(tiny, Plain(), prompts, prompt_logprobs=True, batch_size=2), strict=True
-    ):
+    stats = Stats()
+    answers = answers_of(tiny, Plain(), prompts, stats=stats, prompt_logprobs=True, batch_size=2)
+    assert stats.prefix_tokens == 300
+    for prompt, answer in zip(prompts, answers, strict=True):
         check(tiny, prompt.token_ids, answer.prompt_logprobs, answer.prompt_top_logprobs)
 
 

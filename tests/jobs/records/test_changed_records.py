@@ -142,7 +142,7 @@ def test_answers_to_records_that_were_taken_out_stay_and_are_counted(generate, t
     assert generate(*files(tmp_path, NAMED), *SHORT)[0] == 0
     before = read(output)
     code, _, err = generate(*files(tmp_path, NAMED[1:]), *SHORT)
-    beside = f", beside 1 answers to records that {tmp_path / 'prompts.jsonl'} does not have"
+    beside = f", beside 1 answers that {tmp_path / 'prompts.jsonl'} does not ask for"
     assert (code, err.splitlines()[-1]) == (0, f"1 of 1 records in {output}{beside}")
     assert read(output) == before
 

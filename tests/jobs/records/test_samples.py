@@ -9,6 +9,8 @@ import reference
 from checkpoints import EOS
 from support.files.job_runs import SIZES, assert_refused, files, read, write
 
+from jax_probe_mtp.files import prompt_file
+
 PROMPTS = [
     {"id": "a", "prompt_ids": [5, 9, 2], "n": 3},
     {"id": "b", "prompt_ids": [7]},
@@ -25,6 +27,10 @@ def answers_in(path):
 
 def named(answers):
     return {(answer["id"], answer.get("sample")): answer for answer in answers}
+
+
+def name_of(answer):
+    return answer["id"] + (f" (sample {answer['sample']})" if answer["sample"] else "")
 
 
 def seed_of(name):
@@ -130,14 +136,18 @@ def test_samples_are_verified_by_the_noise_that_each_draws(run, whole, model, tm
         "--max-new-tokens",
         "6",
     ]
-    code, out, _ = run(*how)
+    code, out, _ = run(*how, "--json", tmp_path / "v.json")
     assert (code, out.splitlines()[-1].startswith("8 same")) == (0, True), out
+    told = [(verdict["id"], verdict["sample"]) for verdict in json.loads((tmp_path / "v.json").read_text())["records"]]
+    assert sorted(told, key=str) == sorted(((name, sample or None) for name, sample in NAMES), key=str)
     answers = [json.loads(line) for line in whole]
     mine = [answer for answer in answers if answer["id"] == "a"]
     mine[0]["sample"], mine[1]["sample"] = mine[1]["sample"], mine[0]["sample"]
     output.write_text("".join(json.dumps(answer) + "\n" for answer in answers), encoding="utf-8")
     code, out, _ = run(*how)
     assert (code, out.splitlines()[-1].startswith("6 same")) == (1, True), out
+    wrong = [line for line in out.splitlines() if "diverged" in line][:2]
+    assert {line.split(": ")[0] for line in wrong} == {name_of(answer) for answer in mine[:2]}
     output.write_text("".join([*whole, whole[0]]), encoding="utf-8")
     assert_refused(run(*how), "line 9 has the id", "ids must differ")
 
@@ -145,8 +155,10 @@ def test_samples_are_verified_by_the_noise_that_each_draws(run, whole, model, tm
 def test_answers_of_a_prompt_are_all_shown(run, model):
     how = ["generate", "--model", model, "--prompt", "w5 w9", "--max-new-tokens", "4"]
     code, out, _ = run(*how, "--n", "3", "--temperature", "1")
-    assert (code, len(out.splitlines())) == (0, 3)
-    assert_refused(run(*how, "--n", "3"), "n = 3", "temperature 0", "leave n out")
+    assert (code, out.splitlines()[::2]) == (0, [f"--- answer {number} of 3" for number in (1, 2, 3)])
+    assert len(set(out.splitlines()[1::2])) == 3
+    assert_refused(run(*how, "--n", "3"), "n = 3", "temperature 0", "or n 1")
+    assert_refused(run("verify", *how[1:], "--n", "3"), "n = 3", "temperature 0", "or n 1")
     assert_refused(run(*how, "--n", "3", "--temperature", "1", "--stream"), "--stream", "--n 3")
 
 
@@ -157,10 +169,40 @@ def test_numbers_of_samples_that_make_no_sense_are_refused(generate, tmp_path, n
     )
 
 
+def test_as_many_as_no_file_can_hold_are_refused(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_file, "MAX_RECORDS", 9)
+    code, _, err = generate(*files(tmp_path, PROMPTS), *HOW, "--n", "10001")
+    assert (code, "--n: must be at most 10000, got 10001" in err) == (2, True)
+    assert_refused(generate(*files(tmp_path, PROMPTS), *HOW, "--n", "3"), "line 4", "more than 9 answers", "split it")
+
+
+def test_answers_to_another_prompt_go_though_fewer_samples_are_asked_for(generate, whole, tmp_path):
+    """Sample 2 of `a` is no longer asked for, but its id now names another prompt."""
+    output = tmp_path / "answers.jsonl"
+    changed = [{"id": "a", "prompt_ids": [5, 9, 3], "n": 2}, *PROMPTS[1:]]
+    for kept in (whole, [line for line in whole if json.loads(line).get("sample") == 2]):
+        output.write_text("".join(kept), encoding="utf-8")
+        refused = "'a'", "its prompt is another", "--redo-changed"
+        assert_refused(generate(*files(tmp_path, changed), *HOW), "have changed since", *refused)
+        assert generate(*files(tmp_path, changed), *HOW, "--redo-changed")[0] == 0
+        answers = named(answers_in(output))
+        assert sorted(answers, key=NAMES.index) == [*NAMES[:2], *NAMES[3:]]
+        assert {tuple(answer["prompt_ids"]) for (name, _), answer in answers.items() if name == "a"} == {(5, 9, 3)}
+
+
+def test_errors_of_samples_that_are_not_asked_for_are_none(generate, tmp_path):
+    record = {"id": "a", "prompt_ids": [1] * 500, "n": 2}
+    assert generate(*files(tmp_path, [record]), *HOW)[0] == 3
+    code, _, err = generate(*files(tmp_path, [record | {"n": 1}, {"prompt_ids": [7]}]), *HOW)
+    assert (code, "1 records could not run" in err) == (3, True)
+    assert "beside 1 answers that " in err
+
+
 def test_samples_that_would_all_be_the_same_are_refused(generate, tmp_path):
     record = {"id": "a", "prompt_ids": [7], "n": 2}
     greedy = [*SIZES, "--max-new-tokens", "6"]
-    assert_refused(generate(*files(tmp_path, [record]), *greedy), "'a'", "n = 2", "temperature 0", "leave n out")
+    assert_refused(generate(*files(tmp_path, [record]), *greedy), "'a'", "n = 2", "temperature 0", "or n 1")
     assert_refused(generate(*files(tmp_path, [record | {"temperature": 0}]), *HOW), "'a'", "n = 2")
+    assert_refused(generate(*files(tmp_path, [record | {"top_k": 1}]), *HOW), "'a'", "n = 2", "with top_k 1")
     assert not (tmp_path / "answers.jsonl").exists()
     assert generate(*files(tmp_path, [record | {"temperature": 1}]), *greedy)[0] == 0
