@@ -63,7 +63,7 @@ def test_the_kernels_are_traced(strict, cfg, is_exact, dtype):
 
 
 def test_the_contract_of_sources_is_checked(strict):
-    check_source(parse_draft("probe:3"), BASE)
+    check_source(parse_draft("ngram:2"), BASE)
 
 
 def test_the_modes_do_raise(strict):

@@ -124,7 +124,7 @@ def test_a_prompt_that_is_too_short_takes_the_first_candidate(leaning):
 
 def test_a_row_chooses_by_its_own_text_alone(leaning):
     """Beside longer and shorter ones, and however far it is padded."""
-    token_ids = [prompt[:length] for prompt, length in zip(prompts(6), (40, 17, 25, 16, 33, 39), strict=True)]
+    token_ids = [prompt[:length] for prompt, length in zip(prompts(3), (40, 16, 33), strict=True)]
     token_BT = jnp.asarray([[*prompt, *[7] * (53 - len(prompt))] for prompt in token_ids])
     _, cache = full_forward(leaning.params, leaning.cfg, token_BT)
     length_B = jnp.asarray([len(prompt) for prompt in token_ids])

@@ -98,7 +98,7 @@ SOURCES = {
     "dynamic": DynamicProbe(rows=34, num_masks=2),
     "ngram": Ngram(num_drafts=4, max_ngram=3),
     "recycle": Recycle(tree=7),
-    "merged": Merged(rows=16),
+    "merged": Merged(rows=16, mask_init="mean"),
 }
 DRAWS = {"greedy": {"temperature": 0.0}, "drawn": {"temperature": 0.8, "top_k": 40, "top_p": 0.95}}
 

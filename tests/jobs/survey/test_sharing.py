@@ -30,7 +30,7 @@ SOURCES = {
     "probe": Probe(widths=(4,)),
     "ngram": Ngram(num_drafts=4),
     "recycle": Recycle(tree=7),
-    "merged": Merged(rows=16),
+    "merged": Merged(rows=16, mask_init="mean"),
 }
 LONG = [[*SYSTEM[:150], *drawn(i, 3 + 15 * i)] for i in range(5)] + [[*OTHER[:90], *drawn(9, 4)]] * 2
 
