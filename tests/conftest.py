@@ -9,6 +9,7 @@ import jax
 import pytest
 from reference import Model
 
+from jax_probe_mtp.generation.programs import Programs
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import random_params
 
@@ -70,6 +71,25 @@ def _few_mappings():
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
         jax.clear_caches()
         gc.collect()
+
+
+COMPILED = {}  # programs of all files' tests, by their settings
+
+
+@pytest.fixture(scope="module")
+def programs_are_compiled_once():
+    """All runs of jobs share what they compile."""
+    honest = Programs.get
+
+    def get(self, *args, **how):
+        kinds = [(str(leaf.dtype), leaf.sharding) for leaf in jax.tree.leaves(self._params)]
+        key = (*self._static.values(), jax.tree.structure(self._params), *kinds)
+        self._compiled = COMPILED.setdefault(key, {})
+        return honest(self, *args, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Programs, "get", get)
+        yield
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity

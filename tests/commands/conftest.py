@@ -15,6 +15,11 @@ TREE = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_once(programs_are_compiled_once):
+    """All commands share what they compile."""
+
+
 @pytest.fixture(scope="session")
 def model(tiny, tmp_path_factory):
     return str(write_folder(tmp_path_factory.mktemp("models") / "tiny", make_checkpoint(tiny)))

@@ -6,25 +6,6 @@ import pytest
 from checkpoints import make_checkpoint, write_folder
 from support.files.job_runs import FAILING, FLAGS, IDS, RECORDS, ids_of, read, write
 
-from jax_probe_mtp.generation.programs import Programs
-
-COMPILED = {}  # programs of all files' tests, by their settings
-
-
-@pytest.fixture(scope="module")
-def programs_are_compiled_once():
-    """All runs of jobs share what they compile."""
-    honest = Programs.get
-
-    def get(self, *args, **how):
-        key = (*self._static.values(), str(self._params["embed"].dtype))
-        self._compiled = COMPILED.setdefault(key, {})
-        return honest(self, *args, **how)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Programs, "get", get)
-        yield
-
 
 @pytest.fixture(scope="session")
 def model(tiny, tmp_path_factory):
