@@ -10,4 +10,4 @@ import importlib.metadata
 print(next(line.split(";")[0] for line in importlib.metadata.requires("jax") if line.startswith("libtpu")))')
 echo "installing $needed into $VENV/libtpu" >&2
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target "$VENV/libtpu" "$needed"
-PYTHONPATH="$VENV/libtpu" exec "$VENV/bin/pytest" --quiet tests/scripts/measure/test_compiled_step.py "$@"
+PYTHONPATH="$VENV/libtpu" exec "$VENV/bin/pytest" --quiet -m full_compile tests/scripts/measure/test_compiled_step.py "$@"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import os
 import tempfile
 from pathlib import Path
 
@@ -36,12 +37,24 @@ FAMILIES = {
 }
 
 
-def pytest_configure(config):
-    """All processes of a run keep what they compile in one new folder, which goes with the run.
+# Compiling takes most of the tests' time. So the compiler leaves out what only makes programs fast, a third of its work.
+QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
-    What is compiled twice, by another test or another process, is read there; the key is the program itself, so a program
-    that has changed is compiled. Programs that tests start have folders of their own.
+
+def pytest_configure(config):
+    """Compiles quickly, and keeps what all processes of a run compile in one new folder, which goes with the run.
+
+    `-m full_compile` runs the tests of what the compiler makes (bits, copies) as it makes it for users; the programs that
+    tests start compile as the tests do. What is compiled twice, by another test or another process, is read in the folder;
+    the key is the program itself, so a program that has changed is compiled.
     """
+    if config.option.markexpr != "full_compile":
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        os.environ["XLA_FLAGS"] = " ".join([*flags, *(flag for flag in QUICK if flag not in flags)])
     if hasattr(config, "workerinput"):
         folder = config.workerinput["compiled"]
     else:

@@ -25,6 +25,8 @@ from jax_probe_mtp.generation.programs import Programs
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.model.logits import Logits
 
+pytestmark = pytest.mark.full_compile
+
 PROMPTS = [[5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
 SEEDS = [7, 2**32 - 1, 5]
 NEW_TOKENS, CAPACITY = 24, 48

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import reference
 from checkpoints import EOS, SPECIAL, make_checkpoint, words, write_folder
+from support.devices import cpu_devices
 from support.generation.mesh_program import CASES
 
 SECONDS = 900  # more is an error, on a slow and busy machine too
@@ -22,9 +23,7 @@ SECONDS = 900  # more is an error, on a slow and busy machine too
 def measured(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh")
     model = write_folder(folder / "tiny", make_checkpoint(tiny))
-    own = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
+    own = cpu_devices(8) | {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     }

@@ -12,6 +12,7 @@ import time
 import jax
 import pytest
 from checkpoints import make_checkpoint, write_folder
+from support.devices import cpu_devices
 
 from jax_probe_mtp.commands.main import main
 from jax_probe_mtp.jobs import processes
@@ -62,9 +63,7 @@ class Processes:
         self.logs = [answers / f"stderr.{i}" for i in range(2)]
         files = ["--model", folder / "tiny", "--input", folder / "prompts.jsonl", "--output", answers / "answers.jsonl"]
         mesh = ["--mesh", "data=2,tensor=2", "--distributed", "--coordinator", address, "--num-processes", "2"]
-        own = {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            "JAX_PLATFORMS": "cpu",
+        own = cpu_devices(2) | {
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from support.devices import cpu_devices
 from support.tuning.mesh_program import MESHES
 
 from jax_probe_mtp import Probe, Settings, generate
@@ -101,11 +102,7 @@ def test_a_torn_folder_is_refused_in_one_line(checkpoint, texts, tmp_path):
 @pytest.fixture(scope="module")
 def on_meshes(tmp_path_factory):
     output = tmp_path_factory.mktemp("mesh") / "found.json"
-    own = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+    own = cpu_devices(8) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "support.tuning.mesh_program", str(output)]
     done = subprocess.run(command, env=os.environ | own, capture_output=True, timeout=900, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from support.checkpoints.counted_models import write_models
 from support.checkpoints.gguf_files import write_gguf
 from support.checkpoints.hf_folders import L, V, hf_config, hf_tensors, write_hf
+from support.devices import cpu_devices
 
 from checkpoints_convert import convert_hf, load_checkpoint
 from checkpoints_convert.params import fill
@@ -179,8 +180,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    own = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    own["PYTHONPATH"] = os.pathsep.join(sys.path)
+    own = cpu_devices(8) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, __file__, str(folder)]
     done = subprocess.run(
         command,

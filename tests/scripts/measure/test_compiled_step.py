@@ -9,9 +9,12 @@ from pathlib import Path
 
 import compiled_step
 import pytest
+from support.devices import cpu_devices
 
 from jax_probe_mtp.errors import exit_status
 from jax_probe_mtp.model import layers
+
+pytestmark = pytest.mark.full_compile
 
 SCRIPT = Path(compiled_step.__file__)
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiles for TPUs: needs libtpu")
@@ -86,7 +89,7 @@ def test_devices_that_share_a_vocabulary_gather_no_logits(tmp_path):
     """The tables and masks of a source know the best tokens of all devices without them, and so does the walk."""
     flags = ["--shape", "tiny", "--mesh", "tensor=2", "--batch", "2", "--dtype", "float32", "--capacity", "64"]
     flags += ["--prompt", "33", "--drafts", "plain", "probe:4", "recycle:12", "--programs", "steps"]
-    runs, _ = compiled(tmp_path / "r.json", *flags, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    runs, _ = compiled(tmp_path / "r.json", *flags, **cpu_devices(2))
     assert [run["rows"] for run in runs] == [1, 10, 12]
     for run in runs:
         check_gathers_no_logits(run, 512)

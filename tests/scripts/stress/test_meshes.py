@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.devices import cpu_devices
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 SECONDS = 400  # more is an error, on a slow and busy machine too
 
 
 def run(script, *flags, output):
-    own = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(SCRIPTS / script), "--shape", "tiny", *flags, "--output", str(output)]
-    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run(
+        command, env=os.environ | cpu_devices(2), capture_output=True, text=True, timeout=SECONDS, check=False
+    )
     return done, json.loads(output.read_text()) if output.exists() else None
 
 
