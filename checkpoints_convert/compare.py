@@ -15,7 +15,7 @@ import numpy as np
 from checkpoints_convert.errors import CheckpointError
 from checkpoints_convert.load import load_checkpoint
 from checkpoints_convert.mapping.ends import add_flag
-from checkpoints_convert.mapping.names import HF, rows_for
+from checkpoints_convert.mapping.names import hf_rows
 from checkpoints_convert.mapping.transforms import LAYOUTS
 from jax_probe_mtp.errors import Parser, exit_status, one_line
 from jax_probe_mtp.model.config import ModelConfig
@@ -24,6 +24,7 @@ from jax_probe_mtp.model.transformer import full_logits
 
 MAX_DELTA = 1e-3  # rounding of two float32 models; 1.4e-4 was seen
 NUM_TOKENS = 512  # short prompts hide errors of rope
+_TRANSFORMERS = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3"}  # its classes' names
 TEXT = """The tide was out when they reached the harbour, and the boats lay on their sides in the mud. "We can wait," said
 the older one, "or we can walk." Nobody answered. def tide(hour: int) -> float: return 2.1 * math.sin(hour / 12.4)
 In 1897 the pier was 312 metres long; by 1953 only 47 of its 60 piles were left. Ça va, naïve façade — 海は静かだった。
@@ -64,12 +65,9 @@ def torch_model(cfg: ModelConfig, params: Params, dtype: str = "float32") -> Any
 
     if weights_of(params):  # a tied head then has numbers of its own
         cfg, params = dataclasses.replace(cfg, is_tied=False), dequantize_params(params)
-    classes = {
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
-    }
-    config_class, model_class = classes[cfg.family]
+    kind = _TRANSFORMERS[cfg.family]
+    config_class, model_class = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}ForCausalLM")
+    is_turned = [int(i not in cfg.no_rope_layers) for i in range(cfg.num_layers)]
     config = config_class(
         vocab_size=cfg.vocab_size,
         hidden_size=cfg.width,
@@ -83,11 +81,13 @@ def torch_model(cfg: ModelConfig, params: Params, dtype: str = "float32") -> Any
         tie_word_embeddings=cfg.is_tied,
         rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
         attn_implementation="eager",
+        pad_token_id=None,  # one beyond the vocabulary is an error there
+        **({"no_rope_layers": is_turned} if cfg.family == "smollm3" else {}),
     )
     model = model_class(config).float().eval()
     tensors = dict(model.named_parameters())
     with torch.no_grad():
-        for row in rows_for(HF, cfg):
+        for row in hf_rows(cfg):
             for i in range(cfg.num_layers) if "{}" in row.source else [None]:
                 leaf = params[row.target] if i is None else params["layers"][i][row.target]
                 leaf = np.asarray(leaf, np.float32).reshape(by_head(cfg).get(row.target, leaf.shape))

@@ -54,6 +54,8 @@ class Info:
             rope += f", frequencies divided by {min(cfg.rope_divisors):g} to {max(cfg.rope_divisors):g}"
         if cfg.rope_scale != 1:
             rope += f", scaled by {cfg.rope_scale:g}"
+        if cfg.no_rope_layers:
+            rope += f", not in layers {', '.join(map(str, cfg.no_rope_layers))}"
         lines = {
             "kind": f"{self.kind} ({', '.join(self.types)})",
             "architecture": f"{cfg.family}: {cfg.num_layers} layers, width {cfg.width}, mlp {cfg.mlp_width}, "

@@ -34,6 +34,9 @@ FAMILIES = {
     "llama": dataclasses.replace(BASE, is_tied=True, rope_divisors=(1.0, 1.0, 3.5, 8.0)),
     "qwen2": dataclasses.replace(BASE, family="qwen2", has_qkv_bias=True, is_tied=True),
     "qwen3": dataclasses.replace(BASE, family="qwen3", head_dim=12, has_qk_norm=True),
+    "smollm3": dataclasses.replace(
+        BASE, family="smollm3", num_layers=3, rope_divisors=(1.0, 1.5, 3.5, 4.0), rope_scale=1.25, no_rope_layers=(1,)
+    ),
 }
 
 

@@ -10,8 +10,9 @@ from checkpoints_convert.gguf.ends import read_ends
 from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.reader import GGUFSource
 from checkpoints_convert.mapping.ends import given_ids
+from checkpoints_convert.mapping.families import BY_GGUF, check_window, no_rope_layers, why_not
 from checkpoints_convert.mapping.fields import shortest_float
-from checkpoints_convert.mapping.names import GGUF, GGUF_HEAD, GGUF_ROPE_DIVISORS
+from checkpoints_convert.mapping.names import GGUF_HEAD, GGUF_ROPE_DIVISORS
 from checkpoints_convert.mapping.rope import (
     MAX_HEAD_DIM,
     Rope,
@@ -44,15 +45,17 @@ _KNOWN = {
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
     "rope.scale_linear",
+    "attention.sliding_window",
     "vocab_size",
     "tensor_data_layout",
 }
+
+_MISTRAL_V01 = (4096, 14336, 8, 10_000.0)  # D, F, K and theta; from v0.2 on without a window, and theta is 1,000,000
 
 # Fields that change what is computed, each with the values under which it does not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
-    "attention.sliding_window": (0,),
     "attention.causal": (True,),
     "attention.scale": (0.0,),
     "rope.scaling.yarn_log_multiplier": (0.0,),
@@ -82,33 +85,38 @@ def read_gguf_config(
       CheckpointError: if a value is missing, of a wrong type, or asks for something not supported.
     """
     top = GGUFFields(fields, where)
-    family = top.text("general.architecture")
-    if family not in GGUF:
-        raise CheckpointError(f"{where}: architecture {family!r} is not supported; {', '.join(GGUF)} are.")
+    name = top.text("general.architecture")
+    if name not in BY_GGUF:
+        raise CheckpointError(
+            f"{where}: architecture {name!r} is not supported{why_not(name)}; {', '.join(BY_GGUF)} are."
+        )
+    family = BY_GGUF[name]
     if top.text("general.type", "model") != "model":
         raise CheckpointError(f"{where}: general.type is {fields['general.type']!r}; only a whole 'model' can be read.")
     if top.integer("split.count", 1) > 1:
         raise CheckpointError(f"{where} is one part of {fields['split.count']}; join them (llama-gguf-split --merge).")
-    prefix = family + "."
+    prefix = name + "."
     model = GGUFFields({key.removeprefix(prefix): fields[key] for key in fields if key.startswith(prefix)}, where)
     for key, value in model.values.items():
         if key not in _KNOWN and value not in _NEUTRAL.get(key, ()):
-            raise CheckpointError(f"{where}: {family}.{key} = {str(value)[:80]} is not supported.")
+            raise CheckpointError(f"{where}: {name}.{key} = {str(value)[:80]} is not supported.")
     width, num_heads = model.integer("embedding_length"), model.integer("attention.head_count")
     head_dim = model.integer("attention.key_length", width // max(num_heads, 1))
     for key in ("attention.value_length", "rope.dimension_count"):
         if model.integer(key, head_dim) != head_dim:
-            raise CheckpointError(f"{where}: {family}.{key} = {model.values[key]} must equal the head size {head_dim}.")
+            raise CheckpointError(f"{where}: {name}.{key} = {model.values[key]} must equal the head size {head_dim}.")
     rope = _rope(model, source, head_dim)
+    _refuse_reached_window(model, width, rope)
+    num_layers = model.integer("block_count")
     embed = source.tensors.get("token_embd.weight")
     if embed is None:
         raise CheckpointError(f"{where}: tensor 'token_embd.weight' is missing; fetch the file again.")
     try:
         cfg = ModelConfig(
-            family=family,
+            family=family.family,
             vocab_size=embed.shape[0],
             width=width,
-            num_layers=model.integer("block_count"),
+            num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=model.integer("attention.head_count_kv", num_heads),
             head_dim=head_dim,
@@ -118,8 +126,9 @@ def read_gguf_config(
             rope_theta=rope.theta,
             rope_divisors=rope.divisors,
             rope_scale=rope.scale,
-            has_qkv_bias=family == "qwen2",
-            has_qk_norm=family == "qwen3",
+            no_rope_layers=no_rope_layers(family.no_rope_interval, num_layers),  # llama.cpp fixes it, no field says it
+            has_qkv_bias=family.has_qkv_bias,
+            has_qk_norm=family.has_qk_norm,
             is_tied=GGUF_HEAD not in source.tensors,
         )
     except CheckpointError:
@@ -129,6 +138,16 @@ def read_gguf_config(
     if eos_token_ids is None:
         return cfg, read_ends(top, cfg.vocab_size)
     return cfg, given_ids(eos_token_ids, cfg.vocab_size)
+
+
+def _refuse_reached_window(model: GGUFFields, width: int, rope: Rope) -> None:
+    """Refuses a window that a file names, and that of Mistral 7B v0.1, whose files do not name it: by its sizes."""
+    way_out = "to read shorter texts alone, set context_length to that in a copy (gguf-set-metadata)"
+    window, key = model.integer("attention.sliding_window", 0), "attention.sliding_window"
+    sizes = (width, model.integer("feed_forward_length"), model.integer("attention.head_count_kv", 0), rope.theta)
+    if not window and sizes == _MISTRAL_V01:
+        window, key = 4096, "the window of Mistral 7B v0.1, which this model has the sizes of,"
+    check_window(window or None, rope.context_length, key=key, where=model.where, way_out=way_out)
 
 
 def _rope(model: GGUFFields, source: GGUFSource, head_dim: int) -> Rope:

@@ -1,6 +1,6 @@
 """Lists the ways in which a byte-level BPE cuts text before merging, by their names in `tokenizer.ggml.pre`.
 
-Sources: the tokenizer.json of gpt2, HuggingFaceTB/SmolLM2, Qwen/Qwen2.5, meta-llama/Meta-Llama-3,
+Sources: the tokenizer.json of gpt2, HuggingFaceTB/SmolLM2, Qwen/Qwen2.5, meta-llama/Meta-Llama-3, mistralai/Mistral-Nemo,
 deepseek-ai/deepseek-llm-7b-base and deepseek-ai/deepseek-coder-6.7b-instruct; llama.cpp's src/llama-vocab.cpp for which names
 mean the same, for BOS, and for its own cut.
 """
@@ -51,6 +51,11 @@ _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 # The letters of DeepSeek LLM: those with a case, of an older Unicode. As numbers, since some of them are written like others
 # (21 2A, the kelvin sign) and an editor that composes text would turn ranges around.
@@ -83,6 +88,7 @@ _CUTS = {
     "llama3": _LLAMA3_CUT,
     "llama-v3": _LLAMA3_CUT,
     "falcon3": _LLAMA3_CUT,
+    "tekken": Cut(_matches(_TEKKEN), ignores_merges=True, adds_bos=True),
     "smaug-bpe": Cut(_matches(_LLAMA3)),
     "deepseek-llm": Cut(
         (*_matches(r"[\r\n]", rf"\s?[{_LETTERS}]+", rf"\s?[{_SIGNS}]+", r"\s+$", _EAST_ASIAN), _SINGLE_DIGITS)

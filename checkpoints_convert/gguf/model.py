@@ -12,7 +12,7 @@ from checkpoints_convert.gguf.header import read_header
 from checkpoints_convert.gguf.reader import GGUFSource
 from checkpoints_convert.gguf.tokenizer import build_tokenizer
 from checkpoints_convert.mapping.fields import shortest_float, writable
-from checkpoints_convert.mapping.names import GGUF, GGUF_ROPE_DIVISORS, rows_for
+from checkpoints_convert.mapping.names import GGUF_ROPE_DIVISORS, gguf_rows
 from checkpoints_convert.mapping.tensor_source import OpenedModel
 
 _SAMPLING = {  # fields of `general.sampling.`, which llama.cpp applies by itself
@@ -46,7 +46,7 @@ def open_gguf(path: Path, eos_token_ids: Sequence[int] | None = None) -> OpenedM
         config=cfg,
         eos_token_ids=eos_token_ids,
         source=source,
-        rows=rows_for(GGUF, cfg),
+        rows=gguf_rows(cfg),
         ignored=(GGUF_ROPE_DIVISORS.replace(".", r"\."),),
         dtype="bfloat16" if kinds == {"BF16"} else "float32",
         where=str(path),

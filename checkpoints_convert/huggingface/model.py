@@ -10,7 +10,7 @@ from checkpoints_convert.huggingface.generation import read_generation_defaults
 from checkpoints_convert.huggingface.safetensors import BUFFERS, SafetensorsSource
 from checkpoints_convert.huggingface.tokenizer import load_hf_tokenizer
 from checkpoints_convert.mapping.fields import read_json
-from checkpoints_convert.mapping.names import HF, HF_EMBED, HF_HEAD, rows_for
+from checkpoints_convert.mapping.names import HF_EMBED, HF_HEAD, hf_rows
 from checkpoints_convert.mapping.tensor_source import OpenedModel
 from checkpoints_convert.params.fill import tensors_are_equal
 
@@ -30,7 +30,7 @@ def open_hf(folder: Path, eos_token_ids: Sequence[int] | None = None) -> OpenedM
     _refuse_other_kinds(folder)
     cfg, eos_token_ids = read_hf_config(folder, eos_token_ids)
     source = SafetensorsSource(folder)
-    rows, embed = rows_for(HF, cfg), HF_EMBED
+    rows, embed = hf_rows(cfg), HF_EMBED
     if HF_EMBED not in source.tensors and HF_EMBED.removeprefix(_PREFIX) in source.tensors:
         rows = tuple(dataclasses.replace(row, source=row.source.removeprefix(_PREFIX)) for row in rows)
         embed = HF_EMBED.removeprefix(_PREFIX)

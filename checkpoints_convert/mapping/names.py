@@ -1,7 +1,8 @@
-"""Says which tensor of a file goes where: one table per kind of file and family, one row per weight."""
+"""Says which tensor of a file goes where: one table per kind of file, one row per weight."""
 
 import dataclasses
 
+from checkpoints_convert.mapping.families import BY_GGUF
 from jax_probe_mtp.model.config import ModelConfig
 
 
@@ -22,7 +23,7 @@ class Row:
 
 HF_EMBED, HF_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-_HF_LLAMA = (
+_HF = (
     Row(HF_EMBED, "embed", "same"),
     Row("model.layers.{}.input_layernorm.weight", "attn_norm", "same"),
     Row("model.layers.{}.self_attn.q_proj.weight", "qkv", "q"),
@@ -48,12 +49,10 @@ _HF_QK_NORMS = (
     Row("model.layers.{}.self_attn.k_norm.weight", "k_norm", "same"),
 )
 
-HF = {"llama": _HF_LLAMA, "qwen2": _HF_LLAMA + _HF_BIASES, "qwen3": _HF_LLAMA + _HF_QK_NORMS}
-
 GGUF_HEAD, GGUF_ROPE_DIVISORS = "output.weight", "rope_freqs.weight"
 
 
-def _gguf_rows(q_layout: str, k_layout: str) -> tuple[Row, ...]:
+def _gguf(q_layout: str, k_layout: str) -> tuple[Row, ...]:
     return (
         Row("token_embd.weight", "embed", "same"),
         Row("blk.{}.attn_norm.weight", "attn_norm", "same"),
@@ -81,13 +80,20 @@ _GGUF_QK_NORMS = (
     Row("blk.{}.attn_k_norm.weight", "k_norm", "same"),
 )
 
-GGUF = {
-    "llama": _gguf_rows("q_rope_pairs", "k_rope_pairs"),  # only llama files keep rope pairs side by side
-    "qwen2": _gguf_rows("q", "k") + _GGUF_BIASES,
-    "qwen3": _gguf_rows("q", "k") + _GGUF_QK_NORMS,
-}
+
+def hf_rows(cfg: ModelConfig) -> tuple[Row, ...]:
+    """Gives the rows that a model needs of a Hugging Face folder."""
+    return _needed(cfg, _HF, _HF_BIASES, _HF_QK_NORMS)
 
 
-def rows_for(table: dict[str, tuple[Row, ...]], cfg: ModelConfig) -> tuple[Row, ...]:
-    """Gives the rows a model needs: its family's, without the head where it is the embedding."""
-    return tuple(row for row in table[cfg.family] if not (cfg.is_tied and row.target == "head"))
+def gguf_rows(cfg: ModelConfig) -> tuple[Row, ...]:
+    """Gives the rows that a model needs of a GGUF file."""
+    layouts = ("q_rope_pairs", "k_rope_pairs") if BY_GGUF[cfg.family].has_rope_pairs else ("q", "k")
+    return _needed(cfg, _gguf(*layouts), _GGUF_BIASES, _GGUF_QK_NORMS)
+
+
+def _needed(
+    cfg: ModelConfig, all_have: tuple[Row, ...], biases: tuple[Row, ...], norms: tuple[Row, ...]
+) -> tuple[Row, ...]:
+    rows = all_have + (biases if cfg.has_qkv_bias else ()) + (norms if cfg.has_qk_norm else ())
+    return tuple(row for row in rows if not (cfg.is_tied and row.target == "head"))

@@ -50,7 +50,7 @@ class Rope(NamedTuple):
     context_length: int
 
 
-def rope_settings(config: Fields, *, head_dim: int, context_length: int) -> Rope:
+def rope_settings(config: Fields, *, head_dim: int, context_length: int, theta: float) -> Rope:
     """Reads what a Hugging Face config says of rope, as transformers 4 (`rope_theta`, `rope_scaling`) or 5
     (`rope_parameters`) wrote it.
 
@@ -58,6 +58,7 @@ def rope_settings(config: Fields, *, head_dim: int, context_length: int) -> Rope
       config: config.json.
       head_dim: h.
       context_length: `max_position_embeddings`; stands in for `original_max_position_embeddings` where that is left out.
+      theta: stands in for `rope_theta`.
 
     Returns:
       What it comes to. "dynamic" is none: up to `max_position_embeddings` transformers leaves the frequencies as they are, and
@@ -71,7 +72,7 @@ def rope_settings(config: Fields, *, head_dim: int, context_length: int) -> Rope
     scaling = Fields(values, f"{config.where}: {scaling_key}")
     if any(isinstance(value, dict) for value in values.values()):
         raise CheckpointError(f"{scaling.where} differs by layer ({', '.join(values)}), which is not supported.")
-    theta = scaling.number("rope_theta", config.number("rope_theta", 10_000.0))
+    theta = scaling.number("rope_theta", config.number("rope_theta", theta))
     if scaling.number("partial_rotary_factor", 1.0) != 1.0:
         raise CheckpointError(
             f"{scaling.where}: partial_rotary_factor must be 1, got {values['partial_rotary_factor']}."

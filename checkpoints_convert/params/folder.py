@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.errors import CheckpointError
+from checkpoints_convert.mapping.families import MAX_LAYERS
 from checkpoints_convert.mapping.fields import Fields, read_json, writable
 from checkpoints_convert.params.fill import DTYPES
 from checkpoints_convert.params.stored_params import PARAMS
@@ -20,7 +21,6 @@ from jax_probe_mtp.model.params import WEIGHTS
 
 METADATA = "jax_probe_mtp.json"
 FORMAT_VERSION = 3  # of what is written; those before are read too. 3 may hold matrices of eight bits
-MAX_LAYERS = 1024  # the largest models of our families have 126
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,9 @@ class Metadata:
 
     def as_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
-        if self.config.rope_scale == 1:  # so that earlier versions read what they can
-            del values["config"]["rope_scale"]
+        for later in ("rope_scale", "no_rope_layers"):  # so that earlier versions read what they can
+            if getattr(self.config, later) == getattr(ModelConfig, later):
+                del values["config"][later]
         return {"format_version": values.pop("version"), **values}
 
 
@@ -100,7 +101,8 @@ def _model_config(config: Fields) -> ModelConfig:
         raise CheckpointError(f"{config.where}: is_sharded must be false; convert again.")
     try:
         divisors = [float(x) if isinstance(x, int) else x for x in config.items("rope_divisors", [])]
-        return ModelConfig(**{**config.values, "rope_divisors": tuple(divisors)})
+        lists = {"rope_divisors": tuple(divisors), "no_rope_layers": tuple(config.items("no_rope_layers", []))}
+        return ModelConfig(**{**config.values, **lists})
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -192,14 +192,14 @@ def residuals(
     own_masks = np.kron(np.eye(Q), np.tril(np.ones((M, M)))) > 0  # [Q M, Q M]
     can_attend_RR = jnp.concatenate([can_attend_RT, np.pad(own_masks, ((T, 0), (0, 0)))], axis=1)
     cache = allocate(cfg, batch_size=1, capacity=0, scratch=T + Q * M, dtype=params["embed"].dtype)
-    rope = layers.rope_table(cfg, position_R[None])
+    ropes = layers.rope_tables(cfg, position_R[None])
     text_TD = transformer.embed(params, cfg, token_T)
     x_BRD = jnp.concatenate([text_TD, masks_QMD.reshape(-1, D).astype(text_TD.dtype)])[None]
     yield x_BRD[0]
     normed_BRD = layers.rms_norm(x_BRD, params["layers"][0]["attn_norm"], cfg.norm_eps)
     run_layer = transformer.text_layer(cfg, 0, can_attend_RR[None])
-    for (layer, next_norm_D), k_BKSh, v_BKSh in zip(
-        transformer.layers_and_norms(params), cache.k, cache.v, strict=True
+    for (layer, next_norm_D), rope, k_BKSh, v_BKSh in zip(
+        transformer.layers_and_norms(params), ropes, cache.k, cache.v, strict=True
     ):
         x_BRD, normed_BRD, _, _ = run_layer(layer, next_norm_D, rope, (x_BRD, normed_BRD, k_BKSh, v_BKSh))
         yield x_BRD[0]

@@ -3,16 +3,16 @@
 import dataclasses
 import math
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "qwen2", "qwen3", "smollm3")
 DATA, TENSOR = "data", "tensor"  # axes of a device mesh: batch rows are split over one, weights over the other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a decoder-only transformer computes; one class for the Llama, Qwen2 and Qwen3 (dense) families.
+    """What a decoder-only transformer computes; one class for all families, by switches.
 
     Attributes:
-      family: "llama", "qwen2" or "qwen3"; a label for messages, the switches below decide what is computed.
+      family: one of `FAMILIES`; a label for messages, the switches below decide what is computed.
       vocab_size: V, rows of the embedding and of the head.
       width: D, size of the residual stream.
       num_layers: L.
@@ -25,6 +25,7 @@ class ModelConfig:
       rope_theta: base of the rotary frequencies.
       rope_divisors: h/2 numbers that divide the rotary frequencies (Llama 3.1's, YaRN's or a linear scaling), or none.
       rope_scale: what cosines and sines are multiplied by (YaRN's attention factor, arXiv:2309.00071).
+      no_rope_layers: numbers of the layers whose rows are not turned by their positions, in order (SmolLM3).
       has_qkv_bias: True when q, k and v have biases (Qwen2).
       has_qk_norm: True when each q and k head is RMS-normed before rope (Qwen3).
       is_tied: True when the head is the embedding table.
@@ -47,7 +48,9 @@ class ModelConfig:
     has_qkv_bias: bool = False
     has_qk_norm: bool = False
     is_tied: bool = False
-    rope_scale: float = dataclasses.field(default=1.0, repr=False)  # `fingerprint` reads the others' repr
+    # Without a repr: `fingerprint` reads those of the others.
+    rope_scale: float = dataclasses.field(default=1.0, repr=False)
+    no_rope_layers: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     is_sharded: bool = dataclasses.field(default=False, repr=False)  # no part of what the model is
 
     def __post_init__(self) -> None:
@@ -75,6 +78,11 @@ class ModelConfig:
             raise ValueError(f"rope_divisors must be finite numbers above 0, got {list(self.rope_divisors)}.")
         if not isinstance(self.rope_scale, int | float) or not 0 < self.rope_scale < math.inf:
             raise ValueError(f"rope_scale must be a finite number above 0, got {self.rope_scale!r}.")
+        bounds = zip((-1, *self.no_rope_layers), (*self.no_rope_layers, self.num_layers), strict=True)
+        if not all(type(layer) is int and last < layer for last, layer in bounds):
+            raise ValueError(
+                f"no_rope_layers must be layers from 0 to {self.num_layers - 1} in order, got {list(self.no_rope_layers)}."
+            )
         if self.family not in FAMILIES:
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
         for name in ("has_qkv_bias", "has_qk_norm", "is_tied", "is_sharded"):

@@ -83,8 +83,12 @@ def _factors(size: int) -> np.ndarray:
 
 def model_identity(checkpoint: Checkpoint) -> dict[str, str]:
     """Gives the model's name and a hash over its shape and a few values of every weight, which tells two models apart."""
-    scale = checkpoint.config.rope_scale  # which models had not when the first of these hashes went into files
-    digest = hashlib.sha256(f"{checkpoint.config}{'' if scale == 1 else scale}".encode())
+    cfg = checkpoint.config
+    # These models had not when the first of these hashes went into files.
+    later = ("" if cfg.rope_scale == 1 else str(cfg.rope_scale)) + (
+        str(cfg.no_rope_layers) if cfg.no_rope_layers else ""
+    )
+    digest = hashlib.sha256(f"{cfg}{later}".encode())
     mesh = mesh_of(checkpoint.params)
     on_all_devices = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # where every process can read it
 

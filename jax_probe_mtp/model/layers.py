@@ -44,6 +44,13 @@ def rope_table(cfg: ModelConfig, position_BT: jax.Array) -> tuple[jax.Array, jax
     return jnp.cos(angles) * cfg.rope_scale, jnp.sin(angles) * cfg.rope_scale
 
 
+def rope_tables(cfg: ModelConfig, position_BT: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """Gives each layer its `rope_table`: where rows are not turned, cosines of 1 and sines of 0, which change no bit."""
+    turned = rope_table(cfg, position_BT)
+    unturned = jnp.ones_like(turned[0]), jnp.zeros_like(turned[1])
+    return [unturned if i in cfg.no_rope_layers else turned for i in range(cfg.num_layers)]
+
+
 def rotate(x: jax.Array, cos_BTc: jax.Array, sin_BTc: jax.Array) -> jax.Array:
     """Turns each pair (i, i + h/2) of x [B, T, ..., h] by its angle, in float32; the result has x's dtype."""
     extra = (1,) * (x.ndim - 3)

@@ -44,15 +44,15 @@ def forward(
     Returns:
       The hidden states [B, T, D] after the final norm, and the cache with the rows written.
     """
-    rope = layers.rope_table(cfg, position_BT)
+    ropes = jax.tree.map(lambda *each: jnp.stack(each), *layers.rope_tables(cfg, position_BT))
     normed_BTD = layers.rms_norm(x_BTD, stacked["layers"]["attn_norm"][0], cfg.norm_eps)
 
     def layer(carried: tuple[jax.Array, jax.Array], each: Any) -> Any:
-        weights, k_BKSh, v_BKSh = each
+        weights, rope, k_BKSh, v_BKSh = each
         x_BTD, normed_BTD, k_BKSh, v_BKSh = run_layer(weights, weights["next_norm"], rope, (*carried, k_BKSh, v_BKSh))
         return (x_BTD, normed_BTD), (k_BKSh, v_BKSh)
 
-    (_, normed_BTD), (k, v) = jax.lax.scan(layer, (x_BTD, normed_BTD), (stacked["layers"], cache.k, cache.v))
+    (_, normed_BTD), (k, v) = jax.lax.scan(layer, (x_BTD, normed_BTD), (stacked["layers"], ropes, cache.k, cache.v))
     return normed_BTD, cache.replace(k=k, v=v)
 
 

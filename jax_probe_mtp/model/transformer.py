@@ -1,4 +1,4 @@
-"""The forward pass of Llama, Qwen2 and Qwen3 (dense); it knows nothing of trees, probes or sampling."""
+"""The forward pass of Llama, Qwen and their kin; it knows nothing of trees, probes or sampling."""
 
 import functools
 from collections.abc import Callable
@@ -77,11 +77,12 @@ def forward(
     Returns:
       The hidden states [B, T, D] after the final norm, and the cache with the rows written.
     """
-    rope = layers.rope_table(cfg, position_BT)
+    ropes = layers.rope_tables(cfg, position_BT)
     norm = norm or functools.partial(layers.rms_norm, eps=cfg.norm_eps)
     normed_BTD = norm(x_BTD, params["layers"][0]["attn_norm"])
     all_k, all_v = [], []
-    for (layer, next_norm_D), k_BKSh, v_BKSh in zip(layers_and_norms(params), cache.k, cache.v, strict=True):
+    layers_with_theirs = zip(layers_and_norms(params), ropes, cache.k, cache.v, strict=True)
+    for (layer, next_norm_D), rope, k_BKSh, v_BKSh in layers_with_theirs:
         x_BTD, normed_BTD, k_BKSh, v_BKSh = run_layer(layer, next_norm_D, rope, (x_BTD, normed_BTD, k_BKSh, v_BKSh))
         all_k.append(k_BKSh)
         all_v.append(v_BKSh)

@@ -60,6 +60,31 @@ CASES = {
         {"rope_parameters": YARN | {"attention_factor": 1.3, "truncate": False}, "head_dim": 24},
         None,
     ),
+    "mistral": (
+        transformers.MistralConfig,
+        transformers.MistralForCausalLM,
+        {"sliding_window": None, "head_dim": 20, "rope_parameters": PLAIN | {"rope_theta": 1e6}},  # as Nemo: no D / H
+        None,
+    ),
+    "mistral-window-not-reached": (
+        transformers.MistralConfig,
+        transformers.MistralForCausalLM,
+        {"sliding_window": 1024},
+        60_000,
+    ),
+    "mistral-yarn": (
+        transformers.MistralConfig,
+        transformers.MistralForCausalLM,
+        {"sliding_window": None, "head_dim": 20, "rope_parameters": YARN},
+        None,
+    ),
+    "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, {"num_hidden_layers": 5}, None),
+    "smollm3-yarn-sharded": (
+        transformers.SmolLM3Config,
+        transformers.SmolLM3ForCausalLM,
+        {"no_rope_layers": [0, 1, 0], "rope_parameters": YARN, "tie_word_embeddings": False},
+        60_000,
+    ),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {"head_dim": 24}, None),
     "qwen3-tied-sharded": (
         transformers.Qwen3Config,
@@ -84,6 +109,7 @@ def random_model(config_class, model_class, changes):
         "rms_norm_eps": 1e-5,
         "rope_parameters": PLAIN,
         "eos_token_id": 0,
+        "pad_token_id": None,  # else SmolLM3 takes its own, 128004
         "attn_implementation": "eager",
     }
     model = model_class(config_class(**(sizes | changes))).float().eval()

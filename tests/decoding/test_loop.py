@@ -160,7 +160,7 @@ def test_a_row_alone_equals_that_row_in_a_batch(tiny):
         assert together[row] == plain(tiny, prompt, temperature=1.0, seed=row + 1)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "smollm3"])
 def test_other_families_decode_without_loss(family):
     tiny = make_tiny(FAMILIES[family], seed=1)
     got, result = run(tiny, PROMPTS, temperature=0.7, seeds=[3, 3, 3, 3])

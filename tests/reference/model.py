@@ -42,19 +42,20 @@ class Model:
         def norm(y, weight):
             return y / np.sqrt((y**2).mean(-1, keepdims=True) + cfg.norm_eps) * weight
 
-        for layer in self.p["layers"]:
+        for i, layer in enumerate(self.p["layers"]):
+            turned = (lambda y: y) if i in cfg.no_rope_layers else turn
             y = norm(x_TD, layer["attn_norm"])
             attended = np.zeros_like(x_TD)
             for kv in range(K):
                 heads = [y @ layer["qkv"][:, kv, i] for i in range(G + 2)]
                 if cfg.has_qkv_bias:
-                    heads = [head + layer["qkv_bias"][kv, i] for i, head in enumerate(heads)]
+                    heads = [head + layer["qkv_bias"][kv, n] for n, head in enumerate(heads)]
                 *queries, key, value = heads
                 if cfg.has_qk_norm:
                     queries = [norm(q, layer["q_norm"]) for q in queries]
                     key = norm(key, layer["k_norm"])
                 for g, query in enumerate(queries):
-                    score = turn(query) @ turn(key).T / np.sqrt(h)
+                    score = turned(query) @ turned(key).T / np.sqrt(h)
                     score[np.triu_indices(T, 1)] = -np.inf
                     weight = np.exp(score - score.max(1, keepdims=True))
                     attended += weight / weight.sum(1, keepdims=True) @ value @ layer["out"][kv, g]

@@ -29,7 +29,12 @@ YARN = {f"{SCALING}.type": "yarn", f"{SCALING}.factor": 4.0, f"{SCALING}.origina
         (YARN | {"llama.rope.scaling.yarn_log_multiplier": 0.1}, r"yarn_log_multiplier = 0\.1"),
         (YARN | {"llama.rope.scaling.yarn_ext_factor": 0.5}, r"yarn_ext_factor = 0\.5 is not supported"),
         (YARN | {"llama.rope.scaling.alpha": 8.0}, r"alpha = 8\.0 is not supported"),
-        ({"llama.attention.sliding_window": 4096}, r"sliding_window = 4096"),
+        (
+            {"llama.attention.sliding_window": 639},
+            r"sliding_window = 639 is not supported, since texts of up to 640 .* context_length",
+        ),
+        (YARN | {"llama.attention.sliding_window": 640, "llama.rope.scaling.factor": 11.0}, "texts of up to 704"),
+        ({"llama.attention.sliding_window": True}, "sliding_window' must be a whole number"),
         ({"llama.attn_logit_softcapping": 50.0}, r"attn_logit_softcapping = 50"),
         ({"llama.something.new": 1}, r"llama\.something\.new = 1 is not supported"),
         ({"general.type": "adapter"}, "general.type is 'adapter'"),
@@ -42,8 +47,56 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, fields, message):
         open_gguf(path)
 
 
+V01 = {"context_length": 32768, "embedding_length": 4096, "feed_forward_length": 14336, "attention.head_count_kv": 8}
+V01 |= {"attention.head_count": 32, "attention.key_length": 128, "attention.value_length": 128}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_refused"),
+    [
+        ({}, True),
+        ({"context_length": 4096}, False),
+        ({"rope.freq_base": 1e6}, False),  # v0.2
+        ({"feed_forward_length": 14337}, False),
+    ],
+)
+def test_mistral_v01_is_known_by_its_sizes(tmp_path, change, is_refused):
+    """llama.cpp's converter writes no window for it: the numbers are those of the file on the hub."""
+    numbers = V01 | {"rope.freq_base": 10000.0, "rope.dimension_count": 128} | change
+    fields = {f"llama.{key}": value for key, value in numbers.items()}
+    path = write_gguf(
+        tmp_path / "m.gguf", "llama", hf_tensors(hf_config("llama")), fields=fields, without=list(numbers)
+    )
+    if is_refused:
+        with pytest.raises(CheckpointError, match=r"the window of Mistral 7B v0\.1, .* = 4096 is not .* up to 32768"):
+            open_gguf(path)
+    else:
+        open_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("qwen3moe", "a mixture of experts"),
+        ("deepseek2", "a mixture"),
+        ("mamba", "its recurrent state"),
+        ("gemma3", ""),
+    ],
+)
+def test_other_families_are_refused_with_the_reason(tmp_path, architecture, reason):
+    path = write_gguf(tmp_path / "m.gguf", architecture, {})
+    with pytest.raises(CheckpointError, match=rf"'{architecture}' is not supported( \({reason}.*\))?; llama") as error:
+        open_gguf(path)
+    assert ("(" in str(error.value)) == bool(reason)
+
+
 def test_neutral_fields_are_accepted(tmp_path):
-    fields = {"llama.expert_count": 0, "llama.rope.scaling.type": "none", "llama.vocab_size": V}
+    fields = {
+        "llama.attention.sliding_window": 640,
+        "llama.expert_count": 0,
+        "llama.rope.scaling.type": "none",
+        "llama.vocab_size": V,
+    }
     model = open_gguf(write_gguf(tmp_path / "m.gguf", "llama", hf_tensors(hf_config("llama")), fields=fields))
     assert (model.config.norm_eps, model.config.queries_per_kv) == (1e-5, G)
 
@@ -96,5 +149,5 @@ def test_partial_rope_and_missing_fields_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="has no 'block_count'"):
         open_gguf(path)
     path = write_gguf(tmp_path / "c.gguf", "gemma2", {})
-    with pytest.raises(CheckpointError, match="'gemma2' is not supported; llama, qwen2, qwen3 are"):
+    with pytest.raises(CheckpointError, match="'gemma2' is not supported; llama, qwen2, qwen3, smollm3 are"):
         open_gguf(path)

@@ -91,6 +91,10 @@ def test_lines_of_many_scripts_are_cut_as_the_tokenizer_json_cuts_them(pre):
         ("deepseek-coder", "مر حب", ["مر", " حب"]),
         ("deepseek-coder", "a\t+ 'b$", ["a", "\t+", " '", "b", "$"]),
         ("deepseek-coder", "中文 half", ["中文", " half"]),
+        ("tekken", "don't stop 2024", ["don", "'t", " stop", " ", "2", "0", "2", "4"]),
+        ("tekken", "HelloWorld ABCd XMLFile", ["Hello", "World", " ABCd", " XMLFile"]),
+        ("tekken", "a //\n/b", ["a", " //\n/", "b"]),
+        ("tekken", "日本Go 中文", ["日本Go", " 中文"]),
         ("default", "don't $5+2 =1234 x", ["don", "'", "t", " ", "$", "5", "+", "2", " ", "=", "123", "4", " x"]),
     ],
 )

@@ -11,14 +11,18 @@ from support.checkpoints.hf_folders import D, V, hf_config, hf_tensors, write_hf
 
 from checkpoints_convert import CheckpointError, load_checkpoint
 from checkpoints_convert.gguf.model import open_gguf
+from jax_probe_mtp.model.transformer import full_logits
 
 
-@pytest.mark.parametrize(("family", "is_tied"), [("llama", True), ("llama", False), ("qwen2", False), ("qwen3", True)])
+@pytest.mark.parametrize(
+    ("family", "is_tied"),
+    [("llama", True), ("llama", False), ("mistral", False), ("qwen2", False), ("qwen3", True), ("smollm3", True)],
+)
 def test_a_gguf_file_gives_what_the_folder_gives(tmp_path, family, is_tied, monkeypatch):
     monkeypatch.setattr("checkpoints_convert.params.fill.CHUNK_BYTES", 4 * D * 20)
     config = hf_config(family, tie_word_embeddings=is_tied)
     tensors = hf_tensors(config)
-    ours = load_checkpoint(write_gguf(tmp_path / "m.gguf", family, tensors))
+    ours = load_checkpoint(write_gguf(tmp_path / "m.gguf", family.replace("mistral", "llama"), tensors))
     theirs = load_checkpoint(write_hf(tmp_path / "hf", config, tensors))
     assert ours.config == theirs.config
     assert ours.eos_token_ids == (0,)  # the file's own: tokenizer.ggml.eos_token_id
@@ -26,6 +30,34 @@ def test_a_gguf_file_gives_what_the_folder_gives(tmp_path, family, is_tied, monk
         jax.tree.leaves_with_path(ours.params), jax.tree.leaves_with_path(theirs.params), strict=True
     ):
         np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+
+SCALED = {  # of a folder, and in a GGUF file
+    "linear": ({"type": "linear", "factor": 4.0}, {"type": "linear", "factor": 4.0}),
+    "yarn": (
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attn_factor": 0.75},
+        {"type": "yarn", "factor": 4.0, "original_context_length": 64, "attn_factor": 0.75},
+    ),
+}
+
+
+@pytest.mark.parametrize("scaling", SCALED)
+@pytest.mark.parametrize("family", ["qwen3", "smollm3"])
+def test_a_gguf_file_gives_the_folders_logits(tmp_path, family, scaling):
+    of_folder, of_gguf = SCALED[scaling]
+    config = hf_config(family, rope_scaling=of_folder)
+    tensors = {name: values / (1 + 2 * ("proj" in name)) for name, values in hf_tensors(config).items()}
+    fields = {f"{family}.rope.scaling.{key}": value for key, value in of_gguf.items()}
+    folder = write_hf(tmp_path / "hf", config, tensors)
+    models = [folder, write_gguf(tmp_path / "m.gguf", family, tensors, fields=fields), tmp_path / "plain"]
+    write_hf(models[2], hf_config(family), tensors)
+    token_BT = np.random.default_rng(0).integers(0, V, (1, 200))
+    run = jax.jit(full_logits, static_argnums=1)
+    theirs, ours, unscaled = [
+        np.asarray(run(model.params, model.config, token_BT)) for model in map(load_checkpoint, models)
+    ]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)  # the scale is float32 in a GGUF file
+    assert np.abs(unscaled - theirs).max() > 0.1
 
 
 def test_dtype_of_a_file(tmp_path):

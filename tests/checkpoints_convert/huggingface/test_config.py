@@ -33,23 +33,40 @@ def read(folder, config, generation=None):
         (
             "llama",
             {"architectures": ["MixtralForCausalLM"]},
-            r"\['MixtralForCausalLM'\] is not supported; LlamaForCausalLM",
+            r"\['MixtralForCausalLM'\] is not supported \(a mixture of experts.*\); LlamaForCausalLM",
         ),
         (
             "llama",
             {"architectures": ["XForCausalLM"], "auto_map": {"AutoModelForCausalLM": "x.X"}},
             "code .* never run",
         ),
-        ("llama", {"architectures": None, "model_type": "gemma"}, "'gemma' is not supported"),
+        ("llama", {"architectures": None, "model_type": "gemma"}, "'gemma' is not supported; "),
+        ("llama", {"architectures": None, "model_type": "qwen3_next"}, "'qwen3_next' .* \\(its recurrent state"),
         ("llama", {"model_type": "mistral"}, "model_type 'mistral' does not belong to LlamaForCausalLM"),
-        ("qwen2", {"use_sliding_window": True}, "use_sliding_window = True"),
-        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention'"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 639},
+            "sliding_window = 639 .* texts of up to 640 tokens",
+        ),
+        ("qwen2", {"use_sliding_window": True, "max_position_embeddings": 4097}, "sliding_window = 4096"),
+        ("mistral", {"sliding_window": 639}, "sliding_window = 639 is not .*; to read .* max_position_embeddings"),
+        ("mistral", {"sliding_window": "none"}, "'sliding_window' must be a whole number, got 'none'"),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 9}, "sliding_window = 9"),
+        ("llama", {"layer_types": ["sliding_attention"]}, "'sliding_attention', but sliding_window is missing"),
+        (
+            "qwen3",
+            {"layer_types": ["full_attention", "linear_attention"]},
+            "'linear_attention', which is not supported",
+        ),
+        ("llama", {"no_rope_layers": [1, 1, 1, 0]}, r"no_rope_layers = \[1, 1, 1, 0\] is not supported"),
+        ("smollm3", {"no_rope_layers": [1, 1, 1, 0]}, r"0 or 1 for each of 5 layers, got \[1, 1, 1, 0\]"),
+        ("smollm3", {"no_rope_layers": [1, 1, 1, 2, 1]}, "must hold 0 or 1"),
+        ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval must be at least 1, got 0"),
         ("llama", {"attention_bias": True}, "attention_bias = True"),
         ("qwen3", {"attention_bias": True}, "attention_bias = True"),
         ("llama", {"mlp_bias": True}, "mlp_bias = True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = gelu is not supported, only silu"),
         ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config = .*awq"),
-        ("llama", {"pretraining_tp": 2}, "pretraining_tp = 2"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30"),
         ("llama", {"logits_scaling": 8.0}, "logits_scaling = 8"),
@@ -121,7 +138,7 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path, family, change, mess
 
 
 def test_settings_that_change_nothing_are_accepted(tmp_path):
-    neutral = {"attention_bias": False, "sliding_window": 4096, "use_sliding_window": False, "pretraining_tp": 1}
+    neutral = {"attention_bias": False, "sliding_window": 4096, "use_sliding_window": False, "pretraining_tp": 2}
     neutral |= {"layer_types": ["full_attention"], "quantization_config": None, "num_experts": 0, "auto_map": {}}
     assert read(tmp_path, hf_config("qwen3", **neutral)) == read(tmp_path, hf_config("qwen3"))
 
@@ -148,18 +165,43 @@ def test_what_is_left_out_is_what_transformers_assumes(tmp_path):
     import transformers
 
     minimal = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 1, "eos_token_id": 1}
-    classes = {"Llama": transformers.LlamaConfig, "Qwen2": transformers.Qwen2Config, "Qwen3": transformers.Qwen3Config}
-    for name, config_class in classes.items():
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3"):
         heads = 32 if name != "Llama" else 4
-        config = minimal | {"num_attention_heads": heads, "hidden_size": 12 * heads}
-        theirs = config_class(**config)
+        config = minimal | {"num_attention_heads": heads, "hidden_size": 12 * heads, "num_hidden_layers": 9}
+        config |= {"sliding_window": None} if name == "Mistral" else {}
+        theirs = getattr(transformers, f"{name}Config")(**config)
         ours, _ = read(tmp_path, config | {"architectures": [name + "ForCausalLM"]})
+        assert [i not in ours.no_rope_layers for i in range(9)] == getattr(theirs, "no_rope_layers", [1] * 9)
         assert ours.num_kv_heads == theirs.num_key_value_heads
         assert ours.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // heads)
         assert ours.context_length == theirs.max_position_embeddings
         assert ours.norm_eps == theirs.rms_norm_eps
         assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
         assert ours.is_tied == theirs.tie_word_embeddings
+
+
+def test_a_window_that_no_text_reaches_is_none(tmp_path):
+    plain = read(tmp_path, hf_config("qwen2"))
+    assert read(tmp_path, hf_config("qwen2", use_sliding_window=True, sliding_window=640)) == plain
+    assert read(tmp_path, hf_config("qwen2", use_sliding_window=True, sliding_window=None)) == plain
+    named = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 640}
+    assert read(tmp_path, hf_config("qwen2", **named)) == plain
+    left_out = hf_config("mistral")
+    del left_out["sliding_window"]  # transformers takes 4096 then
+    assert read(tmp_path, left_out) == read(tmp_path, hf_config("mistral"))
+    with pytest.raises(CheckpointError, match="sliding_window = 4096 is not supported"):
+        read(tmp_path, left_out | {"max_position_embeddings": 32768})
+
+
+def test_layers_whose_rows_are_not_turned(tmp_path):
+    assert read(tmp_path, hf_config("smollm3"))[0].no_rope_layers == (3,)
+    assert read(tmp_path, hf_config("smollm3", no_rope_layer_interval=2))[0].no_rope_layers == (1, 3)
+    said = {"no_rope_layers": [0, 1, 1, 1, 0, 1], "no_rope_layer_interval": 2}
+    assert read(tmp_path, hf_config("smollm3", **said))[0].no_rope_layers == (0, 4)
+
+
+def test_a_mistral_without_a_window_is_a_llama(tmp_path):
+    assert read(tmp_path, hf_config("mistral")) == read(tmp_path, hf_config("llama"))
 
 
 def test_the_context_is_that_of_the_scaling(tmp_path):

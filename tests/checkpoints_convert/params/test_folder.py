@@ -122,7 +122,7 @@ def test_a_damaged_folder_is_named(tmp_path, hf_folder):
         "format version 99": {"format_version": 99},
         "unexpected keyword": {"config": good["config"] | {"surprise": 1}},
         "must be a multiple": {"config": good["config"] | {"num_kv_heads": 4}},
-        "family must be one of llama, qwen2, qwen3, got \\[\\]": {"config": good["config"] | {"family": []}},
+        "family must be one of llama, qwen2, qwen3, smollm3, got \\[\\]": {"config": good["config"] | {"family": []}},
         "is_tied must be true or false, got 1": {"config": good["config"] | {"is_tied": 1}},
         "finite numbers above 0, got \\['a'": {"config": good["config"] | {"rope_divisors": ["a"] * (h // 2)}},
         "dtype 'int8'": {"dtype": "int8"},

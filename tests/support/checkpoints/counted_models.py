@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from checkpoints_convert.gguf.header import read_header
 from checkpoints_convert.gguf.reader import GGUFSource
 from checkpoints_convert.huggingface.safetensors import SafetensorsSource
-from checkpoints_convert.mapping.names import GGUF, HF, rows_for
+from checkpoints_convert.mapping.names import gguf_rows, hf_rows
 from checkpoints_convert.mapping.tensor_source import OpenedModel
 from checkpoints_convert.mapping.transforms import LAYOUTS
 from jax_probe_mtp.model.params import by_head, random_params
@@ -57,18 +57,17 @@ def write_models(folder, cfg):
                 yield row.source.format(i), LAYOUTS[row.layout].export(leaf.reshape(apart.get(row.target, leaf.shape)))
 
     folder.mkdir()
-    hf_rows, gguf_rows = rows_for(HF, cfg), rows_for(GGUF, cfg)
-    save_file(dict(tensors(hf_rows)), folder / "model.safetensors")
-    yield "safetensors", opened(cfg, SafetensorsSource(folder), hf_rows)
+    save_file(dict(tensors(hf_rows(cfg))), folder / "model.safetensors")
+    yield "safetensors", opened(cfg, SafetensorsSource(folder), hf_rows(cfg))
 
     path = folder / "model.gguf"
     writer = gguf.GGUFWriter(path, cfg.family)
     kinds = itertools.cycle([Kind.F32, Kind.Q8_0, Kind.BF16, Kind.F16, Kind.Q4_1])
-    for name, values in tensors(gguf_rows):
+    for name, values in tensors(gguf_rows(cfg)):
         kind = next(kinds) if values.ndim == 2 else Kind.F32
         writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    yield "gguf", opened(cfg, GGUFSource(path, read_header(path)[1]), gguf_rows)
+    yield "gguf", opened(cfg, GGUFSource(path, read_header(path)[1]), gguf_rows(cfg))

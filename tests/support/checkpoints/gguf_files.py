@@ -76,14 +76,15 @@ def write_gguf(path, family, tensors, *, kinds=None, fields=None, without=(), ex
             writer.add_uint32(f"{family}.{key}", value)
     if "attention.layer_norm_rms_epsilon" not in without:
         writer.add_float32(f"{family}.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.add_float32(f"{family}.rope.freq_base", 5000.0)
+    if "rope.freq_base" not in without:
+        writer.add_float32(f"{family}.rope.freq_base", 5000.0)
     for key, value in (fields or {}).items():
         writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     add_tokenizer(writer, names_end="eos_token_id" not in without)
     for name, values in tensors.items():
-        if family == "llama" and ".q_proj." in name:
+        if family in ("llama", "smollm3") and ".q_proj." in name:  # SmolLM3Model is a LlamaModel there
             values = llama_permute(values, H)
-        if family == "llama" and ".k_proj." in name:
+        if family in ("llama", "smollm3") and ".k_proj." in name:
             values = llama_permute(values, K)
         kind = (kinds or {}).get(name, Kind.F32)
         raw = gguf.quantize(values, kind)

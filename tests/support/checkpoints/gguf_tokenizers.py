@@ -21,6 +21,11 @@ CORPUS = [line * 3 for line in TEXTS] + ["1234567 boats boats boats 's 'll I'LL"
 # As the published tokenizer.json files have them, written out independently of the package's table.
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = (  # as llama.cpp's source quotes it from Mistral Nemo's file
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 PRE_TOKENIZERS = {
     "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -39,6 +44,7 @@ PRE_TOKENIZERS = {
             BYTE_LEVEL,
         ]
     ),
+    "tekken": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(TEKKEN), "isolated"), BYTE_LEVEL]),
     "deepseek-llm": DEEPSEEK_LLM,
     "deepseek-coder": DEEPSEEK_CODER,
 }
@@ -59,7 +65,7 @@ def trained(pre):
     learner.train_from_iterator(CORPUS, trainer)
     model = json.loads(learner.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
-    tokenizer = Tokenizer(models.BPE(model["vocab"], merges, ignore_merges=pre == "llama-bpe"))
+    tokenizer = Tokenizer(models.BPE(model["vocab"], merges, ignore_merges=pre in ("llama-bpe", "tekken")))
     tokenizer.add_special_tokens(["<s>", "</s>"])
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]
     tokenizer.decoder = decoders.ByteLevel()

@@ -7,7 +7,13 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 V, D, F, H, K, G, h, L = 293, 36, 52, 6, 2, 3, 8, 5  # all distinct, so that no transpose can hide
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
 LINES = ["the quick brown fox jumps over the lazy dog", "def f(x): return x + 1", "héllo wörld"]
 
 
@@ -29,6 +35,8 @@ def hf_config(family, **changes):
         "tie_word_embeddings": False,
         "eos_token_id": 7,
     }
+    if family == "mistral":
+        config["sliding_window"] = None
     return config | changes
 
 

@@ -67,7 +67,7 @@ CASES = {  # model, draft source, the same in `reference`, sizes of the mesh, an
         False,
     ),
     "recycle": (
-        BASE,
+        FAMILIES["smollm3"],
         Recycle(tree=12),
         functools.partial(reference.recycle_decode, num_nodes=12, max_depth=6),
         (2, 2),
