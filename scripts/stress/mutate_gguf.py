@@ -9,6 +9,9 @@ from typing import Any
 from mutate_bytes import ARITHMETIC, SIZES, TEXTS, Mutation, flip_bits
 from seeds import ARRAY, GGUFS, NUMBERS, TEXT, Gguf, gguf_array, gguf_text
 
+FIELDS = [b"llama.expert_count", b"llama.a\nb", b"split.count", b"general.type", b"llama.attention.sliding_window"]
+FIELDS += [b"smollm3.rope.scaling." + key for key in (b"type", b"factor", b"attn_factor", b"yarn_beta_slow", b"alpha")]
+
 
 def _put_number(draw: random.Random, parts: Gguf, role: str) -> bytes:
     """Puts another number at one of the places of this role: an absurd one, one nearby, or that of another place."""
@@ -37,7 +40,7 @@ def _change_fields(draw: random.Random, parts: Gguf) -> bytes:
     new = [(key, TEXT, gguf_text(text)), (key, other_kind, number), (key, 6, floats), (text, kind, value)]
     new += [(key, ARRAY, gguf_array(TEXT, [text] * draw.choice([0, 1, 40]))), (key, *parts.fields[j][1:])]
     new += [(key, ARRAY, struct.pack("<IQ", other_kind, 1) + number), (key, 10, struct.pack("<Q", 2**64 - 1))]
-    new += [(draw.choice([b"llama.expert_count", b"llama.a\nb", b"split.count", b"general.type"]), kind, value)]
+    new += [(draw.choice(FIELDS), kind, value)]
     what = draw.randrange(6)
     if what == 0:
         del parts.fields[i]

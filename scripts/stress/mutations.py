@@ -6,7 +6,7 @@ from mutate_bytes import BYTES, Mutation
 from mutate_gguf import gguf_mutations, many_parts, of_parts
 from mutate_json import INDEX, JSON, JSON_MANY
 from mutate_safetensors import SAFETENSORS, SAFETENSORS_MANY
-from seeds import Files, Seed
+from seeds import OTHER_FAMILIES, Files, Seed
 
 SHARE_LARGE = 0.02  # of the cases are large
 
@@ -29,6 +29,7 @@ def _target(draw: random.Random, kind: str, seed: Seed) -> str:
         "safetensors": ["model.safetensors"],
         "shards": ["model.safetensors.index.json"] * 4 + sorted(p for p in seed.files if p.endswith(".safetensors")),
         "config": ["config.json"] * 4 + ["generation_config.json"],
+        **{kind: ["config.json"] for kind in OTHER_FAMILIES},
         "tokenizer": ["tokenizer.json", "tokenizer_config.json", "tokenizer_config.json"],
         "converted": ["jax_probe_mtp.json"] * 40 + sorted(path for path in seed.files if path.startswith("params/")),
     }

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import struct
 from pathlib import Path
+from typing import Any
 
 import gguf
 import ml_dtypes
@@ -113,7 +114,20 @@ def _json(values: object) -> bytes:
     return json.dumps(values).encode()
 
 
-def _folder() -> Files:
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 8, "mscale": 0.7}
+OTHER_FAMILIES: dict[str, dict[str, Any]] = {  # what differs in config.json
+    "config, mistral": {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 512},
+    "config, smollm3": {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "model_type": "smollm3",
+        "no_rope_layers": [1],
+        "no_rope_layer_interval": 4,
+        "rope_scaling": YARN,
+    },
+}
+
+
+def _folder(**changes: Any) -> Files:
     """Makes what a Hugging Face folder holds beside its weights."""
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(TOKENS)}, MERGES, unk_token="<unk>"))
     tokenizer.add_special_tokens(["<s>", "</s>", "<unk>"])
@@ -154,7 +168,7 @@ def _folder() -> Files:
         "chat_template": "{{ messages[0]['content'] }}",
     }
     return {
-        "config.json": _json(config),
+        "config.json": _json(config | changes),
         "generation_config.json": _json({"eos_token_id": 1, "temperature": 0.6}),
         "tokenizer.json": tokenizer.to_str().encode(),
         "tokenizer_config.json": _json(tokenizer_config),
@@ -170,8 +184,8 @@ def _in_shards(weights: dict[str, np.ndarray]) -> Files:
     return shards | {"model.safetensors.index.json": _json(index)}
 
 
-def _gguf(is_sentencepiece: bool) -> Gguf:
-    """Makes a llama file with tensors of several types, with a byte-level or a SentencePiece tokenizer."""
+def _gguf(is_sentencepiece: bool, family: str = "llama") -> Gguf:
+    """Makes a file with tensors of several types, with a byte-level or a SentencePiece tokenizer; a llama's with rope_freqs."""
     names = {
         "model.embed_tokens": "token_embd",
         "model.norm": "output_norm",
@@ -187,7 +201,8 @@ def _gguf(is_sentencepiece: bool) -> Gguf:
     }
     kinds = {"attn_q": Kind.Q8_0, "attn_k": Kind.Q4_0, "ffn_up": Kind.Q5_1, "ffn_down": Kind.F16, "attn_v": Kind.BF16}
     tensors, data = [], bytearray()
-    for name, values in [*_weights().items(), ("rope_freqs", np.ones(h // 2, np.float32))]:
+    divisors = {"rope_freqs": np.ones(h // 2, np.float32)} if family == "llama" else {}
+    for name, values in (_weights() | divisors).items():
         plain = name.removeprefix("model.layers.0.").removesuffix(".weight")
         ours = names.get(plain, plain)
         kind = kinds.get(ours, Kind.F32)
@@ -204,9 +219,18 @@ def _gguf(is_sentencepiece: bool) -> Gguf:
         "attention.head_count_kv": K,
         "rope.dimension_count": h,
     }
-    fields = [(b"general.architecture", TEXT, gguf_text(b"llama")), (b"general.alignment", 4, struct.pack("<I", 32))]
-    fields += [(f"llama.{key}".encode(), 4, struct.pack("<I", value)) for key, value in numbers.items()]
-    fields.append((b"llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-5)))
+    fields = [
+        (b"general.architecture", TEXT, gguf_text(family.encode())),
+        (b"general.alignment", 4, struct.pack("<I", 32)),
+    ]
+    scaling = {"scaling.factor": 4.0, "scaling.attn_factor": 0.9, "scaling.yarn_beta_fast": 8.0, "freq_base": 5000.0}
+    floats = {"attention.layer_norm_rms_epsilon": 1e-5}
+    if family != "llama":
+        numbers |= {"rope.scaling.original_context_length": 128, "attention.sliding_window": 512}
+        floats |= {f"rope.{key}": value for key, value in scaling.items()}
+        fields.append((f"{family}.rope.scaling.type".encode(), TEXT, gguf_text(b"yarn")))
+    fields += [(f"{family}.{key}".encode(), 4, struct.pack("<I", value)) for key, value in numbers.items()]
+    fields += [(f"{family}.{key}".encode(), 6, struct.pack("<f", value)) for key, value in floats.items()]
     tokens = [token.replace("Ġ", "▁") if is_sentencepiece else token for token in TOKENS]
     tokenizer: dict[str, tuple[int, bytes]] = {
         "model": (TEXT, gguf_text(b"llama" if is_sentencepiece else b"gpt2")),
@@ -226,7 +250,7 @@ def _gguf(is_sentencepiece: bool) -> Gguf:
     return Gguf(fields, tensors, bytes(data))
 
 
-GGUFS = {"gguf": _gguf(False), "gguf, sentencepiece": _gguf(True)}
+GGUFS = {"gguf": _gguf(False), "gguf, sentencepiece": _gguf(True), "gguf, smollm3": _gguf(False, "smollm3")}
 
 
 def _convert(source: Path, destination: Path) -> None:
@@ -264,6 +288,7 @@ def make_seeds(scratch: Path) -> dict[str, Seed]:
         "safetensors": Seed(single),
         "shards": Seed(_folder() | _in_shards(halves)),
         "config": Seed(single),
+        **{name: Seed(single | _folder(**changes)) for name, changes in OTHER_FAMILIES.items()},
         "tokenizer": Seed(single),
         "converted": Seed(converted),
         **{name: Seed({"m.gguf": parts.encode()[0]}, "m.gguf") for name, parts in GGUFS.items()},
