@@ -47,6 +47,8 @@ def rope_table(cfg: ModelConfig, position_BT: jax.Array) -> tuple[jax.Array, jax
 def rope_tables(cfg: ModelConfig, position_BT: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
     """Gives each layer its `rope_table`: where rows are not turned, cosines of 1 and sines of 0, which change no bit."""
     turned = rope_table(cfg, position_BT)
+    if not cfg.no_rope_layers:
+        return [turned] * cfg.num_layers
     unturned = jnp.ones_like(turned[0]), jnp.zeros_like(turned[1])
     return [unturned if i in cfg.no_rope_layers else turned for i in range(cfg.num_layers)]
 
