@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 from checkpoints import make_checkpoint
+from conftest import FAMILIES, make_tiny
 
 from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
@@ -155,6 +156,14 @@ def test_the_masks_run_again_propose_the_trees_that_the_calls_had(tiny):
 def _last_logits(params, cfg, *arrays):
     *_, hidden_RD = alignment.residuals(params, cfg, *arrays)
     return transformer.logits(params, cfg, layers.rms_norm(hidden_RD, params["final_norm"], cfg.norm_eps)[None])[0]
+
+
+def test_layers_whose_rows_are_not_turned():
+    scaled, text = make_tiny(FAMILIES["smollm3"]), PROMPTS[0].token_ids
+    masks_QMD = jnp.zeros((1, 1, scaled.cfg.width))
+    got_RV = _last_logits(scaled.params, scaled.cfg, jnp.asarray(text), masks_QMD, jnp.asarray([3]))
+    expected_TV = scaled.reference.logits(scaled.reference.embed(text))
+    np.testing.assert_allclose(got_RV[: len(text)], expected_TV, atol=2e-5)
 
 
 def test_masks_enter_in_the_models_dtype(tiny):
