@@ -19,7 +19,7 @@ import orbax.checkpoint  # noqa: F401  (what loading imports late is imported be
 import transformers  # noqa: F401
 from mutate_bytes import OUTSIDE
 from mutations import damage
-from seeds import Seed, write_files
+from seeds import OTHER_FAMILIES, Seed, write_files
 from watch import Watch
 
 from checkpoints_convert import info, load
@@ -36,9 +36,11 @@ FOLDER = "model"
 KINDS = {
     "safetensors": 4,
     "shards": 3,
-    "config": 3,
-    "gguf": 4,
+    "config": 2,
+    **dict.fromkeys(OTHER_FAMILIES, 1),
+    "gguf": 3,
     "gguf, sentencepiece": 2,
+    "gguf, smollm3": 1,
     "converted": 2,
     "tokenizer": 1,
 }
