@@ -128,7 +128,7 @@ def many_parts(draw: random.Random, parts: Gguf) -> bytes:
         count = size // 44
         parts.tensors += [(f"{i:x}".encode(), [1], 0, len(parts.data) + 4 * i) for i in range(count)]
         parts.data += bytes(4 * count)
-        i = next(i for i, field in enumerate(parts.fields) if field[0] == b"llama.block_count")
+        i = next(i for i, field in enumerate(parts.fields) if field[0].endswith(b".block_count"))
         if draw.random() < 0.5:
             parts.fields[i] = (parts.fields[i][0], 4, struct.pack("<I", count // 10))
     elif what == 6:  # as many rope divisors
