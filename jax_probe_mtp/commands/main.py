@@ -12,6 +12,8 @@ from jax_probe_mtp.commands import align, bench, demo, generate, merge, tune_mas
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.errors import Parser, exit_status, one_line
 
+NEWEST_JAX = (0, 12)  # that the tests pass on
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0; 1 where `verify` found a difference; 2 for bad input, with one line on stderr."""
@@ -39,7 +41,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _set_up_process() -> None:
-    """Turns the persistent compilation cache on, unless the user has set it up already; hushes transformers."""
+    """Turns the persistent compilation cache on, unless the user has set it up already; hushes transformers.
+
+    A JAX newer than any that was tested gets one line.
+    """
+    if jax.__version_info__[:2] > NEWEST_JAX:
+        newest = ".".join(map(str, NEWEST_JAX))
+        print(f"JAX {jax.__version__} is newer than {newest}, the newest that was tested", file=sys.stderr)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torch, which is not needed here
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -87,3 +87,11 @@ def test_as_a_program(model, expected):
     assert code == 0, err
     assert out == text_of(expected["b"][0][:2]) + "\n"
     assert_refused(run("--tree", "x"), "got 'x'")
+
+
+@pytest.mark.parametrize(("newest", "says"), [((0, 9), True), (jax.__version_info__[:2], False)])
+def test_a_jax_newer_than_what_was_tested_gets_one_line(run, monkeypatch, newest, says):
+    monkeypatch.setattr("jax_probe_mtp.commands.main.NEWEST_JAX", newest)
+    _, _, err = run("generate", "--model", "nowhere", "--prompt", "x")
+    line = f"JAX {jax.__version__} is newer than 0.9, the newest that was tested"
+    assert (line in err.splitlines()) == says

@@ -13,6 +13,9 @@ from jax_probe_mtp.kernels import int8_hopper, int8_product, int8_triton
 from jax_probe_mtp.kernels.int8_hopper import MAX_ROWS, Tiles, choose_tiles
 from jax_probe_mtp.model.params import Int8, dequantize
 
+pytestmark = pytest.mark.skipif(
+    jax.__version_info__ >= (0, 12), reason="JAX 0.12 refuses its loads of scales, and Triton's kernels run instead"
+)
 product_parts = functools.partial(int8_product.product_parts, kernels=int8_hopper)
 gated_product = functools.partial(int8_product.gated_product, kernels=int8_hopper)
 CAN_INTERPRET = hasattr(plgpu, "InterpretGPUParams")

@@ -1,5 +1,9 @@
 """The small GPU kernels, run as JAX operations on the CPU, against NumPy; and that they lower for a GPU."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,3 +198,20 @@ def test_the_products_and_norms_lower_for_a_gpu():
         (lambda x, parts, norm: add_norm(x, parts, norm, eps=1e-5), x, parts, norm),
     ):
         assert lowered_for_cuda(function, *args).count("__gpu$xla.gpu.triton") == 1
+
+
+LOWER = """
+import jax.numpy as jnp
+from support.kernels import lowered_for_cuda
+from jax_probe_mtp.kernels.add_norm import add_norm
+args = jnp.ones((2, 128)), jnp.ones((1, 2, 128)), jnp.ones(128)
+assert "triton" in lowered_for_cuda(lambda *args: add_norm(*args, eps=1e-5), *args)
+"""
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="JAX warns of its Triton backend from 0.12 on")
+def test_that_the_backend_is_to_go_is_not_said_at_every_kernel():
+    command = [sys.executable, "-W", "error:The Pallas Triton backend:DeprecationWarning", "-c", LOWER]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
