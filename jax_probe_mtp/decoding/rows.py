@@ -179,12 +179,30 @@ def run_calls(
       decode_cfg: as for `prefill`; static.
       num_calls: Q; static.
     """
+    return run_some_calls(params, request, state, is_stopped_B, num_calls, cfg, source, decode_cfg, num_calls)
+
+
+def run_some_calls(
+    params: Params,
+    request: Request,
+    state: DecodeState,
+    is_stopped_B: jax.Array,
+    limit: jax.Array | int,
+    cfg: ModelConfig,
+    source: DraftSource,
+    decode_cfg: DecodeConfig,
+    num_calls: int,
+) -> tuple[DecodeState, Report]:
+    """Makes calls as `run_calls` does, and no more than `limit`, an int32 scalar up to `num_calls`.
+
+    `source` may be another size of the one that made the state: its tree no deeper, its rows no more.
+    """
     state = state.replace(is_done_B=state.is_done_B | is_stopped_B)
     start_B = state.length_B
 
     def is_going_on(carry: tuple[jax.Array, DecodeState, jax.Array]) -> jax.Array:
         i, state, _ = carry
-        return (i < num_calls) & (largest(cfg, jnp.sum(~state.is_done_B)) > 0)
+        return (i < limit) & (largest(cfg, jnp.sum(~state.is_done_B)) > 0)
 
     def call(carry: tuple[jax.Array, DecodeState, jax.Array]) -> tuple[jax.Array, DecodeState, jax.Array]:
         i, state, length_BQ = carry

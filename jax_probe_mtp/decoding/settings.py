@@ -104,6 +104,10 @@ class Settings:
         self._check_stream(num_shards)
         check_is_source(source)
         source.check(cfg)
+        if self.is_exact and source.sizes:
+            raise ValueError(
+                "exact mode is exact within one program, and this draft chooses among several; name a size, such as merged:64."
+            )
 
     @property
     def is_penalized(self) -> bool:

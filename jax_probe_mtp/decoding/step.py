@@ -239,6 +239,12 @@ def _commit(
         length_B=state.length_B + num_new_B,
         is_done_B=state.is_done_B | has_eos_B | (num_new_B >= room_B),
         calls_B=state.calls_B + is_counted_B.astype(jnp.int32),
-        accepted_by_depth_BX=state.accepted_by_depth_BX + is_counted_BX.astype(jnp.int32),
+        accepted_by_depth_BX=_add_depths(state.accepted_by_depth_BX, is_counted_BX.astype(jnp.int32)),
         accepted_by_kind_BZ=state.accepted_by_kind_BZ + jnp.sum(is_kind_BZX, axis=2, dtype=jnp.int32),
     )
+
+
+def _add_depths(count_BX: jax.Array, new_Bx: jax.Array) -> jax.Array:
+    """Adds counts by depth, of a tree that may be less deep than others that were counted."""
+    missing = count_BX.shape[1] - new_Bx.shape[1]
+    return count_BX + (jnp.pad(new_Bx, ((0, 0), (0, missing))) if missing else new_Bx)

@@ -58,6 +58,8 @@ class DraftSource(abc.ABC):
       kinds: what each number in `Candidates.kind_BP` stands for; a bench counts accepted drafts by them.
       learns_shared: True where `read` or `learn` change `shared`. Its arrays then have 1 in front: where rows are split over
         groups of devices, each group has a part of its own.
+      sizes: the same source in several sizes, among which is chosen between chunks of calls, from none drafted to the most; all
+        read and leave the same state. Empty where there is nothing to choose.
       shared_format: raised where what is learned means something else in the same arrays: what was kept is then dropped.
       needs_shared: what the caller has to bring as `shared`, such as "tuned masks"; None where the source begins by itself.
     """
@@ -73,6 +75,8 @@ class DraftSource(abc.ABC):
         @property
         def learns_shared(self) -> bool: ...
         @property
+        def sizes(self) -> "tuple[DraftSource, ...]": ...
+        @property
         def shared_format(self) -> int: ...
         @property
         def needs_shared(self) -> str | None: ...
@@ -81,6 +85,7 @@ class DraftSource(abc.ABC):
         num_masks = 0
         num_owners = None
         learns_shared = False
+        sizes = ()
         shared_format = 1
         needs_shared = None
 

@@ -11,6 +11,7 @@ source of the user's own, all of whose fields are options.
 | `ngram:10` | prompt lookup, a chain of ten |
 | `recycle:60`, `recycle:static80` | Token Recycling |
 | `merged:64`, `merged:64@warm=1` | one tree of 64 rows from all sources |
+| `auto`, `auto:64@warm=1` | the same with 64 rows, fewer or none, whichever pays |
 | `my_module:MySource@size=4` | a class that is imported |
 """
 
@@ -31,6 +32,7 @@ SOURCES = {  # the only list of sources: a new one is its file and its line here
     "ngram": "jax_probe_mtp.drafting.ngram:Ngram",
     "recycle": "jax_probe_mtp.drafting.recycle:Recycle",
     "merged": "jax_probe_mtp.drafting.merged.source:Merged",
+    "auto": "jax_probe_mtp.drafting.merged.auto:Auto",
 }
 DEFAULT_DRAFT = "probe:14"  # the better tree of the two with 30 rows in docs/fidelity.md
 PLAIN = "plain"

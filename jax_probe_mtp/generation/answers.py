@@ -64,6 +64,7 @@ class Stats:
       prefix_tokens: of prompts, that were copied from an earlier prompt instead of read.
       row_calls: rows times calls that the device made.
       busy_row_calls: of these, those that decoded something.
+      seconds_by_draft: time of the calls of each way of drafting, where one is chosen while they run.
     """
 
     records: int = 0
@@ -78,6 +79,7 @@ class Stats:
     prefix_tokens: int = 0
     row_calls: int = 0
     busy_row_calls: int = 0
+    seconds_by_draft: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def count(self, generation: Generation) -> None:
         """Adds a record that has ended."""
@@ -87,12 +89,16 @@ class Stats:
         self.committed += generation.committed
         self.new_tokens += len(generation.token_ids)
 
+    def count_draft(self, name: str, seconds: float) -> None:
+        """Adds the time of calls that were drafted so."""
+        self.seconds_by_draft[name] = self.seconds_by_draft.get(name, 0.0) + seconds
+
     @property
     def tau(self) -> float:
         """Gives the acceptance length, tokens a decode call gives; 1 for plain decoding, and where there was no call."""
         return self.committed / self.calls if self.calls else 1.0
 
-    def as_json(self) -> dict[str, float | None]:
+    def as_json(self) -> dict[str, Any]:
         """Gives all of it, and what follows from it; null where there was nothing to divide by."""
 
         def share(part: float, whole: float) -> float | None:
@@ -107,9 +113,12 @@ class Stats:
 
     def __str__(self) -> str:
         speed = self.new_tokens / self.seconds if self.seconds else 0.0
+        total = sum(self.seconds_by_draft.values())
+        shares = [f"{name} {seconds / total:.0%}" for name, seconds in self.seconds_by_draft.items() if total]
         return (
             f"tau {self.tau:.3f}, {self.calls} calls for {self.committed} tokens, {speed:.1f} tokens/s "
             f"({self.new_tokens} tokens in {self.seconds:.2f} s, and {self.compile_seconds:.1f} s of compilation)"
+            + (f"; time by {', '.join(shares)}" if shares else "")
         )
 
 

@@ -14,11 +14,13 @@ from jax_probe_mtp.decoding.batch import SMALLEST_BUCKET, bucket
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.loop import Prefix, read_prefix
 from jax_probe_mtp.decoding.request import Request, join_requests
-from jax_probe_mtp.decoding.rows import Report, admit, admit_after, empty, prompt_logprobs, run_calls
+from jax_probe_mtp.decoding.rows import Report, admit, admit_after, empty, prompt_logprobs, run_calls, run_some_calls
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.decoding.state import DecodeState
+from jax_probe_mtp.drafting.merged.choice import Turn
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.programs import EVERYWHERE, PREFIX, REQUEST, ROWS, Function, Program, Programs, results_of
+from jax_probe_mtp.generation.row import WaitingPrompt
 from jax_probe_mtp.model.params import Params
 from jax_probe_mtp.model.sampling import Sampling
 
@@ -42,6 +44,28 @@ class Arrival:
     prefix: tuple[int, ...] = ()
 
 
+def join_arrival(
+    group: dict[int, tuple[int, WaitingPrompt]], num_shards: int, idle: Request, *, shares_prefix: bool
+) -> Arrival:
+    """Puts together prompts of one padded length: of some shards a row and who goes there; the others get `idle`."""
+    nobody = 0, np.zeros((1, padded_length(group)), np.int32), idle
+    places = [
+        (group[d][0], group[d][1].batch.prompt_BT, group[d][1].batch.request) if d in group else nobody
+        for d in range(num_shards)
+    ]
+    return Arrival(
+        prompt_DT=np.concatenate([prompt_1T for _, prompt_1T, _ in places]),
+        request=join_requests([request for _, _, request in places]),
+        row_D=np.asarray([row for row, _, _ in places], np.int32),
+        prefix=group[0][1].prefix if shares_prefix else (),
+    )
+
+
+def padded_length(group: dict[int, tuple[int, WaitingPrompt]]) -> int:
+    """Gives T, which all of a group have."""
+    return next(iter(group.values()))[1].padded_length
+
+
 Put = Callable[[Request, DecodeState], tuple[Request, DecodeState]]
 
 
@@ -54,6 +78,7 @@ class _Ended:
       report: what the host is told, on the host.
       prompts: of each group of prompts that came, what `prompt_logprobs` gives, on the host; empty where it is not asked for.
       at: the moment at which the device had ended, of `time.perf_counter`.
+      call_seconds: time of the calls alone; 0 where nobody chooses a size by it.
     """
 
     request: Request
@@ -61,6 +86,7 @@ class _Ended:
     report: Report | None
     prompts: list[Any]
     at: float
+    call_seconds: float = 0.0
 
 
 class Chunks:
@@ -71,6 +97,7 @@ class Chunks:
 
     Attributes:
       under_way: the chunk that the device is at; None where it is at none.
+      call_seconds: time of the newest chunk's calls, which `wait` gave; 0 where nobody chose their size.
     """
 
     def __init__(self, programs: Programs, params: Params, settings: Settings, decode_cfg: DecodeConfig) -> None:
@@ -82,6 +109,7 @@ class Chunks:
         self._last: _Ended | None = None
         self._prefixes: dict[tuple[int, ...], Prefix] = {}  # the newest last
         self._compile_seconds = 0.0  # before the chunk under way
+        self.call_seconds = 0.0
 
     @contextlib.contextmanager
     def running(self, idle: Request, shared: Any) -> Iterator[None]:
@@ -118,13 +146,20 @@ class Chunks:
         assert ended is not None
         return ended.state.source.shared
 
-    def start(self, arriving: list[Arrival], is_stopped_B: np.ndarray, stats: Stats) -> None:
+    def start(
+        self,
+        arriving: list[Arrival],
+        is_stopped_B: np.ndarray,
+        stats: Stats,
+        turn: Turn | None = None,
+    ) -> None:
         """Lets the device put in who arrives, then make K calls; compiles what is new before.
 
         Args:
           arriving: who gets which row.
           is_stopped_B: bool [B], rows that end here though the device does not know why.
           stats: gets the time in which the device had nothing to do.
+          turn: which size of the draft source makes how many calls, which are then timed; the source itself when None.
         """
         last, thread = self._last, self._thread
         assert last is not None
@@ -132,19 +167,27 @@ class Chunks:
         request, state, params, place = last.request, last.state, self._params, self._programs.place
         puts = [self._put(arrival, request, state, stats) for arrival in arriving]
         looks = [self._look(arrival, state) for arrival in arriving if self._decode_cfg.has_prompt_logprobs]
-        stopped_B, gives = place(is_stopped_B), (self._programs.state, EVERYWHERE)
-        calls = self._program(
-            run_calls, request, state, stopped_B, gives=gives, donate=(2,), num_calls=self._settings.calls_per_chunk
-        )
+        gives, takes = (self._programs.state, EVERYWHERE), (REQUEST, self._programs.state, ROWS, EVERYWHERE)
+        how: dict[str, Any] = {"gives": gives, "donate": (2,), "num_calls": self._settings.calls_per_chunk}
+        rest: list[Any] = [place(is_stopped_B)]
+        if turn is None:
+            calls = self._program(run_calls, request, state, *rest, **how)
+        else:
+            rest.append(place(np.int32(turn.calls), EVERYWHERE))
+            calls = self._program(run_some_calls, request, state, *rest, takes=takes, source=turn.source, **how)
 
         def run() -> _Ended:
             rows, after = request, state
             for put in puts:
                 rows, after = put(rows, after)
             prompts = [look(after) for look in looks]
-            after, report = calls(params, rows, after, stopped_B)
+            if turn is not None:
+                jax.block_until_ready(after)
+            start = time.perf_counter()
+            after, report = calls(params, rows, after, *rest)
             report, prompts = jax.device_get((report, prompts))
-            return _Ended(request=rows, state=after, report=report, prompts=prompts, at=time.perf_counter())
+            end = time.perf_counter()
+            return _Ended(request=rows, state=after, report=report, prompts=prompts, at=end, call_seconds=end - start)
 
         # What was compiled while the device had nothing to do: for other groups, too.
         self._compile_seconds = self._programs.clock.since(last.at)
@@ -203,12 +246,12 @@ class Chunks:
         """Gives what the chunk under way tells the host, of the prompts that arrived too, and counts its time.
 
         The host's time before it is included. Of each group that arrived it gives what `prompt_logprobs` does; nothing where
-        that is not asked for.
+        that is not asked for. `call_seconds` then says what the calls alone took.
         """
         assert self.under_way is not None
         assert self._last is not None
         before, self._last = self._last, self.under_way.result()
-        self.under_way = None
+        self.under_way, self.call_seconds = None, self._last.call_seconds
         stats.seconds += self._last.at - before.at - self._compile_seconds
         assert self._last.report is not None
         return self._last.report, self._last.prompts
@@ -216,7 +259,8 @@ class Chunks:
     def _program(self, function: Function, *args: Any, **options: Any) -> Program:
         # A prompt's padded length, and that of what is read before it; all else stays the same.
         prefix = next((arg.hidden_1TD.shape for arg in args if isinstance(arg, Prefix)), None)
-        key = function, getattr(args[0], "shape", None), prefix, options.get("rest_chunk"), options.get("num_slots")
+        others = (options.get(name) for name in ("rest_chunk", "num_slots", "source"))
+        key = function, getattr(args[0], "shape", None), prefix, *others
         if key not in self._compiled:
             self._compiled[key] = self._programs.get(function, *args, decode_cfg=self._decode_cfg, **options)
         return self._compiled[key]

@@ -189,11 +189,17 @@ class SideBySide:
 
     def _count(self, before: Stats) -> None:
         for field in dataclasses.fields(Stats):
+            if field.name == "seconds_by_draft":
+                continue
             parts = [getattr(decoder.stats, field.name) for decoder in self._decoders]
             joined = max(parts) if field.name == "seconds" else sum(parts)
             if field.name == "host_seconds":
                 joined /= len(parts)
             setattr(self.stats, field.name, getattr(before, field.name) + joined)
+        self.stats.seconds_by_draft = dict(before.seconds_by_draft)
+        for decoder in self._decoders:
+            for name, seconds in decoder.stats.seconds_by_draft.items():
+                self.stats.count_draft(name, seconds)
 
 
 def _parts(shared: Any, num_groups: int, *, learns_shared: bool) -> list[Any]:

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax_probe_mtp.decoding.loop import Prefix
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeState
+from jax_probe_mtp.drafting.merged.choice import Choice
 from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
 from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -101,6 +102,7 @@ class Programs:
         self.tested: set[Any] = set()
         self._compiled: dict[Any, Program] = {}
         self._of_plain: Programs | None = None
+        self._choices: dict[tuple[int, int], Choice] = {}
 
     @property
     def compile_seconds(self) -> float:
@@ -147,6 +149,19 @@ class Programs:
             self._of_plain = Programs(checkpoint, parse_draft(PLAIN), self.clock)
         return self._of_plain
 
+    def choice(self, num_rows: int, calls_per_chunk: int) -> Choice:
+        """Gives what chooses the source's size in batches of so many rows; what it has seen is kept as the programs are.
+
+        Raises:
+          ValueError: where several processes would choose differently, each by its own clock.
+        """
+        if jax.process_count() > 1:
+            raise ValueError(
+                "several processes would each choose another size of the draft; name one, such as merged:64."
+            )
+        key = num_rows, calls_per_chunk
+        return self._choices.setdefault(key, Choice(self._source.sizes, *key))
+
     def __len__(self) -> int:
         return len(self._compiled)
 
@@ -167,7 +182,7 @@ class Programs:
           takes: how `args` lie on a mesh, a prefix of each one's tree; when left out, rows are split.
           gives: how its results lie on a mesh, a prefix of their tree; not read on one device.
           donate: numbers of the arguments whose memory it may take, the parameters being 0.
-          static: its other static arguments.
+          static: its other static arguments, or others than these programs' own.
         """
         leaves, tree = jax.tree.flatten(args)
         key = (function, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), tuple(static.items()))
@@ -184,7 +199,7 @@ class Programs:
         self, function: Function, *args: Any, takes: tuple[Any, ...] | None = None, gives: Any = None, **static: Any
     ) -> Function:
         """Gives `function(params, *args)` with its static arguments, to be compiled; the arguments are those of `get`."""
-        bound = functools.partial(function, **self._static, **static)
+        bound = functools.partial(function, **{**self._static, **static})
         if self.mesh is None:
             return bound
         specs = partition_specs(self._whole_config, weights_of(self._params)), *(takes or map(self._spec, args))

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from jax_probe_mtp.decoding.batch import make_batch
-from jax_probe_mtp.decoding.request import idle_request, join_requests
+from jax_probe_mtp.decoding.request import idle_request
 from jax_probe_mtp.decoding.rows import Report
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.decoding.state import TopTokens
+from jax_probe_mtp.drafting.merged.choice import Choice, Turn
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation import exact_check
 from jax_probe_mtp.generation.answers import Generation, Item, Numbered, Stats, make_refusal
-from jax_probe_mtp.generation.chunks import Arrival, Chunks
+from jax_probe_mtp.generation.chunks import Arrival, Chunks, join_arrival, padded_length
 from jax_probe_mtp.generation.programs import Programs
 from jax_probe_mtp.generation.row import RowText, WaitingPrompt, pairs
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -100,6 +101,9 @@ class ContinuousDecoder:
             penalized=checkpoint.config.vocab_size if is_penalized else None,
             max_accept=settings.max_accept,
         )
+        self._choice: Choice | None = None
+        if source.sizes:
+            self._choice = self._programs.choice(settings.batch_size, settings.calls_per_chunk)
         self._rows: list[RowText | None] = [None] * settings.batch_size
         self._is_stopped_B = np.zeros(settings.batch_size, np.bool_)
         self._waiting = collections.deque[WaitingPrompt]() if waiting is None else waiting
@@ -137,12 +141,13 @@ class ContinuousDecoder:
                         break
                     yield self._update()
                     continue
-                chunks.start(arriving, self._is_stopped_B, self.stats)
+                turn = self._choice.turn() if self._choice else None
+                chunks.start(arriving, self._is_stopped_B, self.stats, turn)
                 yield self._update()
                 self._prepare(items)
                 report, prompts = chunks.wait(self.stats)
                 self._read_prompts(arriving, prompts)
-                self._read(report)
+                self._read(report, turn)
                 if should_stop():
                     break
             self._shared = chunks.shared
@@ -220,24 +225,13 @@ class ContinuousDecoder:
             waiting, shard = self._waiting.popleft(), r // per_shard
             self._rows[r] = self._row_text(waiting)
             self._is_stopped_B[r] = False
-            fits = (g for g in groups if shard not in g and _padded_length(g) == waiting.padded_length)
+            fits = (g for g in groups if shard not in g and padded_length(g) == waiting.padded_length)
             group = next(fits, None)
             if group is None:
                 groups.append(group := {})
             group[shard] = r % per_shard, waiting
-        arriving: list[Arrival] = []
-        for group in groups:
-            idle = 0, np.zeros((1, _padded_length(group)), np.int32), self._idle
-            places = [
-                (group[d][0], group[d][1].batch.prompt_BT, group[d][1].batch.request) if d in group else idle
-                for d in range(D)
-            ]
-            prompt_DT = np.concatenate([prompt_1T for _, prompt_1T, _ in places])
-            requests = join_requests([request for _, _, request in places])
-            row_D = np.asarray([row for row, _, _ in places], np.int32)
-            prefix = group[0][1].prefix if D == 1 and not self._settings.is_exact else ()
-            arriving.append(Arrival(prompt_DT=prompt_DT, request=requests, row_D=row_D, prefix=prefix))
-        return arriving
+        shares = D == 1 and not self._settings.is_exact
+        return [join_arrival(group, D, self._idle, shares_prefix=shares) for group in groups]
 
     def _row_text(self, waiting: WaitingPrompt) -> RowText:
         stop = waiting.prompt.of("stop", self._settings)
@@ -254,16 +248,18 @@ class ContinuousDecoder:
                 assert row is not None
                 row.take_prompt(logprob_DT[d].tolist(), pairs(top_DTC, d, logprob_DT.shape[1]))
 
-    def _read(self, report: Report) -> None:
+    def _read(self, report: Report, turn: Turn | None) -> None:
         """Takes what the calls gave each row, and ends the rows that are done."""
         num_calls_B = np.sum(report.length_BQ >= 0, axis=1)  # shards of a batch make their own numbers of calls
         self.stats.row_calls += int(np.sum(num_calls_B))
+        before, num_tokens = self.stats.busy_row_calls, 0
         for r, row in enumerate(self._rows):
             if row is None:
                 continue
             lengths = [row.length, *report.length_BQ[r, : num_calls_B[r]].tolist()]
             self.stats.busy_row_calls += sum(after > before for before, after in itertools.pairwise(lengths))
             num_new = lengths[-1] - row.length
+            num_tokens += num_new
             is_stopped = row.take(
                 report.token_BU[r, :num_new].tolist(),
                 [] if report.logprob_BU is None else report.logprob_BU[r, :num_new].tolist(),
@@ -279,6 +275,10 @@ class ContinuousDecoder:
                 self._finish(row.number, generation)
                 self._rows[r] = None
                 self._is_stopped_B[r] = is_stopped
+        if self._choice is not None and turn is not None:
+            seconds, busy = self._chunks.call_seconds, self.stats.busy_row_calls - before
+            self._choice.note(turn, seconds=seconds, calls=int(num_calls_B.max()), row_calls=busy, tokens=num_tokens)
+            self.stats.count_draft(turn.name, seconds)
 
     def _show(self, number: int, new_text: str) -> None:
         if self._streams_text and new_text:
@@ -292,7 +292,3 @@ class ContinuousDecoder:
         update = Update(finished=self._finished, new_text=self._new_text)
         self._finished, self._new_text = [], []
         return update
-
-
-def _padded_length(group: dict[int, tuple[int, WaitingPrompt]]) -> int:
-    return next(iter(group.values()))[1].padded_length

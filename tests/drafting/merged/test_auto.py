@@ -1,0 +1,104 @@
+"""The merged draft in several sizes: whichever runs when, the text is plain decoding's."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+import reference
+from checkpoints import EOS, make_checkpoint
+
+from jax_probe_mtp import Prompt, Settings
+from jax_probe_mtp.drafting import Merged, SourceState, parse_draft
+from jax_probe_mtp.drafting.merged.auto import Auto, Resting
+from jax_probe_mtp.drafting.merged.choice import Choice, Turn
+from jax_probe_mtp.drafting.merged.source import MergedRows
+from jax_probe_mtp.drafting.spec import draft_name
+from jax_probe_mtp.generation import programs
+from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.generation.scheduler import ContinuousDecoder
+
+PROMPTS = [
+    Prompt(id=i, token_ids=[(7 * i + j * j) % 57 for j in range(1 + (i * 5) % 23)], seed=i, max_new_tokens=12 + i)
+    for i in range(6)
+]
+CASES = {
+    "three sizes": (Auto(rows=32, mask_init="mean"), {}),
+    "warm, drawn": (Auto(rows=16, warm=True, mask_init="mean"), {"temperature": 0.8, "top_p": 0.95}),
+    "no masks": (Auto(rows=16, mask_owners=0), {}),
+}
+
+
+class InTurn(Choice):
+    """Takes one size after the other, each for a chunk of one to three calls."""
+
+    def __init__(self, sizes, num_rows, calls_per_chunk):
+        super().__init__(sizes, num_rows, calls_per_chunk)
+        self._sizes, self.noted = sizes, []
+
+    def turn(self):
+        size = len(self.noted) % len(self._sizes)
+        return Turn(size, self._sizes[size], 1 + len(self.noted) % 3)
+
+    def note(self, turn, **what):
+        assert what["calls"] <= turn.calls
+        assert what["row_calls"] <= what["tokens"]
+        assert what["seconds"] > 0
+        self.noted.append((turn, what))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sizes_in_turn_give_plain_decodings_text(tiny, monkeypatch, case):
+    source, draw = CASES[case]
+    monkeypatch.setattr(programs, "Choice", InTurn)
+    decoder = Decoder(make_checkpoint(tiny), source)
+    answers = list(decoder.run(PROMPTS, Settings(batch_size=2, calls_per_chunk=3, **draw)))
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        how = (
+            {"temperature": 0.0} | draw | {"max_new_tokens": prompt.max_new_tokens, "seed": prompt.seed, "eos": (EOS,)}
+        )
+        expected, gap = reference.plain_decode(tiny.reference, prompt.token_ids, **how)
+        assert gap > 1e-4, "rounding could decide this one"
+        assert answer.token_ids == expected
+        assert answer.draft == draft_name(source)
+        assert len(answer.accepted_by_depth) == source.max_depth
+    assert sum(sum(answer.accepted_by_depth) for answer in answers) > 0
+    assert decoder.stats.calls < decoder.stats.committed
+    names = ["plain", *(draft_name(size) for size in source.sizes[1:])]
+    assert list(decoder.stats.seconds_by_draft) == names
+    assert all(seconds > 0 for seconds in decoder.stats.seconds_by_draft.values())
+    [choice] = decoder.groups.programs[0]._choices.values()
+    committed = decoder.stats.committed + len(answers)  # each text's first token is its prefill's, by the first call
+    assert sum(what["tokens"] for _, what in choice.noted) == committed
+    rested = [what for turn, what in choice.noted if turn.size == 0]
+    assert rested
+    assert all(what["tokens"] == what["row_calls"] for what in rested)
+
+
+def test_its_sizes():
+    assert draft_name(parse_draft("auto")) == "auto:64"
+    assert parse_draft("auto").sizes[1:] == (Merged(rows=16), Merged(rows=32), Merged(rows=64))
+    assert Auto(rows=20, mask_owners=9, depth=3).sizes[1:] == (
+        Merged(rows=16, mask_owners=8, depth=3),
+        Merged(rows=20, mask_owners=9, depth=3),
+    )
+    assert Auto(rows=16).sizes[1:] == (Merged(rows=16),)
+    assert [size.max_depth for size in Auto(rows=12).sizes] == [0, 8]
+    assert Merged(rows=64).sizes == ()
+
+
+def test_what_rests_follows_the_text():
+    recent_BL = jnp.asarray([[-1, -1, 1, 2, 3, 4, 5, 6, 7], [11, 12, 13, 14, 15, 16, 17, 18, 19]])
+    state = SourceState(rows=MergedRows(recent_BL=recent_BL, probe=(), learned="kept"))
+    call = SimpleNamespace(new_token_BP=jnp.asarray([[8], [20]]), num_new_B=jnp.asarray([1, 0]))  # the second has ended
+    after = Resting(Merged(rows=16)).learn(state, call)
+    assert after.rows.recent_BL.tolist() == [[-1, 1, 2, 3, 4, 5, 6, 7, 8], recent_BL[1].tolist()]
+    assert after.rows.learned == "kept"
+
+
+def test_what_cannot_choose_says_so(tiny, monkeypatch):
+    checkpoint = make_checkpoint(tiny)
+    with pytest.raises(ValueError, match=r"exact within one program, .* name a size, such as merged:64"):
+        list(Decoder(checkpoint, Auto(rows=16)).run(PROMPTS, Settings(is_exact=True)))
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(ValueError, match="several processes would each choose another size"):
+        ContinuousDecoder(checkpoint, Auto(rows=16), Settings(), capacity=64, is_sampled=False)
