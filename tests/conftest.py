@@ -42,7 +42,7 @@ FAMILIES = {
 
 # Compiling takes most of the tests' time. So the compiler leaves out what only makes programs fast, a third of its work.
 QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
-if jax.__version_info__ < (0, 12):  # later ones know no other emitters, and end at flags that they do not know
+if jax.__version_info__ < (0, 11):  # jaxlib 0.11.2 knows no other emitters, and ends at flags that it does not know
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 
 
