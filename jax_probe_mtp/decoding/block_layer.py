@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax_probe_mtp.decoding import any_rows
 from jax_probe_mtp.decoding.block import Block, absolute_tail, block_can_attend, prompt_tail
 from jax_probe_mtp.decoding.config import DecodeConfig
-from jax_probe_mtp.kernels import attention, tiles
+from jax_probe_mtp.kernels import attention, exchange, tiles
 from jax_probe_mtp.model import fused_layer, layers, transformer
-from jax_probe_mtp.model.config import ModelConfig
+from jax_probe_mtp.model.config import TENSOR, ModelConfig
 from jax_probe_mtp.model.params import Params
 
 # W of `absolute_tail` where a row's bits depend on no other row. Its 16 positions are two for each split of the attention.
@@ -64,6 +64,26 @@ def block_layer(
     if not tiles.is_supported(cfg.head_dim, params["embed"].dtype):
         return plain
     return _of_layer(plain, cfg, start_B, attend_fused, one_order, decode_cfg)
+
+
+def mailboxes(
+    params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig, num_rows: int, longest_path: int
+) -> exchange.Mail | None:
+    """Makes the mailboxes for a loop of calls of so many rows; None where devices sum by XLA's collectives.
+
+    They do so where they cannot reach each other (`ModelConfig.has_mailboxes`), where layers are plain, and where the order
+    of a sum may not depend on the rows.
+    """
+    dtype = params["embed"].dtype
+    if (
+        not cfg.has_mailboxes
+        or decode_cfg.attention == "plain"
+        or has_one_order(params, cfg, decode_cfg, longest_path)
+        or not tiles.is_supported(cfg.head_dim, dtype)
+        or not exchange.is_supported(num_rows, cfg.width, dtype)
+    ):
+        return None
+    return exchange.allocate(num_rows, cfg.width, jax.lax.axis_size(TENSOR), dtype)
 
 
 def prompt_layer(

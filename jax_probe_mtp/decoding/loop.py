@@ -18,7 +18,15 @@ from jax_probe_mtp.decoding import block_layer
 from jax_probe_mtp.decoding.batch import Batch
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request
-from jax_probe_mtp.decoding.state import DecodeResult, DecodeState, TopTokens, largest, num_emitted
+from jax_probe_mtp.decoding.state import (
+    DecodeResult,
+    DecodeState,
+    TopTokens,
+    as_carried,
+    largest,
+    num_emitted,
+    whole,
+)
 from jax_probe_mtp.decoding.step import step, token_logprobs
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
 from jax_probe_mtp.drafting.shown import Model, PromptChunk, Prompts, ReadPrompts
@@ -127,11 +135,10 @@ def run_steps(
 
     def go_on(state: DecodeState) -> DecodeState:
         state = step(params, request, state.replace(cache=kv.whole(state.cache)), cfg, source, decode_cfg)
-        return state.replace(cache=kv.as_carried(state.cache))
+        return as_carried(state, state.cache.mail)
 
-    begun = state.replace(cache=kv.as_carried(state.cache))
-    ended = jax.lax.while_loop(lambda state: ~jnp.all(state.is_done_B), go_on, begun)
-    return ended.replace(cache=kv.whole(ended.cache))
+    mail = block_layer.mailboxes(params, cfg, decode_cfg, len(state.length_B) * source.num_rows, _longest_path(source))
+    return whole(jax.lax.while_loop(lambda state: ~jnp.all(state.is_done_B), go_on, as_carried(state, mail)))
 
 
 def prefill(

@@ -14,10 +14,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jax_probe_mtp.decoding import block_layer
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.loop import Prefix, prefill
 from jax_probe_mtp.decoding.request import Request
-from jax_probe_mtp.decoding.state import DecodeState, TopTokens, largest
+from jax_probe_mtp.decoding.state import DecodeState, TopTokens, as_carried, largest, whole
 from jax_probe_mtp.decoding.step import step
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.model import cache as kv
@@ -207,13 +208,14 @@ def run_some_calls(
     def call(carry: tuple[jax.Array, DecodeState, jax.Array]) -> tuple[jax.Array, DecodeState, jax.Array]:
         i, state, length_BQ = carry
         state = step(params, request, state.replace(cache=kv.whole(state.cache)), cfg, source, decode_cfg)
-        state = state.replace(cache=kv.as_carried(state.cache))
+        state = as_carried(state, state.cache.mail)
         return i + 1, state, jax.lax.dynamic_update_slice_in_dim(length_BQ, state.length_B[:, None], i, axis=1)
 
     no_length_BQ = jnp.full((start_B.shape[0], num_calls), -1, jnp.int32)
-    begun = state.replace(cache=kv.as_carried(state.cache))
+    num_rows, longest_path = len(start_B) * source.num_rows, source.max_depth + source.num_masks
+    begun = as_carried(state, block_layer.mailboxes(params, cfg, decode_cfg, num_rows, longest_path))
     _, ended, length_BQ = jax.lax.while_loop(is_going_on, call, (jnp.int32(0), begun, no_length_BQ))
-    state = ended.replace(cache=kv.whole(ended.cache))
+    state = whole(ended)
 
     position_BU = start_B[:, None] + 1 + jnp.arange(num_calls * (source.max_depth + 1))[None]
 

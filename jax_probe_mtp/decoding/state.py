@@ -7,6 +7,8 @@ import jax
 
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.drafting.source import SourceState
+from jax_probe_mtp.kernels.exchange import Mail
+from jax_probe_mtp.model import cache as kv
 from jax_probe_mtp.model.cache import KVCache
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
 
@@ -76,6 +78,16 @@ class DecodeResult(flax.struct.PyTreeNode, kw_only=True):
     logprob_BT: jax.Array | None
     top_BTC: TopTokens | None
     shared: Any
+
+
+def as_carried(state: DecodeState, mail: Mail | None) -> DecodeState:
+    """Gives the state as a loop of calls carries it, with the mailboxes that its calls use."""
+    return state.replace(cache=kv.as_carried(state.cache).replace(mail=mail))
+
+
+def whole(state: DecodeState) -> DecodeState:
+    """Gives the state that `as_carried` was given: its mailboxes end with the loop."""
+    return state.replace(cache=kv.whole(state.cache).replace(mail=None))
 
 
 def num_emitted(state: DecodeState, request: Request) -> jax.Array:

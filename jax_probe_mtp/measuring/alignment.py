@@ -25,7 +25,7 @@ from jax_probe_mtp.decoding.trace import trace
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.model import layers, transformer
-from jax_probe_mtp.model.cache import allocate
+from jax_probe_mtp.model.cache import Stream, allocate
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
@@ -201,5 +201,5 @@ def residuals(
     for (layer, next_norm_D), rope, k_BKSh, v_BKSh in zip(
         transformer.layers_and_norms(params), ropes, cache.k, cache.v, strict=True
     ):
-        x_BRD, normed_BRD, _, _ = run_layer(layer, next_norm_D, rope, (x_BRD, normed_BRD, k_BKSh, v_BKSh))
+        x_BRD, normed_BRD, *_ = run_layer(layer, next_norm_D, rope, Stream(x_BRD, normed_BRD, k_BKSh, v_BKSh))
         yield x_BRD[0]

@@ -10,12 +10,14 @@ there to the end of the committed part. So a full cache needs no spare slots ins
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from jax_probe_mtp.kernels import copy_rows
+from jax_probe_mtp.kernels.exchange import Mail
 from jax_probe_mtp.model.config import ModelConfig
 
 
@@ -27,11 +29,30 @@ class KVCache(flax.struct.PyTreeNode, kw_only=True):
         `stacked.py` they are one array, L in front; in a loop they may lack a B of 1 (`as_carried`).
       v: the same for values.
       capacity: S; static.
+      mail: what the devices that share weights exchange sums through; None where they do otherwise, and outside of loops.
     """
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
     capacity: int = flax.struct.field(pytree_node=False)
+    mail: Mail | None = None
+
+
+class Stream(NamedTuple):
+    """What a layer takes and gives.
+
+    Attributes:
+      x_BTD: the residual stream.
+      normed_BTD: its norm.
+      k_BKSh, v_BKSh: the layer's keys and values.
+      mail: as in `KVCache`.
+    """
+
+    x_BTD: jax.Array
+    normed_BTD: jax.Array
+    k_BKSh: jax.Array
+    v_BKSh: jax.Array
+    mail: Mail | None = None
 
 
 def allocate(cfg: ModelConfig, *, batch_size: int, capacity: int, scratch: int, dtype: jnp.dtype) -> KVCache:

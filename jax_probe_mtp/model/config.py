@@ -31,6 +31,8 @@ class ModelConfig:
       is_tied: True when the head is the embedding table.
       is_sharded: True inside `jax.shard_map` over the axes `DATA` and `TENSOR`: weights are this device's part, and heads
         and mlp width are counted in it (`mesh.local_config`). The vocabulary is counted whole.
+      has_mailboxes: True where those devices can write into each other's memory, so that sums may go that way
+        (`kernels/exchange.py`).
     """
 
     family: str
@@ -52,6 +54,7 @@ class ModelConfig:
     rope_scale: float = dataclasses.field(default=1.0, repr=False)
     no_rope_layers: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     is_sharded: bool = dataclasses.field(default=False, repr=False)  # no part of what the model is
+    has_mailboxes: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         sizes = (
@@ -85,7 +88,7 @@ class ModelConfig:
             )
         if self.family not in FAMILIES:
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
-        for name in ("has_qkv_bias", "has_qk_norm", "is_tied", "is_sharded"):
+        for name in ("has_qkv_bias", "has_qk_norm", "is_tied", "is_sharded", "has_mailboxes"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         if not self.norm_eps > 0 or not self.rope_theta > 0:

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 
 from jax_probe_mtp.kernels import int8_product
 from jax_probe_mtp.kernels.add_norm import add_norm
+from jax_probe_mtp.kernels.exchange import Mail, exchange_add_norm
 from jax_probe_mtp.kernels.product import gated_product, is_supported, product_parts
 from jax_probe_mtp.kernels.split_qkv import split_qkv
 from jax_probe_mtp.model import layers
+from jax_probe_mtp.model.cache import Stream
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
 from jax_probe_mtp.model.params import Int8, Params
-from jax_probe_mtp.model.transformer import Rope, Stream, sum_parts
+from jax_probe_mtp.model.transformer import Rope, sum_parts
 
 
 def decoder_layer(
@@ -39,7 +41,7 @@ def decoder_layer(
       layer: its parameters.
       next_norm_D: weight of the norm that follows it.
       rope: `layers.rope_table`.
-      stream: the residual stream before the layer, its norm, and the layer's keys and values.
+      stream: what the layer before gave, with this one's keys and values; where it has mail, sums go through that.
       cfg: the model; static.
       start_B: int32 [B], slot of the block's first row.
       attend: one of kernels/attention.py's, of queries [B, K, G, T, h], keys and values [B, K, S, h], and `num_out`.
@@ -50,7 +52,7 @@ def decoder_layer(
     Returns:
       The same after the layer, the block's rows written.
     """
-    x_BTD, normed_BTD, k_BKSh, v_BKSh = stream
+    x_BTD, normed_BTD, k_BKSh, v_BKSh, mail = stream
     B, T, D = x_BTD.shape
     M = B * T
     x_MD, normed_MD = x_BTD.reshape(M, D), normed_BTD.reshape(M, D)
@@ -88,15 +90,19 @@ def decoder_layer(
         gate_NF, up_NF = (by_xla(x_ND, weight) for weight in (gate, up))
         return jax.nn.silu(gate_NF) * up_NF
 
-    def add(x_MD: jax.Array, parts_PND: jax.Array, norm_D: jax.Array, num_out: int) -> tuple[jax.Array, jax.Array]:
+    def add(
+        x_MD: jax.Array, parts_PND: jax.Array, norm_D: jax.Array, mail: Mail | None, num_out: int
+    ) -> tuple[jax.Array, jax.Array, Mail | None]:
         """Adds the product to the stream, and takes its norm."""
+        if mail is not None:
+            return exchange_add_norm(x_MD, parts_PND, norm_D, mail, axis=TENSOR, eps=cfg.norm_eps, num_out=num_out)
         if cfg.is_sharded:
             if has_one_order:  # a sum over devices may have another order for another number of bytes
                 part_ND = functools.reduce(jnp.add, parts_PND)
                 parts_PND = jax.lax.all_gather(part_ND, TENSOR, axis=0)
             else:
                 parts_PND = sum_parts(cfg, jnp.sum(parts_PND, axis=0, keepdims=True))
-        return add_norm(x_MD, parts_PND, norm_D, eps=cfg.norm_eps, num_out=num_out, **kernel)
+        return *add_norm(x_MD, parts_PND, norm_D, eps=cfg.norm_eps, num_out=num_out, **kernel), None
 
     qkv_PNI = product(normed_MD, layer["qkv"])
     if B > 1:
@@ -115,7 +121,7 @@ def decoder_layer(
         **kernel,
     )
     mixed_NKGh = attend(q_BKGTh, k_BKSh, v_BKSh, num_out=N)
-    x_MD, normed_ND = add(x_MD, product(mixed_NKGh.reshape(N, -1), layer["out"]), layer["mlp_norm"], N)
+    x_MD, normed_ND, mail = add(x_MD, product(mixed_NKGh.reshape(N, -1), layer["out"]), layer["mlp_norm"], mail, N)
     inner_NF = gated(normed_ND, layer["gate"], layer["up"])
-    x_MD, normed_MD = add(x_MD, product(inner_NF, layer["down"]), next_norm_D, M)
-    return x_MD.reshape(B, T, D), normed_MD.reshape(B, T, D), k_BKSh, v_BKSh
+    x_MD, normed_MD, mail = add(x_MD, product(inner_NF, layer["down"]), next_norm_D, mail, M)
+    return Stream(x_MD.reshape(B, T, D), normed_MD.reshape(B, T, D), k_BKSh, v_BKSh, mail)

@@ -5,8 +5,10 @@ programs of `decoding/loop.py` run under `jax.shard_map`, each device on its par
 out in `model/transformer.py`: so a device's part of the weights is as fused, and its kernels are the same, as on one device.
 """
 
+import ctypes
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_probe_mtp.kernels import exchange
 from jax_probe_mtp.model.config import DATA, TENSOR, ModelConfig
 from jax_probe_mtp.model.params import Params, abstract_params, partition_specs
 
@@ -74,6 +77,38 @@ def local_config(cfg: ModelConfig, mesh: Mesh) -> ModelConfig:
         num_kv_heads=cfg.num_kv_heads // tensor,
         mlp_width=cfg.mlp_width // tensor,
         is_sharded=True,
+        has_mailboxes=can_exchange(mesh),
+    )
+
+
+def can_exchange(mesh: Mesh) -> bool:
+    """Says whether the devices of a mesh may sum by `kernels/exchange.py`: GPUs of one process that reach each other's memory.
+
+    They must be all of JAX's devices, in order: only JAX's first ones can write to each other (Mosaic GPU, jaxlib 0.11.2),
+    and of several groups, as with `data=2`, one would round otherwise than the next.
+    """
+    devices = list(mesh.devices.flat)
+    return (
+        exchange.CAN_LOWER
+        and mesh.shape[DATA] == 1
+        and len(devices) == jax.device_count() > 1
+        and jax.process_count() == 1
+        and [device.id for device in devices] == list(range(len(devices)))
+        and all(exchange.runs_on(device) for device in devices)
+        and _reach_each_other([device.local_hardware_id for device in devices])
+    )
+
+
+def _reach_each_other(ordinals: Sequence[int]) -> bool:
+    """Asks CUDA whether kernels on each of these devices may write to the memory of each other one."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    can = ctypes.c_int(0)
+    return all(
+        cuda.cuDeviceCanAccessPeer(ctypes.byref(can), one, other) == 0 and can.value == 1
+        for one, other in itertools.permutations(ordinals, 2)
     )
 
 

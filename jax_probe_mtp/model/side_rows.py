@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_probe_mtp.model import layers, transformer
-from jax_probe_mtp.model.cache import KVCache
+from jax_probe_mtp.model.cache import KVCache, Stream
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
 
@@ -53,7 +53,7 @@ def side_hidden(
     def mix(q: jax.Array, k: jax.Array, v: jax.Array, k_slots: jax.Array, v_slots: jax.Array) -> transformer.Mixed:
         return layers.side_attention(q, k_slots, v_slots, k, v, can_attend_BTS, M), k_slots, v_slots
 
-    def run_layer(*args: Any) -> transformer.Stream:
+    def run_layer(*args: Any) -> Stream:
         return transformer.decoder_layer(*args, cfg=cfg, mix=mix)
 
     x_BTD = x_BQMD.reshape(B, Q * M, D).astype(params["embed"].dtype)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_probe_mtp.model import layers, transformer
-from jax_probe_mtp.model.cache import KVCache
+from jax_probe_mtp.model.cache import KVCache, Stream
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
 
@@ -49,7 +49,8 @@ def forward(
 
     def layer(carried: tuple[jax.Array, jax.Array], each: Any) -> Any:
         weights, rope, k_BKSh, v_BKSh = each
-        x_BTD, normed_BTD, k_BKSh, v_BKSh = run_layer(weights, weights["next_norm"], rope, (*carried, k_BKSh, v_BKSh))
+        stream = Stream(*carried, k_BKSh, v_BKSh)
+        x_BTD, normed_BTD, k_BKSh, v_BKSh, _ = run_layer(weights, weights["next_norm"], rope, stream)
         return (x_BTD, normed_BTD), (k_BKSh, v_BKSh)
 
     (_, normed_BTD), (k, v) = jax.lax.scan(layer, (x_BTD, normed_BTD), (stacked["layers"], ropes, cache.k, cache.v))

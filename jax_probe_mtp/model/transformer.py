@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jax_probe_mtp.kernels import int8_product
 from jax_probe_mtp.model import layers
-from jax_probe_mtp.model.cache import KVCache, allocate, as_carried, whole, write_rows
+from jax_probe_mtp.model.cache import KVCache, Stream, allocate, as_carried, whole, write_rows
 from jax_probe_mtp.model.config import TENSOR, ModelConfig
 from jax_probe_mtp.model.logits import Logits
 from jax_probe_mtp.model.params import Int8, Params
@@ -22,7 +22,6 @@ Mix = Callable[
 ]  # q, own k and v [B, T, K, h], slots of both
 Rope = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [B, T, h/2]
 Forward = Callable[[Any, ModelConfig, jax.Array, jax.Array, KVCache, Any], tuple[jax.Array, KVCache]]  # as `forward`
-Stream = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x and its norm [B, T, D], the layer's k and v [B, K, S, h]
 Norm = Callable[[jax.Array, jax.Array], jax.Array]  # x and a weight; as `layers.rms_norm`
 Head = Callable[[jax.Array, jax.Array | Int8], jax.Array]  # hidden [M, D] and the head -> logits, float32 [M, V]
 RunLayer = Callable[[Params, jax.Array, Rope, Stream], Stream]  # with the weight of the next norm
@@ -80,13 +79,14 @@ def forward(
     ropes = layers.rope_tables(cfg, position_BT)
     norm = norm or functools.partial(layers.rms_norm, eps=cfg.norm_eps)
     normed_BTD = norm(x_BTD, params["layers"][0]["attn_norm"])
-    all_k, all_v = [], []
+    all_k, all_v, mail = [], [], cache.mail
     layers_with_theirs = zip(layers_and_norms(params), ropes, cache.k, cache.v, strict=True)
     for (layer, next_norm_D), rope, k_BKSh, v_BKSh in layers_with_theirs:
-        x_BTD, normed_BTD, k_BKSh, v_BKSh = run_layer(layer, next_norm_D, rope, (x_BTD, normed_BTD, k_BKSh, v_BKSh))
+        stream = Stream(x_BTD, normed_BTD, k_BKSh, v_BKSh, mail)
+        x_BTD, normed_BTD, k_BKSh, v_BKSh, mail = run_layer(layer, next_norm_D, rope, stream)
         all_k.append(k_BKSh)
         all_v.append(v_BKSh)
-    return normed_BTD, cache.replace(k=tuple(all_k), v=tuple(all_v))
+    return normed_BTD, cache.replace(k=tuple(all_k), v=tuple(all_v), mail=mail)
 
 
 def layers_and_norms(params: Params) -> list[tuple[Params, jax.Array]]:
@@ -117,7 +117,7 @@ def decoder_layer(
     Returns:
       The same after the layer.
     """
-    x_BTD, normed_BTD, k_BKSh, v_BKSh = stream
+    x_BTD, normed_BTD, k_BKSh, v_BKSh, mail = stream
     G = cfg.queries_per_kv
     qkv_BTI = layers.linear(normed_BTD, layer["qkv"])
     # Else the order that suits the heads goes back to the weight, which a TPU's program then copies into it once a run.
@@ -135,7 +135,7 @@ def decoder_layer(
     x_BTD += sum_parts(cfg, layers.linear(mixed_BTI, layer["out"]))
     normed_BTD = layers.rms_norm(x_BTD, layer["mlp_norm"], cfg.norm_eps)
     x_BTD += sum_parts(cfg, layers.gated_mlp(normed_BTD, layer["gate"], layer["up"], layer["down"]))
-    return x_BTD, layers.rms_norm(x_BTD, next_norm_D, cfg.norm_eps), k_BKSh, v_BKSh
+    return Stream(x_BTD, layers.rms_norm(x_BTD, next_norm_D, cfg.norm_eps), k_BKSh, v_BKSh, mail)
 
 
 def attend_where(can_attend_BTS: jax.Array) -> Attend:
