@@ -83,7 +83,7 @@ def mailboxes(
         or not exchange.is_supported(num_rows, cfg.width, dtype)
     ):
         return None
-    return exchange.allocate(num_rows, cfg.width, jax.lax.axis_size(TENSOR), dtype)
+    return exchange.allocate(num_rows, cfg.width, dtype, TENSOR)
 
 
 def prompt_layer(

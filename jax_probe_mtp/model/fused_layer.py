@@ -95,7 +95,7 @@ def decoder_layer(
     ) -> tuple[jax.Array, jax.Array, Mail | None]:
         """Adds the product to the stream, and takes its norm."""
         if mail is not None:
-            return exchange_add_norm(x_MD, parts_PND, norm_D, mail, axis=TENSOR, eps=cfg.norm_eps, num_out=num_out)
+            return exchange_add_norm(x_MD, parts_PND, norm_D, mail, eps=cfg.norm_eps, num_out=num_out)
         if cfg.is_sharded:
             if has_one_order:  # a sum over devices may have another order for another number of bytes
                 part_ND = functools.reduce(jnp.add, parts_PND)

@@ -103,7 +103,7 @@ def _seconds(program: jax.stages.Compiled, *args: jax.Array) -> float:
 def _exchange(
     x_MD: jax.Array, parts_PMD: jax.Array, weight_D: jax.Array, mail: Mail
 ) -> tuple[jax.Array, jax.Array, Mail]:
-    return exchange_add_norm(x_MD, parts_PMD, weight_D, mail, axis=TENSOR, eps=EPS)
+    return exchange_add_norm(x_MD, parts_PMD, weight_D, mail, eps=EPS)
 
 
 def _gather(
@@ -141,7 +141,7 @@ def _check(
         norm_MD += normed_MD.astype(jnp.float32) / args.turns
         return x_MD * jnp.asarray(0.5, dtype), mail, checksum_MD * 31 + bits_MD, norm_MD
 
-    begun = x_MD, allocate(M, D, jax.lax.axis_size(TENSOR), dtype), jnp.zeros((M, D), jnp.int32), jnp.zeros((M, D))
+    begun = x_MD, allocate(M, D, dtype, TENSOR), jnp.zeros((M, D), jnp.int32), jnp.zeros((M, D))
     *_, checksum_MD, norm_MD = _in_rounds(body, begun, args.turns // ROUNDS)
     return checksum_MD[None], norm_MD[None]
 
@@ -156,7 +156,7 @@ def _time(x_MD: jax.Array, weight_D: jax.Array, *, turn: Turn, turns: int) -> ja
         return x_MD, normed_MD, mail
 
     (M, D), dtype = x_MD.shape, x_MD.dtype
-    begun = x_MD, x_MD, allocate(M, D, jax.lax.axis_size(TENSOR), dtype)
+    begun = x_MD, x_MD, allocate(M, D, dtype, TENSOR)
     normed_MD: jax.Array = _in_rounds(body, begun, turns)[1]
     return normed_MD[None]
 

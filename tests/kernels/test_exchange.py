@@ -3,15 +3,13 @@
 Only GPUs can run it: `scripts/measure/exchange.py` compares it there with XLA's sums, bit for bit.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jax_probe_mtp.kernels import exchange
+from jax_probe_mtp.kernels import exchange, exchange_program
 
 lowered_here = pytest.mark.skipif(not exchange.CAN_LOWER, reason="the kernel is for JAX 0.11.2")
 
@@ -25,21 +23,15 @@ def mesh_of(num_devices):
 def lowered(num_devices, num_rows, width, dtype, num_parts, num_out):
     """Gives the text of two exchanges, one after the other, lowered for so many H200s."""
 
-    def two(x_MD, parts_PND, weight_D, mail):
-        run = functools.partial(exchange.exchange_add_norm, axis="tensor", eps=1e-5, num_out=num_out)
-        x_MD, _, mail = run(x_MD, parts_PND, weight_D, mail)
-        return run(x_MD, parts_PND, weight_D, mail)
+    def two(x_MD, parts_PND, weight_D):
+        mail = exchange.allocate(num_rows, width, dtype, "tensor")
+        x_MD, _, mail = exchange.exchange_add_norm(x_MD, parts_PND, weight_D, mail, eps=1e-5, num_out=num_out)
+        return exchange.exchange_add_norm(x_MD, parts_PND, weight_D, mail, eps=1e-5, num_out=num_out)
 
     on_mesh = jax.shard_map(two, mesh=mesh_of(num_devices), in_specs=P(), out_specs=P(), check_vma=False)
     x_MD, weight_D = jnp.zeros((num_rows, width), dtype), jnp.ones(width, dtype)
     parts_PND = jnp.zeros((num_parts, num_rows, width), jnp.float32)
-    mail = exchange.allocate(num_rows, width, num_devices, dtype)
-    return (
-        jax.jit(on_mesh, donate_argnums=3)
-        .trace(x_MD, parts_PND, weight_D, mail)
-        .lower(lowering_platforms=("cuda",))
-        .as_text()
-    )
+    return jax.jit(on_mesh).trace(x_MD, parts_PND, weight_D).lower(lowering_platforms=("cuda",)).as_text()
 
 
 @lowered_here
@@ -52,14 +44,16 @@ def lowered(num_devices, num_rows, width, dtype, num_parts, num_out):
     ],
 )
 def test_it_lowers_for_gpus(num_devices, num_rows, width, dtype, num_parts, num_out):
-    """One kernel an exchange, which waits for no other device before it, and writes the mailboxes in place."""
+    """One kernel an exchange, and one before that finds the mailboxes and waits for no other device; all write in place."""
     text = lowered(num_devices, num_rows, width, dtype, num_parts, num_out)
-    calls = [line for line in text.splitlines() if "@mosaic_gpu_v2" in line]
-    assert len(calls) == 2
-    for call in calls:
-        assert "skip_device_barrier = true" in call
-        assert "uses_xla_collective_metadata = true" in call
-        for output, operand in ((2, 3), (3, 4)):  # the mailboxes' words, and their turns
+    find, *exchanges = (line for line in text.splitlines() if "@mosaic_gpu_v2" in line)
+    assert len(exchanges) == 2
+    assert "skip_device_barrier = true" in find
+    assert "uses_xla_collective_metadata = true" in find
+    assert "output_tuple_indices = [1], operand_index = 0" in find
+    for call in exchanges:
+        assert "uses_xla_collective_metadata = false" in call
+        for output, operand in ((2, 4), (3, 5)):  # the mailboxes' words, and their turns
             assert f"output_tuple_indices = [{output}], operand_index = {operand}" in call
     assert "all_reduce" not in text
 
@@ -71,11 +65,11 @@ def test_words_leave_room_for_the_turn(num_words):
     numbers = np.concatenate(
         [rng.normal(size=100), 1e30 * rng.normal(size=100), [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45]]
     ).astype(np.float32)
-    words = exchange._as_words(jnp.asarray(numbers), num_words)
+    words = exchange_program._as_words(jnp.asarray(numbers), num_words)
     assert len(words) == num_words
     for word in words:
-        assert not np.any(np.asarray(word) & exchange.TURN)
-    got = np.asarray(exchange._as_numbers([word | 0xA5 for word in words]))
+        assert not np.any(np.asarray(word) & exchange_program.TURN)
+    got = np.asarray(exchange_program._as_numbers([word | 0xA5 for word in words]))
     if num_words == 2:
         np.testing.assert_array_equal(got.view(np.int32), numbers.view(np.int32))
         return
@@ -83,16 +77,24 @@ def test_words_leave_room_for_the_turn(num_words):
     finite = np.isfinite(numbers) & (np.abs(numbers) > 1e-30)
     np.testing.assert_allclose(got[finite], numbers[finite], rtol=2**-15)
     bfloat16 = jnp.asarray(numbers, jnp.bfloat16).astype(jnp.float32)  # a product of that dtype arrives whole
-    again = exchange._as_numbers(exchange._as_words(bfloat16, 1))
+    again = exchange_program._as_numbers(exchange_program._as_words(bfloat16, 1))
     np.testing.assert_array_equal(np.asarray(again).view(np.int32), np.asarray(bfloat16).view(np.int32))
 
 
+@lowered_here
 def test_mailboxes_hold_two_turns_of_every_device():
-    mail = exchange.allocate(30, 896, 4, jnp.bfloat16)
-    assert (mail.words.shape, mail.words.dtype) == ((30, 2, 4, 1, 896), jnp.int32)
-    assert (mail.turn_R.shape, mail.turn_R.dtype) == ((30,), jnp.int32)
-    assert exchange.allocate(1, 128, 2, jnp.float32).words.shape == (1, 2, 2, 2, 128)
-    assert not any(np.any(leaf) for leaf in mail)  # turns begin at 1: an empty word shows none
+    def shapes(num_devices, *args):
+        make = jax.shard_map(
+            lambda: exchange.allocate(*args, "tensor"),
+            mesh=mesh_of(num_devices),
+            in_specs=(),
+            out_specs=P(),
+            check_vma=False,
+        )
+        return [leaf.shape for leaf in jax.eval_shape(make)]
+
+    assert shapes(4, 30, 896, jnp.bfloat16) == [(30, 2, 4, 1, 896), (30,), (5, 2)]
+    assert shapes(2, 1, 128, jnp.float32) == [(1, 2, 2, 2, 128), (1,), (3, 2)]
 
 
 def test_what_is_supported():
