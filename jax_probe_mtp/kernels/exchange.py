@@ -23,21 +23,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import mosaic_gpu
 
-from jax_probe_mtp.kernels import exchange_program
-from jax_probe_mtp.kernels.exchange_program import WARP, WARPGROUP
-
-plgpu: Any = mosaic_gpu  # whose types are those of the JAX at hand: the kernels are for a later one
+from jax_probe_mtp.kernels.tiles import WARP, WARPGROUP
 
 MAX_ROWS, MAX_WIDTH = 512, 16384
 # At a time, each on a processor of its own: one that waits must not keep the one that it waits for from running.
 NUM_PROGRAMS = 128
 MAX_WARPGROUPS = 4  # of a program
-# JAX 0.11.2 is the first whose programs run such a kernel without a barrier over the devices before it; 0.12 has not run it.
-CAN_LOWER = "skip_device_barrier" in {
-    field.name for field in dataclasses.fields(plgpu.CompilerParams)
-} and jax.__version_info__ < (0, 12)
 
 
 class Mail(NamedTuple):
@@ -59,10 +51,11 @@ def allocate(num_rows: int, width: int, dtype: Any, axis: str) -> Mail:
 
     It runs under `jax.shard_map`, in the program whose loop uses them, and before that loop.
     """
+    plgpu, program = _mosaic()
     num_devices, num_words = jax.lax.axis_size(axis), 1 if dtype == jnp.bfloat16 else 2
     words_ref = jax.new_ref(jnp.zeros((num_rows, 2, num_devices, num_words, width), jnp.int32))
     address_T2 = plgpu.kernel(
-        functools.partial(exchange_program.find, axis=axis),
+        functools.partial(program.find, axis=axis),
         out_type=jax.ShapeDtypeStruct((num_devices, 2), jnp.int32),
         kernel_name="find_mailboxes",
         compiler_params=plgpu.CompilerParams(
@@ -71,6 +64,24 @@ def allocate(num_rows: int, width: int, dtype: Any, axis: str) -> Mail:
     )(words_ref)
     own_12 = jnp.stack([jax.lax.axis_index(axis), 0]).astype(jnp.int32)[None]
     return Mail(jax.freeze(words_ref), jnp.zeros(num_rows, jnp.int32), jnp.concatenate([address_T2, own_12]))
+
+
+def can_lower() -> bool:
+    """Says whether the JAX at hand makes such kernels.
+
+    0.11.2 is the first whose programs run one without a barrier over the devices before it; 0.12 has not run it.
+    """
+    fields = {field.name for field in dataclasses.fields(_mosaic()[0].CompilerParams)}
+    return "skip_device_barrier" in fields and jax.__version_info__ < (0, 12)
+
+
+def _mosaic() -> tuple[Any, Any]:
+    """Imports Pallas' Mosaic backend and the programs, only here: they take 0.2 s, which others need not wait for."""
+    from jax.experimental.pallas import mosaic_gpu
+
+    from jax_probe_mtp.kernels import exchange_program
+
+    return mosaic_gpu, exchange_program
 
 
 def is_supported(num_rows: int, width: int, dtype: Any) -> bool:
@@ -104,6 +115,7 @@ def exchange_add_norm(
       order of the devices, in float32; where x is bfloat16, the lowest eight bits of a device's part are dropped before. The
       sum is rounded before it is normed.
     """
+    plgpu, program = _mosaic()
     M, D = x_MD.shape
     vector_size = next(size for size in (4, 2, 1) if D % (WARPGROUP * size) == 0)
     vectors = D // (WARPGROUP * vector_size)
@@ -111,7 +123,7 @@ def exchange_add_norm(
     num_programs = min(M, NUM_PROGRAMS)
     words_ref, turn_ref = jax.new_ref(mail.words), jax.new_ref(mail.turn_R)
     sum_MD, out_ND = plgpu.kernel(
-        functools.partial(exchange_program.exchange, eps=eps, vector_size=vector_size, num_programs=num_programs),
+        functools.partial(program.exchange, eps=eps, vector_size=vector_size, num_programs=num_programs),
         out_type=tuple(jax.ShapeDtypeStruct((rows, D), x_MD.dtype) for rows in (M, num_out or M)),
         scratch_types={"squares_smem": plgpu.SMEM((2, warpgroups * WARPGROUP // WARP), jnp.float32)},
         grid=(num_programs,),

@@ -17,6 +17,8 @@ from jaxlib.mlir.dialects import arith as arith_dialect
 from jaxlib.mlir.dialects import gpu, memref, vector
 from jaxlib.mlir.dialects import llvm as llvm_dialect
 
+from jax_probe_mtp.kernels.tiles import WARP, WARPGROUP
+
 # Their types are those of the JAX at hand, and the kernels are for a later one.
 arith: Any = arith_dialect
 llvm: Any = llvm_dialect
@@ -24,7 +26,6 @@ plgpu: Any = mosaic_gpu
 utils: Any = gpu_utils
 
 TURN = 0xFF  # the bits of a word that show the turn
-WARP, WARPGROUP = 32, 128  # threads
 SCALAR = plgpu.Layout.WG_SPLAT(())
 
 

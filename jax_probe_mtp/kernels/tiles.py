@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+WARP, WARPGROUP = 32, 128  # threads
 NUM_PROCESSORS = 132  # of an H100 or H200
 HEAD_DIMS = (16, 32, 64, 128, 256)  # Triton's tiles are powers of two, the sides of its products at least 16
 MAX_SPLITS = 8  # each costs a float32 copy of the output, and in short texts has nothing to read

@@ -89,7 +89,7 @@ def can_exchange(mesh: Mesh) -> bool:
     """
     devices = list(mesh.devices.flat)
     return (
-        exchange.CAN_LOWER
+        exchange.can_lower()
         and mesh.shape[DATA] == 1
         and len(devices) == jax.device_count() > 1
         and jax.process_count() == 1

@@ -24,7 +24,7 @@ from jax_probe_mtp.model.params import abstract_params, partition_specs
 
 WIDE = dataclasses.replace(BASE, width=128, num_heads=4, num_kv_heads=2, head_dim=64, mlp_width=128, vocab_size=64)
 MINE = dataclasses.replace(WIDE, num_heads=2, num_kv_heads=1, mlp_width=64, is_sharded=True)
-lowered_here = pytest.mark.skipif(not exchange.CAN_LOWER, reason="the kernel is for JAX 0.11.2")
+lowered_here = pytest.mark.skipif(not exchange.can_lower(), reason="the kernel is for JAX 0.11.2")
 
 
 def two_gpus():
@@ -95,7 +95,7 @@ def mesh(*devices, data=1):
     ],
 )
 def test_which_devices_can_exchange(monkeypatch, devices, says):
-    monkeypatch.setattr(exchange, "CAN_LOWER", True)
+    monkeypatch.setattr(exchange, "can_lower", lambda: True)
     monkeypatch.setattr(meshes, "_reach_each_other", lambda ordinals: True)
     monkeypatch.setattr(jax, "device_count", lambda: devices.devices.size)
     assert meshes.can_exchange(devices) is says
@@ -103,13 +103,13 @@ def test_which_devices_can_exchange(monkeypatch, devices, says):
 
 def test_they_cannot_where_something_is_missing(monkeypatch):
     two = mesh(gpu(0), gpu(1))
-    monkeypatch.setattr(exchange, "CAN_LOWER", True)
+    monkeypatch.setattr(exchange, "can_lower", lambda: True)
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert not meshes.can_exchange(two)  # no driver of CUDA's here, or no such devices
     monkeypatch.setattr(meshes, "_reach_each_other", lambda ordinals: ordinals == [0, 1])
     assert meshes.can_exchange(two)
     for module, name, value in (
-        (exchange, "CAN_LOWER", False),
+        (exchange, "can_lower", lambda: False),
         (jax, "device_count", lambda: 4),  # others would decode beside them
         (jax, "process_count", lambda: 2),
     ):

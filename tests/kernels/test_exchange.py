@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_probe_mtp.kernels import exchange, exchange_program
 
-lowered_here = pytest.mark.skipif(not exchange.CAN_LOWER, reason="the kernel is for JAX 0.11.2")
+lowered_here = pytest.mark.skipif(not exchange.can_lower(), reason="the kernel is for JAX 0.11.2")
 
 
 def mesh_of(num_devices):
