@@ -49,8 +49,22 @@ class TimedBatches:
     """
 
     def __init__(self, checkpoint: Checkpoint, source: DraftSource, shared: Any = None) -> None:
-        """Args: the model, where drafts come from, and what its rows share if the caller brings that."""
+        """Prepares; compiles nothing yet.
+
+        Args:
+          checkpoint: the model.
+          source: where drafts come from.
+          shared: what its rows share, if the caller brings that.
+
+        Raises:
+          ValueError: for a source that changes its size between chunks: a batch here is one loop of calls.
+        """
         check_is_source(source)
+        if source.sizes:
+            raise ValueError(
+                f"{draft_name(source)} changes its size between chunks of calls, and a batch that is timed is one loop; name "
+                f"sizes to compare, such as merged:16 and merged:64."
+            )
         self.checkpoint, self.source = checkpoint, source
         self.stats = Stats()
         self.programs = Programs(checkpoint, source)

@@ -16,6 +16,7 @@ from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation import programs
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
+from jax_probe_mtp.measuring.timed_batch import TimedBatches
 
 PROMPTS = [
     Prompt(id=i, token_ids=[(7 * i + j * j) % 57 for j in range(1 + (i * 5) % 23)], seed=i, max_new_tokens=12 + i)
@@ -99,6 +100,8 @@ def test_what_cannot_choose_says_so(tiny, monkeypatch):
     checkpoint = make_checkpoint(tiny)
     with pytest.raises(ValueError, match=r"exact within one program, .* name a size, such as merged:64"):
         list(Decoder(checkpoint, Auto(rows=16)).run(PROMPTS, Settings(is_exact=True)))
+    with pytest.raises(ValueError, match="auto:16 changes its size between chunks of calls"):
+        TimedBatches(checkpoint, Auto(rows=16))
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(ValueError, match="several processes would each choose another size"):
         ContinuousDecoder(checkpoint, Auto(rows=16), Settings(), capacity=64, is_sampled=False)
