@@ -159,7 +159,7 @@ def test_a_draft_that_cannot_be_had_is_named(run, own_module, questions, tmp_pat
         "": "draft '' cannot be read" if command != "bench" else None,  # of bench: no run beside plain decoding
         "probe:": "draft 'probe:' cannot be read: write name:shape@option=value,...",
         "probe:4@": "cannot be read",
-        "magic": "draft 'magic': the name is none of plain, probe, dynamic, ngram, recycle, merged, and no module:Class.",
+        "magic": "draft 'magic': the name is none of plain, probe, dynamic, ngram, recycle, merged, auto, and no module:Class.",
         "probe:4@size=3": "it takes mask_init, mask_offset, mask_ema, prune, rank_with_noise after the @, got 'size=3'",
         "plain:3": "it has no shape, got '3'",
         "no_module:MySource": "module no_module cannot be imported: No module named 'no_module'",

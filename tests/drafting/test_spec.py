@@ -139,8 +139,8 @@ def test_what_cannot_be_read_keeps_its_name_in_files():
     ("name", "says"),
     [
         ("", "cannot be read"),
-        ("magic:3", "none of plain, probe, dynamic, ngram, recycle, merged, and no module:Class"),
-        ("magic", "none of plain, probe, dynamic, ngram, recycle, merged, and no module:Class"),
+        ("magic:3", "none of plain, probe, dynamic, ngram, recycle, merged, auto, and no module:Class"),
+        ("magic", "none of plain, probe, dynamic, ngram, recycle, merged, auto, and no module:Class"),
         ("probe:", "cannot be read"),
         ("probe:4,5", "cannot be read"),
         ("probe:4@", "cannot be read"),
