@@ -154,7 +154,11 @@ BAD = {
         "--num-masks is for --method probe, not recycle",
     ),
     "an n-gram for masks": (None, ["--max-ngram", "3"], "--max-ngram is for --method ngram, not probe"),
-    "a warm n-gram": (None, ["--method", "ngram", "--warm"], "--warm is for --method recycle or merged or auto, not ngram"),
+    "a warm n-gram": (
+        None,
+        ["--method", "ngram", "--warm"],
+        "--warm is for --method recycle or merged or auto, not ngram",
+    ),
     "lambda without masks": (None, ["--method", "ngram", "--mask-ema", "0.5"], "--mask-ema is for --method probe"),
     "lambda of plain decoding": (None, ["--method", "ar", "--mask-ema", "0.5"], "leave the options of masks"),
     "fewer slots than the prompt": (
