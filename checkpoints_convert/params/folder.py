@@ -47,7 +47,7 @@ class Metadata:
 
     def as_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
-        for later in ("rope_scale", "no_rope_layers"):  # so that earlier versions read what they can
+        for later in ("rope_scale", "no_rope_layers", "has_mailboxes"):  # so that earlier versions read what they can
             if getattr(self.config, later) == getattr(ModelConfig, later):
                 del values["config"][later]
         return {"format_version": values.pop("version"), **values}
@@ -97,8 +97,9 @@ def _model_config(config: Fields) -> ModelConfig:
     for field in dataclasses.fields(ModelConfig):
         if field.name in config and field.type in (int, float):
             (config.integer if field.type is int else config.number)(field.name)
-    if config.flag("is_sharded", False):  # a device's part: no model has it
-        raise CheckpointError(f"{config.where}: is_sharded must be false; convert again.")
+    for of_device in ("is_sharded", "has_mailboxes"):  # no model has them
+        if config.flag(of_device, False):
+            raise CheckpointError(f"{config.where}: {of_device} must be false; convert again.")
     try:
         divisors = [float(x) if isinstance(x, int) else x for x in config.items("rope_divisors", [])]
         lists = {"rope_divisors": tuple(divisors), "no_rope_layers": tuple(config.items("no_rope_layers", []))}

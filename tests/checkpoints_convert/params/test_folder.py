@@ -162,3 +162,14 @@ def test_a_converted_folder_s_configuration_is_checked(converted, change, messag
     for read in (load_checkpoint, read_info):
         with pytest.raises(CheckpointError, match=message):
             read(converted)
+
+
+def test_a_plain_model_is_written_as_earlier_versions_read_it(tmp_path, hf_folder):
+    """Fields that came later are there only where they say something; what a device is, a folder never says."""
+    convert_hf(hf_folder, tmp_path / "ours", note=quiet)
+    path = tmp_path / "ours" / "jax_probe_mtp.json"
+    good = json.loads(path.read_text())
+    assert {"rope_scale", "no_rope_layers", "has_mailboxes"}.isdisjoint(good["config"])
+    path.write_text(json.dumps(good | {"config": good["config"] | {"has_mailboxes": True}}))
+    with pytest.raises(CheckpointError, match="has_mailboxes must be false; convert again"):
+        load_checkpoint(tmp_path / "ours")
