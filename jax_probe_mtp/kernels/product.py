@@ -10,11 +10,15 @@ all rows. Where the columns make too few programs for the GPU, the sum is split 
 A row's sums have one order, which the weight's shape alone decides, whatever the number of rows: more than `MAX_ROWS` go
 through in blocks. XLA's products are faster then, but have another order for another number of rows.
 
+Float32 is multiplied in full float32, number by number: the GPU's matrix units would round its inputs to fewer bits. Rows up
+to 16 take as long as one, and the weights' bytes as long as for one row.
+
 The kernel that reads the result adds the parts up on the way (`add_norm`, `split_qkv`); XLA makes a kernel of its own for
 that, and another one for an activation.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,8 +30,12 @@ from jax.experimental.pallas import triton as plgpu
 from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
 
 MAX_ROWS = 64  # of a program; of more, XLA's products are faster
-STEP = 64  # rows of the weight that a program reads at a time
 MAX_PARTS = 8
+LARGE = 2**23  # numbers of a float32 weight, which XLA reads faster for one row, and multiplies faster with many
+MAX_LARGE_ROWS = 32
+_BLOCKS = {"bfloat16": MAX_ROWS, "float32": 32}  # rows of a program: of more, float32 sums fill its registers
+_STEPS = {"bfloat16": 64, "float32": 32}
+_COLUMNS = {"bfloat16": (128, 64, 32), "float32": (128, 64, 32, 16)}
 
 
 class Tiles(NamedTuple):
@@ -38,51 +46,59 @@ class Tiles(NamedTuple):
       parts: programs that share the sums of the same columns.
       num_warps: warps of a program.
       num_stages: tiles that are loaded ahead, one less than this many.
+      step: rows of the weight that a program reads at a time.
     """
 
     columns: int
     parts: int
     num_warps: int
     num_stages: int
+    step: int = 64
 
 
-def choose_tiles(num_summed: int, num_columns: int, *, num_weights: int = 1) -> Tiles | None:
+def choose_tiles(
+    num_summed: int, num_columns: int, *, num_weights: int = 1, dtype: jnp.dtype = jnp.bfloat16
+) -> Tiles | None:
     """Chooses tiles for weights [num_summed, num_columns]: wide ones, where they still make a program for most processors.
 
     Args:
       num_summed: rows of a weight.
       num_columns: columns of a weight.
       num_weights: 2 for gate and up, whose sums cannot be split: the activation takes whole ones.
+      dtype: of the weights, bfloat16 or float32.
 
     Returns:
-      None where no tile divides the weight evenly.
+      None where no tile divides the weight evenly, and for other dtypes.
     """
-    found = None
-    for columns in (128, 64, 32):
-        if num_summed % STEP or num_columns % columns:
+    found, name = None, jnp.dtype(dtype).name
+    if name not in _STEPS:
+        return None
+    step = _STEPS[name]
+    for columns in _COLUMNS[name]:
+        if num_summed % step or num_columns % columns:
             continue
         num_tiles = num_columns // columns
         room = min(NUM_PROCESSORS // num_tiles, MAX_PARTS) if num_weights == 1 else 1
-        parts = max((p for p in range(1, room + 1) if num_summed // STEP % p == 0), default=1)
+        parts = max((p for p in range(1, room + 1) if num_summed // step % p == 0), default=1)
         num_programs = num_tiles * parts
-        found = Tiles(
-            columns,
-            parts,
-            num_warps=8 if columns * num_weights == 256 else 4,
-            num_stages=4 if num_programs > 100 or num_weights == 2 else 6,
-        )
+        if name == "float32":
+            num_stages, enough = 4 if columns * num_weights >= 128 else 5, 0.55
+        else:
+            num_stages, enough = 4 if num_programs > 100 or num_weights == 2 else 6, 0.6 if num_weights == 1 else 2 / 3
+        found = Tiles(columns, parts, 8 if columns * num_weights == 256 else 4, num_stages, step)
         # Of 5,120 columns, 80 programs of wide tiles read twice as fast as 160 of narrow ones. (Of gate and up none was timed.)
-        if num_programs >= (0.6 if num_weights == 1 else 2 / 3) * NUM_PROCESSORS:
+        if num_programs >= enough * NUM_PROCESSORS:
             break
     return found
 
 
 def is_supported(num_rows: int, x_dtype: jnp.dtype, *weights: jax.Array) -> bool:
     """Says whether the kernels take these weights, each [D, I], and are the fastest for so many rows."""
+    is_large = x_dtype == jnp.float32 and any(math.prod(weight.shape) > LARGE for weight in weights)
     return (
-        num_rows <= MAX_ROWS
-        and x_dtype == jnp.bfloat16
-        and all(choose_tiles(*weight.shape) is not None for weight in weights)
+        (1 < num_rows <= MAX_LARGE_ROWS if is_large else num_rows <= MAX_ROWS)
+        and all(weight.dtype == x_dtype for weight in weights)
+        and all(choose_tiles(*weight.shape, dtype=x_dtype) is not None for weight in weights)
     )
 
 
@@ -92,30 +108,32 @@ def product_parts(
     """Multiplies x with the weight, and gives P parts of the sums.
 
     Args:
-      x_MD: M rows, bfloat16.
-      weight_DI: bfloat16.
+      x_MD: M rows, bfloat16 or float32.
+      weight_DI: in x's dtype.
       tiles: how the work is cut; `choose_tiles` when left out; static.
       interpret: runs the kernel as JAX operations on any device: slow, for tests.
 
     Returns:
       float32 [P, M, I]; their sum is the product, not rounded yet.
     """
-    tiles = tiles or choose_tiles(*weight_DI.shape)
+    tiles = tiles or choose_tiles(*weight_DI.shape, dtype=x_MD.dtype)
     assert tiles is not None, f"no tiles for {weight_DI.shape}: ask is_supported first"
     block = pl.BlockSpec((weight_DI.shape[0] // tiles.parts, tiles.columns), lambda i, p, r: (p, i))
     return _call(x_MD, [weight_DI], block, tiles, jnp.float32, interpret)
 
 
-def head_product(x_MD: jax.Array, head_VD: jax.Array, *, interpret: bool = False) -> jax.Array:
+def head_product(
+    x_MD: jax.Array, head_VD: jax.Array, *, tiles: Tiles | None = None, interpret: bool = False
+) -> jax.Array:
     """Multiplies x with the rows of a table, such as the head; float32 [M, V], never rounded on the way.
 
     Args:
-      x_MD: M rows, bfloat16.
-      head_VD: bfloat16; `choose_tiles(D, V)` has tiles for it.
-      interpret: as in `product_parts`.
+      x_MD: M rows, bfloat16 or float32.
+      head_VD: in x's dtype; `choose_tiles(D, V)` has tiles for it.
+      tiles, interpret: as in `product_parts`.
     """
     V, D = head_VD.shape
-    tiles = choose_tiles(D, V)
+    tiles = tiles or choose_tiles(D, V, dtype=x_MD.dtype)
     assert tiles is not None, f"no tiles for {head_VD.shape}: ask choose_tiles first"
     tiles = tiles._replace(parts=1)  # the vocabulary makes programs enough
     block = pl.BlockSpec((tiles.columns, D), lambda i, p, r: (i, 0))
@@ -126,7 +144,7 @@ def gated_product(
     x_MD: jax.Array, gate_DF: jax.Array, up_DF: jax.Array, *, tiles: Tiles | None = None, interpret: bool = False
 ) -> jax.Array:
     """Computes silu(x gate) (x up), [M, F] in x's dtype, rounded once. Takes the arguments of `product_parts`."""
-    tiles = tiles or choose_tiles(*gate_DF.shape, num_weights=2)
+    tiles = tiles or choose_tiles(*gate_DF.shape, num_weights=2, dtype=x_MD.dtype)
     assert tiles is not None, f"no tiles for {gate_DF.shape}: ask is_supported first"
     block = pl.BlockSpec((gate_DF.shape[0], tiles.columns), lambda i, p, r: (0, i))
     return _call(x_MD, [gate_DF, up_DF], block, tiles, x_MD.dtype, interpret)[0]
@@ -144,9 +162,9 @@ def _call(
     """Runs the kernel; `are_rows` says that a weight is [I, D]."""
     M, D = x_MD.shape
     I = weights[0].shape[0 if are_rows else 1]
-    m = min(max(pl.next_power_of_2(M), 16), MAX_ROWS)
+    m = min(max(pl.next_power_of_2(M), 16), _BLOCKS[x_MD.dtype.name])
     return pl.pallas_call(
-        functools.partial(_product_kernel, num_rows=M, are_rows=are_rows),
+        functools.partial(_product_kernel, num_rows=M, are_rows=are_rows, num_steps=D // tiles.parts // tiles.step),
         grid=(I // tiles.columns, tiles.parts, pl.cdiv(M, m)),  # blocks of rows last: they share a tile of the weight
         in_specs=[pl.BlockSpec((m, D // tiles.parts), lambda i, p, r: (r, p)), *[block] * len(weights)],
         out_specs=pl.BlockSpec((None, m, tiles.columns), lambda i, p, r: (p, r, i)),
@@ -156,23 +174,29 @@ def _call(
     )(x_MD, *weights)
 
 
-def _product_kernel(x_ref: Any, *refs: Any, num_rows: int, are_rows: bool) -> None:
+def _product_kernel(x_ref: Any, *refs: Any, num_rows: int, are_rows: bool, num_steps: int) -> None:
     """Multiplies m rows with the program's c columns, s of the summed axis at a time."""
     *weight_refs, out_ref = refs
-    m, num_summed = x_ref.shape
+    m, step_size = x_ref.shape[0], x_ref.shape[1] // num_steps
     is_row_m1 = (pl.program_id(2) * m + jnp.arange(m) < num_rows)[:, None]
+    # The GPU's matrix units take 64 rows and 8 columns at least: the weight is their left factor.
+    is_left = weight_refs[0].dtype == jnp.bfloat16
+
+    def multiply(tile: jax.Array, x_ms: jax.Array) -> jax.Array:
+        if is_left:
+            return plgpu.dot(tile, x_ms, trans_a=not are_rows, trans_b=True, precision="default")
+        return plgpu.dot(x_ms, tile, trans_b=are_rows, precision="highest")
 
     def step(i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        summed = pl.ds(i * STEP, STEP)
+        summed = pl.ds(i * step_size, step_size)
         x_ms = plgpu.load(x_ref.at[:, summed], mask=is_row_m1, other=0)
-        # The weight is the left factor: the GPU's products take 64 rows and 8 columns at least.
         tiles = [
             plgpu.load(ref.at[(slice(None), summed) if are_rows else (summed, slice(None))]) for ref in weight_refs
         ]
-        products = [plgpu.dot(tile, x_ms, trans_a=not are_rows, trans_b=True, precision="default") for tile in tiles]
-        return tuple(sum_cm + product_cm for sum_cm, product_cm in zip(sums, products, strict=True))
+        return tuple(total + multiply(tile, x_ms) for total, tile in zip(sums, tiles, strict=True))
 
-    zeros_cm = jnp.zeros((out_ref.shape[1], m), jnp.float32)
-    sums = jax.lax.fori_loop(0, num_summed // STEP, step, (zeros_cm,) * len(weight_refs))
-    out_cm = sums[0] if len(sums) == 1 else sums[0] * jax.nn.sigmoid(sums[0]) * sums[1]
-    plgpu.store(out_ref, out_cm.T.astype(out_ref.dtype), mask=is_row_m1)
+    c = out_ref.shape[1]
+    zeros = jnp.zeros((c, m) if is_left else (m, c), jnp.float32)
+    sums = jax.lax.fori_loop(0, num_steps, step, (zeros,) * len(weight_refs))
+    out = sums[0] if len(sums) == 1 else sums[0] * jax.nn.sigmoid(sums[0]) * sums[1]
+    plgpu.store(out_ref, (out.T if is_left else out).astype(out_ref.dtype), mask=is_row_m1)

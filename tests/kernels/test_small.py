@@ -1,6 +1,7 @@
 """The small GPU kernels, run as JAX operations on the CPU, against NumPy; and that they lower for a GPU."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -119,30 +120,38 @@ def test_queries_keys_and_values(name, dtype):
             np.testing.assert_array_equal(as64(got)[b][:, others], as64(before)[b][:, others])
 
 
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.bfloat16)
+def normal(seed, *shape, dtype=jnp.bfloat16):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("M", [1, 16, 30, 64])
 @pytest.mark.parametrize("tiles", [None, Tiles(32, 4, 4, 4), Tiles(64, 1, 4, 2)], ids=["by choice", "parts", "whole"])
-def test_the_parts_of_a_product(M, tiles):
-    x_MD, weight_DI = normal(0, M, 256), normal(1, 256, 192)
+def test_the_parts_of_a_product(M, tiles, dtype):
+    x_MD, weight_DI = normal(0, M, 256, dtype=dtype), normal(1, 256, 192, dtype=dtype)
     parts = product_parts(x_MD, weight_DI, tiles=tiles, interpret=True)
     assert parts.dtype == jnp.float32
-    assert parts.shape == ((tiles or choose_tiles(256, 192)).parts, M, 192)
+    assert parts.shape == ((tiles or choose_tiles(256, 192, dtype=dtype)).parts, M, 192)
     step = 256 // parts.shape[0]
     for p, part in enumerate(parts):  # each is the sum over its own rows of the weight
         rows = slice(p * step, (p + 1) * step)
         assert relative_error(part, as64(x_MD)[:, rows] @ as64(weight_DI)[rows]) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("M", [1, 30, 64])
-def test_the_gated_product(M):
-    x_MD, gate_DF, up_DF = normal(2, M, 128), normal(3, 128, 96) / 8, normal(4, 128, 96) / 8
-    got = gated_product(x_MD, gate_DF, up_DF, interpret=True)
-    gate, up = as64(x_MD) @ as64(gate_DF), as64(x_MD) @ as64(up_DF)
-    assert got.dtype == jnp.bfloat16
-    assert relative_error(got, gate / (1 + np.exp(-gate)) * up) < 2**-8
+def test_the_gated_product(M, dtype):
+    x_MD, gate_DF, up_DF = (normal(i, *shape, dtype=dtype) for i, shape in enumerate([(M, 128), (128, 96), (128, 96)]))
+    got = gated_product(x_MD, gate_DF / 8, up_DF / 8, interpret=True)
+    gate, up = as64(x_MD) @ as64(gate_DF / 8), as64(x_MD) @ as64(up_DF / 8)
+    assert got.dtype == dtype
+    assert relative_error(got, gate / (1 + np.exp(-gate)) * up) < (1e-6 if dtype == jnp.float32 else 2**-8)
+
+
+@pytest.mark.parametrize("M", [1, 30, 70])
+def test_the_head_in_float32(M):
+    x_MD, head_VD = normal(5, M, 128, dtype=jnp.float32), normal(6, 96, 128, dtype=jnp.float32)
+    assert relative_error(product.head_product(x_MD, head_VD, interpret=True), as64(x_MD) @ as64(head_VD).T) < 1e-6
 
 
 def test_which_products_there_are_kernels_for():
@@ -152,9 +161,13 @@ def test_which_products_there_are_kernels_for():
     assert takes(1, 4096, 6144)
     assert takes(64, 4096, 14336)
     assert not takes(65, 4096, 6144)
-    assert not takes(1, 4096, 6144, dtype=jnp.float32)
     assert not takes(1, 4096 + 32, 6144)  # the summed axis is read 64 rows at a time
     assert not takes(1, 4096, 6144 + 16)
+    assert takes(1, 512 + 32, 768 + 16, dtype=jnp.float32)  # half as many, and narrower tiles
+    assert [takes(rows, 4864, 896, dtype=jnp.float32) for rows in (1, 32, 64, 65)] == [True, True, True, False]
+    assert [takes(rows, 4096, 4096, dtype=jnp.float32) for rows in (1, 2, 32, 33)] == [False, True, True, False]
+    assert not takes(1, 4096, 6144, dtype=jnp.float16)
+    assert not product.is_supported(1, jnp.float32, jax.ShapeDtypeStruct((4096, 6144), jnp.bfloat16))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +179,7 @@ def test_the_tiles_of_an_8b_layer_fill_the_gpu_once(shape, num_weights, programs
     tiles = choose_tiles(*shape, num_weights=num_weights)
     assert tiles.columns == 128
     assert shape[1] // tiles.columns * tiles.parts == programs <= NUM_PROCESSORS
-    assert shape[0] % (tiles.parts * product.STEP) == 0
+    assert shape[0] % (tiles.parts * tiles.step) == 0
     assert num_weights == 1 or tiles.parts == 1
 
 
@@ -188,8 +201,26 @@ def test_narrow_weights_get_narrow_tiles():
     assert choose_tiles(1024, 3072, num_weights=2)[:2] == (32, 1)
 
 
-def test_the_products_and_norms_lower_for_a_gpu():
-    arrays = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((30, 4096), (4096, 6144), (4096, 14336), (4096,))]
+@pytest.mark.parametrize(
+    ("shape", "num_weights", "tiles"),
+    [((896, 4864), 2, (64, 1)), ((896, 896), 1, (64, 7)), ((1536, 576), 1, (32, 6)), ((4096, 14336), 2, (128, 1))],
+    ids=["0.5B: gate and up", "0.5B: out", "135M: down", "8B: gate and up"],
+)
+def test_float32_tiles_are_as_wide_as_leaves_a_program_for_every_second_processor(shape, num_weights, tiles):
+    """The widths that were the fastest on one H200 (docs/performance.md)."""
+    assert choose_tiles(*shape, num_weights=num_weights, dtype=jnp.float32)[:2] == tiles
+
+
+def test_float32_is_multiplied_in_full():
+    """Left to themselves, a GPU's matrix units keep 10 bits of 23."""
+    x, weight = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((30, 4096), (4096, 6144)))
+    precisions = re.findall(r"\bprecision=(.*)", str(jax.make_jaxpr(product_parts)(x, weight)))
+    assert precisions == ["(Precision.HIGHEST, Precision.HIGHEST)"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_products_and_norms_lower_for_a_gpu(dtype):
+    arrays = [jax.ShapeDtypeStruct(s, dtype) for s in ((30, 4096), (4096, 6144), (4096, 14336), (4096,))]
     x, weight, gate, norm = arrays
     parts = jax.ShapeDtypeStruct((4, 30, 4096), jnp.float32)
     for function, *args in (

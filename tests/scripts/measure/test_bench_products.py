@@ -24,11 +24,13 @@ def test_each_product_is_made_each_way(tmp_path, capsys):
     ]
     assert [r["tiles"] and list(r["tiles"]) for r in runs[1::2]] == [
         None,
-        ["columns", "parts", "num_warps", "num_stages"],
+        ["columns", "parts", "num_warps", "num_stages", "step"],
     ]
     for each in runs:
         assert each["refused"] is None
-        assert 0 <= each["error"] < (bench_products.MAX_ERROR if each["how"] == "xla" else 3e-3)  # ours round once
+        assert (
+            0 <= each["error"] < (bench_products.MAX_ERROR["bfloat16"] if each["how"] == "xla" else 3e-3)
+        )  # ours round once
         assert each["us"] == pytest.approx(sum(each["us_repeats"]) / 2)
         # By hand: D 64, F 128 of the shape "tiny"; bfloat16.
         num_bytes = {"gate_up": 64 * 2 * 128 * 2, "down": 128 * 64 * 2}[each["product"]]
@@ -53,7 +55,7 @@ def test_a_wrong_product_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_products, "product_parts", lambda *args, **how: 1.02 * honest(*args, **how))
     code, record = run(tmp_path, "--rows", "3", "--products", "qkv", "--how", "xla", "kernel")
     assert code == 1
-    assert [each["error"] > bench_products.MAX_ERROR for each in record["runs"]] == [False, True]
+    assert [each["error"] > bench_products.MAX_ERROR["bfloat16"] for each in record["runs"]] == [False, True]
 
 
 def test_tiles_that_fail_are_named_and_the_rest_goes_on(tmp_path, monkeypatch):
@@ -70,11 +72,11 @@ def test_tiles_that_fail_are_named_and_the_rest_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_search_tries_other_tiles_of_an_8b_model():
-    tiles = bench_products._tilings("kernel", "out", (4096, 4096), 5)
+    tiles = bench_products._tilings("kernel", "out", (4096, 4096), 5, "bfloat16")
     assert len(set(tiles)) == 6
     assert all(4096 % t.columns == 0 and 64 % t.parts == 0 and 60 <= 4096 // t.columns * t.parts <= 400 for t in tiles)
-    assert len(set(bench_products._tilings("kernel", "gate_up", (4096, 14336), 10_000))) > 10
-    assert bench_products._tilings("kernel", "out", (100, 4096), 5) == []
+    assert len(set(bench_products._tilings("kernel", "gate_up", (4096, 14336), 10_000, "bfloat16"))) > 10
+    assert bench_products._tilings("kernel", "out", (100, 4096), 5, "bfloat16") == []
 
 
 @pytest.mark.parametrize(
