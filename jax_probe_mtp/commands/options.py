@@ -185,7 +185,7 @@ def add_exact(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exact",
         action="store_true",
-        help="the same bits with and without accepted drafts, on CUDA GPUs in bfloat16 in every program "
+        help="the same bits with and without accepted drafts, on CUDA GPUs in every program "
         "(docs/exactness.md); tested on this device at the start",
     )
 

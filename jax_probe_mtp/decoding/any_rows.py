@@ -1,7 +1,7 @@
 """Gives a row the same bits whatever rows are beside it: pieces of the forward pass as GPU kernels whose sums have one order.
 
 XLA and the libraries that it calls multiply by other tiles for another number of rows, and round otherwise. The kernels here
-and in `model/fused_layer.py` cut a row's sums by the weight's shape alone. They are made for bfloat16.
+and in `model/fused_layer.py` cut a row's sums by the weight's shape alone. They are made for bfloat16 and float32.
 """
 
 import functools
@@ -15,23 +15,26 @@ from jax_probe_mtp.kernels.add_norm import add_norm
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Int8, Params
 
+DTYPES = (jnp.bfloat16, jnp.float32)
+
 
 def lacking(params: Params, cfg: ModelConfig) -> list[str]:
     """Names what has no such kernel, such as "heads of 80"; gives an empty list where every piece has one."""
     dtype = params["embed"].dtype
-    if dtype != jnp.bfloat16:
+    if dtype not in DTYPES:
         return [f"{dtype.name}"]
     found = [] if tiles.is_supported(cfg.head_dim, dtype) else [f"heads of {cfg.head_dim}"]
     matrices = {name: params["layers"][0][name] for name in ("qkv", "out", "gate", "up", "down")}
     for name, weight in {**matrices, "head": params.get("head", params["embed"])}.items():
         if isinstance(weight, Int8):
             num_out, num_in = weight.value.shape
-            has_tiles = int8_product.has_tiles(weight.value)
+            has_tiles = dtype == jnp.bfloat16 and int8_product.has_tiles(weight.value)
         else:
             num_in, num_out = weight.shape[::-1] if name == "head" else weight.shape
-            has_tiles = product.choose_tiles(num_in, num_out) is not None
+            has_tiles = product.choose_tiles(num_in, num_out, dtype=dtype) is not None
         if not has_tiles:
-            found.append(f"{name} of {num_in} x {num_out}")
+            in_eight_bits = " int8 beside float32" if isinstance(weight, Int8) and dtype == jnp.float32 else ""
+            found.append(f"{name} of {num_in} x {num_out}{in_eight_bits}")
     return found
 
 
@@ -67,7 +70,7 @@ def differing(params: Params, num_rows: int) -> list[str]:
     for name, (run, *weights) in pieces.items():
         first = weights[0].value if isinstance(weights[0], Int8) else weights[0]
         num_in = first.shape[1] if isinstance(weights[0], Int8) or name == "head" else first.shape[0]
-        x_1D = jax.random.normal(jax.random.key(0), (1, num_in), jnp.bfloat16)
+        x_1D = jax.random.normal(jax.random.key(0), (1, num_in)).astype(params["embed"].dtype)
         alone, everywhere = (jax.jit(run)(jnp.repeat(x_1D, n, axis=0), *weights) for n in (1, num_rows))
         if not bool(jnp.all(everywhere == alone)):
             found.append(name)

@@ -20,7 +20,7 @@ WINDOW = 2 * tiles.MAX_SPLITS - 1
 
 
 def has_one_order(params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig, longest_path: int) -> bool:
-    """Says whether a GPU's program gives a row the same bits whatever rows are beside it: the exact mode in bfloat16.
+    """Says whether a GPU's program gives a row the same bits whatever rows are beside it: the exact mode.
 
     `generation/one_text.py` refuses models and trees with which it could not.
 
@@ -124,7 +124,7 @@ def head(params: Params, cfg: ModelConfig, decode_cfg: DecodeConfig, longest_pat
 
 def _anchored(length_B: jax.Array, tail: dict[str, Any], has_one_order: bool) -> Callable[..., jax.Array]:
     def attend(q_BKGTh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, **more: Any) -> jax.Array:
-        of_any_rows = tiles.tiles_for_any_rows(q_BKGTh.shape) if has_one_order else None
+        of_any_rows = tiles.tiles_for_any_rows(q_BKGTh.shape, q_BKGTh.dtype) if has_one_order else None
         return attention.anchored_attention(
             q_BKGTh, k_BKSh, v_BKSh, length_B=length_B, tiles=of_any_rows, **tail, **more
         )

@@ -17,7 +17,7 @@ class DecodeConfig:
         CUDA, where there are some for the model's heads, and plain layers elsewhere; "plain" or "fused" says which. Off CUDA
         the kernels are interpreted: slow, for tests.
       is_exact: True for the exact mode: a row's sums have an order that its position decides, so that a token's logits do not
-        depend on the call that gave it; on CUDA GPUs in bfloat16 nor on the program (docs/exactness.md).
+        depend on the call that gave it; on CUDA GPUs nor on the program (docs/exactness.md).
       has_logprobs: True keeps the log-probability of every emitted token.
       num_top: C, of the most likely tokens at each place whose log-probabilities are kept as well; only with `has_logprobs`.
       has_prompt_logprobs: True keeps all of that for the tokens of prompts too; only with `has_logprobs`.

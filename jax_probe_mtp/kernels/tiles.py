@@ -41,13 +41,15 @@ def is_supported(head_dim: int, dtype: jnp.dtype) -> bool:
     return head_dim in HEAD_DIMS and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float32)
 
 
-def tiles_for_any_rows(q_shape: tuple[int, ...]) -> Tiles:
-    """Chooses tiles for queries [B, K, G, T, h] in bfloat16 with which a row's sums have one order in every call.
+def tiles_for_any_rows(q_shape: tuple[int, ...], dtype: jnp.dtype) -> Tiles:
+    """Chooses tiles for queries [B, K, G, T, h] with which a row's sums have one order in every call.
 
     That order follows from the slots of a tile and the splits, which are the same for all shapes; `row` and the stages change
     no bit (on one H200, rows of 16, 32 and 64, one to four warps and two or three stages gave the same).
     """
     B, K, G, T, h = q_shape
+    if jnp.dtype(dtype) == jnp.float32:  # as in `choose_tiles`
+        return Tiles(row=16, slot=32, splits=MAX_SPLITS, num_warps=4, num_stages=2, has_one_order=True)
     blocks = [row for row in (64, 32) if B * K * pl.cdiv(G * T, row) * MAX_SPLITS > NUM_PROCESSORS and row // 2 < G * T]
     row = max(blocks, default=16)
     return Tiles(

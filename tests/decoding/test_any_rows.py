@@ -49,7 +49,8 @@ WAYS = {
 def weights(kind):
     """A model sure enough of its next token that drafts are right now and then."""
     made = make_tiny(CFG, seed=3).params
-    made = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), made | {"head": made["head"] * 3})
+    dtype = jnp.float32 if kind == "float32" else jnp.bfloat16
+    made = jax.tree.map(lambda leaf: leaf.astype(dtype), made | {"head": made["head"] * 3})
     return quantize_params(made) if kind == "int8" else made
 
 
@@ -105,6 +106,12 @@ def test_every_way_of_decoding_gives_the_bits_of_one_row(way):
     assert accepted > 0 or draw or source == Plain(), "no draft was ever right: this proves nothing"
 
 
+def test_float32_too():
+    found, accepted = decode("float32", Recycle(tree=12), [0, 2, 1], 96)
+    assert found == [alone("float32", number) for number in (0, 2, 1)]
+    assert accepted > 0
+
+
 def test_weights_of_eight_bits_too():
     """In blocks of rows, of which the kernel takes 32 at a time: three texts of 12 rows."""
     found, accepted = decode("int8", Recycle(tree=12), [0, 2, 1], 96)
@@ -112,8 +119,8 @@ def test_weights_of_eight_bits_too():
     assert accepted > 0
 
 
-def by_choice(q_shape):
-    return tiles.choose_tiles(q_shape, 96, jnp.bfloat16, 32)
+def by_choice(q_shape, dtype):
+    return tiles.choose_tiles(q_shape, 96, dtype, 32)
 
 
 def short_tail(visible, position, length, start, window, tail=block_layer.absolute_tail):
@@ -147,7 +154,9 @@ def test_xla_multiplies_nothing_in_a_gpus_program(source):
 def test_what_is_lacking(monkeypatch):
     assert any_rows.lacking(weights("bfloat16"), CFG) == []
     assert any_rows.lacking(weights("int8"), CFG) == []
-    assert any_rows.lacking(make_tiny(CFG, seed=3).params, CFG) == ["float32"]
+    assert any_rows.lacking(weights("float32"), CFG) == []
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), weights("float32"))
+    assert any_rows.lacking(half, CFG) == ["float16"]
     odd = dataclasses.replace(CFG, head_dim=24, vocab_size=61)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), make_tiny(odd, seed=3).params)
     assert any_rows.lacking(params, odd) == ["heads of 24", "out of 96 x 128", "head of 128 x 61"]

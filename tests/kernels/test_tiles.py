@@ -24,14 +24,14 @@ def test_a_short_cache_is_not_split_beyond_its_tiles():
 
 @pytest.mark.parametrize("h", [64, 128, 256])
 def test_tiles_for_any_rows_cut_the_slots_alike_for_all_shapes(h):
-    chosen = [
-        tiles_for_any_rows((B, K, G, T, h)) for B in (1, 16) for K, G in ((8, 4), (3, 3)) for T in (1, 30, 64, 256)
-    ]
+    shapes = [(B, K, G, T, h) for B in (1, 16) for K, G in ((8, 4), (3, 3)) for T in (1, 30, 64, 256)]
+    chosen = [tiles_for_any_rows(shape, jnp.bfloat16) for shape in shapes]
     assert len({(tiles.slot, tiles.splits, tiles.has_one_order) for tiles in chosen}) == 1
     assert {tiles.row for tiles in chosen} == {16, 32, 64}
+    assert len({tiles_for_any_rows(shape, jnp.float32) for shape in shapes}) == 1
 
 
 @pytest.mark.parametrize(("K", "G", "T", "row"), [(8, 4, 1, 16), (8, 4, 30, 32), (8, 4, 64, 64), (3, 3, 64, 32)])
 def test_tiles_for_any_rows_are_as_long_as_leaves_a_program_for_each_processor(K, G, T, row):
     """Of Llama-3-8B and SmolLM2: 8 splits of 8 or 3 heads' blocks of rows."""
-    assert tiles_for_any_rows((1, K, G, T, 64)).row == row
+    assert tiles_for_any_rows((1, K, G, T, 64), jnp.bfloat16).row == row
