@@ -15,8 +15,6 @@ from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.tuning.masks_file import check_masks, read_masks
 
-AUTO = "auto"  # the --tree that is chosen by what a call costs
-
 
 def add_draft(parser: argparse.ArgumentParser, *, without_plain: bool = False) -> None:
     """Adds how to draft. Flags that were not given stay at None, so that `draft_source` can tell.
@@ -29,15 +27,16 @@ def add_draft(parser: argparse.ArgumentParser, *, without_plain: bool = False) -
         "--draft",
         metavar="SPEC",
         help="where drafts come from: probe:14, probe:15+4@mask_init=last_k, dynamic:60@num_masks=2, ngram:10, recycle:60, "
-        f"merged:64, plain, or my_module:MySource (default: {DEFAULT_DRAFT}); the flags that follow are shorthand for it",
+        "merged:64, auto (as many rows as pay), plain, or my_module:MySource "
+        f"(default: {DEFAULT_DRAFT}); the flags that follow are shorthand for it",
     )
     methods = [method for method in METHODS if not (without_plain and method in ("ar", "plain"))]
     parser.add_argument("--method", choices=methods, help=f"ar is plain decoding, as plain (default: {DEFAULT_METHOD})")
     parser.add_argument(
         "--tree",
         metavar="T",
-        help="probe: candidates by depth, such as 14 or 15,4, or 'dynamic'; generate and verify: or 'auto', what pays here; "
-        "ngram: tokens of the chain; recycle: nodes, root included, or 'static80'; merged: rows (default: 14, 10, 60 and 64)",
+        help="probe: candidates by depth, such as 14 or 15,4, or 'dynamic'; ngram: tokens of the chain; recycle: nodes, root "
+        "included, or 'static80'; merged: rows (default: 14, 10, 60 and 64)",
     )
     parser.add_argument(
         "--num-masks",
@@ -137,12 +136,8 @@ class MasksFlags:
         return self._tuned.shared if self._tuned is not None and source.needs_shared else None
 
 
-def draft_source(args: argparse.Namespace, *, takes_auto: bool = False) -> DraftSource:
+def draft_source(args: argparse.Namespace) -> DraftSource:
     """Reads the way of drafting that the flags of `add_draft` name.
-
-    Args:
-      args: the flags.
-      takes_auto: True where the command chooses a tree for `--tree auto`: the default tree then stands in its place.
 
     Raises:
       ValueError: one line, for a flag that has no effect too.
@@ -153,18 +148,9 @@ def draft_source(args: argparse.Namespace, *, takes_auto: bool = False) -> Draft
             raise ValueError(f"--draft says all of it: leave --{given[0].replace('_', '-')} out.")
         find_own_modules()
         return parse_draft(args.draft)
-    method, flags = args.method or DEFAULT_METHOD, {name: getattr(args, name) for name in FLAGS}
-    if args.tree == AUTO:
-        if method != DEFAULT_METHOD:
-            raise ValueError(f"--tree auto is for --method {DEFAULT_METHOD}, not {method}.")
-        if not takes_auto:
-            raise ValueError("--tree auto is for generate and verify; name a tree here, such as --tree 14.")
-        for name in ("num_masks", "block_complexity"):
-            if flags[name] is not None:
-                option = f"--{name.replace('_', '-')}"
-                raise ValueError(f"--tree auto chooses masks and rows itself: leave {option} {flags[name]} out.")
-        flags["tree"] = None
-    return parse_flags(method, flags)
+    if args.tree == "auto":  # as earlier versions had it
+        raise ValueError("--tree auto is --draft auto now, which chooses while it decodes: give that instead.")
+    return parse_flags(args.method or DEFAULT_METHOD, {name: getattr(args, name) for name in FLAGS})
 
 
 def find_own_modules() -> None:

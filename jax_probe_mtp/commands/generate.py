@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_probe_mtp.commands import draft_options, model_defaults, options
-from jax_probe_mtp.commands.auto_tree import choose_tree
 from jax_probe_mtp.commands.flags import devices, penalties
+from jax_probe_mtp.commands.kept_costs import kept_costs
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
@@ -19,10 +19,11 @@ from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.remote.address import STREAM, file_address_or_stream
 from jax_probe_mtp.files.remote.places import Places
 from jax_probe_mtp.files.remote.working_copy import WorkingCopy
-from jax_probe_mtp.files.run_file import Begun, begun, run_path
+from jax_probe_mtp.files.run_file import COSTS, Begun, begun, read_run, run_path
 from jax_probe_mtp.files.whole_files import check_files
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.generation.groups import Groups
 from jax_probe_mtp.jobs import memory, processes
 from jax_probe_mtp.jobs.job import Job, files_of
 from jax_probe_mtp.jobs.made_by import made_by
@@ -133,7 +134,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _generate_one(args: argparse.Namespace) -> int:
     masks, settings = draft_options.MasksFlags(args), options.settings(args)
-    source = masks.put_into(draft_options.draft_source(args, takes_auto=True))
+    source = masks.put_into(draft_options.draft_source(args))
     opened = options.open_model(args)
     settings = _with_defaults(args, opened, settings)
     encode = options.encoder(args, opened.tokenizer)
@@ -151,9 +152,9 @@ def _generate_one(args: argparse.Namespace) -> int:
     draft_options.check_own(source, opened.config)
     checkpoint = opened.load(mesh)
     masks.check_model(checkpoint)
-    choice = choose_tree(checkpoint, prompts, source, settings) if args.tree == draft_options.AUTO else None
-    source = choice.source if choice else source
-    decoder = Decoder(checkpoint, source, shared=masks.shared(source))
+    is_sampled = any(prompt.of("temperature", settings) > 0 for prompt in prompts)
+    costs = kept_costs(checkpoint, settings, is_sampled=is_sampled, mesh=args.mesh) if source.sizes else None
+    decoder = Decoder(checkpoint, source, Groups(checkpoint, source, costs), shared=masks.shared(source))
     if args.stream:
         if args.calls_per_chunk is None:
             settings = dataclasses.replace(settings, calls_per_chunk=1)
@@ -165,16 +166,15 @@ def _generate_one(args: argparse.Namespace) -> int:
             if len(prompts) > 1:
                 print(f"--- answer {number} of {len(prompts)}")
             print(generation.text)
-    chosen = str(choice) if choice else None
-    _say_stats(args, decoder.stats, source, chosen)
-    _stats_file(args, source, chosen, {}).write(decoder.stats, is_last=True)
+    _say_stats(args, decoder.stats, source)
+    _stats_file(args, source, {}).write(decoder.stats, is_last=True)
     return 0
 
 
 def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     with processes.in_step():
         masks, settings = draft_options.MasksFlags(args), options.settings(args)
-        source = masks.put_into(draft_options.draft_source(args, takes_auto=True))
+        source = masks.put_into(draft_options.draft_source(args))
         before = begun(processes.own_path(args.output))
     is_by_line = processes.largest(before is not None and before.is_by_line) == 1
     at = processes.earliest(before.at if before else datetime.datetime.now())
@@ -226,17 +226,20 @@ def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     if args.distributed:
         parts, digest = local_weights_digest(checkpoint.params)
         processes.check_same({"weights": digest}, among=parts)
-    choice = choose_tree(checkpoint, [], source, settings) if args.tree == draft_options.AUTO else None
-    source = choice.source if choice else source
     run = made_by(
         checkpoint,
         settings,
         Begun(at, is_by_line),
         encode,
-        draft=draft_options.AUTO if choice else draft_name(source),
-        program_draft=draft_name(source),
+        draft=draft_name(source),
         masks=masks.digest,
     )
+    costs = None
+    if source.sizes:
+        is_sampled = max(settings.temperature, prompts.max_temperature or 0.0) > 0
+        said = read_run(args.output).get(COSTS) if before else None
+        beside = None if said is None else (run_path(args.output), said)
+        costs = kept_costs(checkpoint, settings, is_sampled=is_sampled, mesh=args.mesh, beside=beside)
     job = Job(
         prompts,
         args.output,
@@ -254,13 +257,13 @@ def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
         says=masks.said if source.needs_shared else {},
         watch=lambda: live.write(job.stats),
         copy=copy,
+        costs=costs,
     )
-    chosen = str(choice) if choice else None
     more = {"run": run, "capacity": capacity, "batch_size": settings.batch_size, "mesh": args.mesh}
-    live = _stats_file(args, source, chosen, more, num_devices=data * tensor)
+    live = _stats_file(args, source, more, num_devices=data * tensor)
     status = job.run()
     live.write(job.stats, is_last=True)
-    _say_stats(args, job.stats, source, chosen)
+    _say_stats(args, job.stats, source)
     return status
 
 
@@ -272,17 +275,15 @@ def _with_defaults(args: argparse.Namespace, opened: Any, settings: Settings) ->
     return settings
 
 
-def _say_stats(args: argparse.Namespace, stats: Stats, source: DraftSource, choice: str | None) -> None:
+def _say_stats(args: argparse.Namespace, stats: Stats, source: DraftSource) -> None:
     if args.stats:
-        if choice:
-            print(f"auto: {choice}", file=sys.stderr)
         says = f"{source.num_rows} rows a call; host memory {peak_host_bytes() / 2**30:.2f} GiB at most"
         print(f"{stats}; {says}", file=sys.stderr)
 
 
 def _stats_file(
-    args: argparse.Namespace, source: DraftSource, choice: str | None, more: Mapping[str, Any], *, num_devices: int = 1
+    args: argparse.Namespace, source: DraftSource, more: Mapping[str, Any], *, num_devices: int = 1
 ) -> StatsFile:
-    facts = {"rows_per_call": source.num_rows, "choice": choice, **more}
+    facts = {"rows_per_call": source.num_rows, **more}
     facts["environment"] = environment(format_name(args.dtype or "as stored", args.weights))
     return StatsFile(args.stats_json, facts, num_devices)

@@ -202,7 +202,6 @@ def _answer(
         Begun(at, False),
         encode,
         draft=PLAIN,
-        program_draft=PLAIN,
     )
     plain = parse_draft(PLAIN)
     return Job(prompts, output, run, checkpoint, plain, settings, encode=encode, is_ordered=True).run()

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jax_probe_mtp.commands import draft_options, model_defaults, options
-from jax_probe_mtp.commands.auto_tree import choose_tree
 from jax_probe_mtp.commands.flags import penalties
 from jax_probe_mtp.decoding.settings import PENALTIES, Prompt, Settings
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
@@ -99,7 +98,7 @@ def _verify_method(args: argparse.Namespace) -> int:
     if args.frequencies:
         raise ValueError("--frequencies is for --outputs; leave it out.")
     masks, settings = draft_options.MasksFlags(args), options.settings(args)
-    source = draft_options.draft_source(args, takes_auto=True)
+    source = draft_options.draft_source(args)
     if source == parse_draft(PLAIN):
         raise ValueError(f"{_plain_flag(args)} is plain decoding, with which verify compares: name a way of drafting.")
     source = masks.put_into(source)
@@ -126,10 +125,6 @@ def _verify_method(args: argparse.Namespace) -> int:
     draft_options.check_own(source, opened.config)
     checkpoint = opened.load()
     masks.check_model(checkpoint)
-    if args.tree == draft_options.AUTO:
-        choice = choose_tree(checkpoint, prompts, source, settings)
-        print(f"auto: {choice}", file=sys.stderr)
-        source = choice.source
     with_what = compare_with_torch if args.against == "torch" else compare
     shared = masks.shared(source)
     said = masks.said if source.needs_shared else {}

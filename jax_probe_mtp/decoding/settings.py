@@ -55,7 +55,7 @@ class Settings:
       batch_size: B, rows that are decoded at a time.
       calls_per_chunk: K, decode calls between two looks at the rows: a row that ends waits for the next look.
       max_accept: drafts that a call accepts at most; None for all that are right, 0 for plain decoding by the same program.
-      is_exact: True for the exact mode: tokens do not depend on `max_accept`, on CUDA GPUs in bfloat16 on nothing but the
+      is_exact: True for the exact mode: tokens do not depend on `max_accept`, on CUDA GPUs on nothing but the
         model, the prompt and the sampling (docs/exactness.md).
       logprobs: True for the log-probability of each token, of the model's own softmax (no temperature, no cuts).
       top_logprobs: so many of the most likely tokens at each place with theirs as well, at most `MOST_TOP`.
@@ -104,10 +104,6 @@ class Settings:
         self._check_stream(num_shards)
         check_is_source(source)
         source.check(cfg)
-        if self.is_exact and source.sizes:
-            raise ValueError(
-                "exact mode is exact within one program, and this draft chooses among several; name a size, such as merged:64."
-            )
 
     @property
     def is_penalized(self) -> bool:

@@ -92,14 +92,6 @@ def is_listed(source: DraftSource) -> bool:
     return _place(source) in SOURCES.values()
 
 
-def with_shape(source: DraftSource, shape: str) -> DraftSource:
-    """Gives the same source with another shape, written as in a text, such as "15+4"."""
-    field = _shape_field(type(source))
-    if field is None:
-        raise ValueError(f"{draft_name(source)} has no shape, got {shape!r}.")
-    return dataclasses.replace(source, **{field: _read(type(source), field, shape)})  # type: ignore[type-var]
-
-
 def with_tuned_masks(source: DraftSource) -> DraftSource:
     """Gives the same source with masks that the caller brings.
 

@@ -12,6 +12,7 @@ from typing import Any
 from jax_probe_mtp.files.whole_files import write_json
 
 FORMAT = 3
+COSTS = "costs"  # seconds of a call, where a run chooses among sizes of its drafts
 
 
 def run_path(path: Path) -> Path:
@@ -112,9 +113,10 @@ def sync_folder(folder: Path) -> None:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
     """Names the first values that differ, with those of `then`, and gives those of `now` in the same order.
 
-    When the runs began is no difference.
+    When the runs began is no difference, nor what their calls cost.
     """
-    old, new = ({**_flat(run), "started": None} for run in (then, json.loads(json.dumps(now))))
+    runs = ({key: value for key, value in run.items() if key != COSTS} for run in (then, json.loads(json.dumps(now))))
+    old, new = ({**_flat(run), "started": None} for run in runs)
     names = [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]][:3]
     was, are = ([cut(values[name]) if name in values else "nothing" for name in names] for values in (old, new))
     return (", ".join(map(" ".join, zip(names, was, strict=True))), ", ".join(are)) if names else None

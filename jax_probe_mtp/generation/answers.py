@@ -23,6 +23,7 @@ class Generation:
       draft: what drafted it, by `spec.draft_name`.
       calls: decode calls, without the prefill.
       committed: tokens that those calls gave; the prefill's first token is not among them.
+      calls_by_draft: of these calls, how many each way of drafting made; None where one way made all.
       accepted_by_depth: drafts accepted at depth 1, 2, ..., before the cut at the end of the text.
       logprobs: log-probability of each new token; None unless asked for.
       top_logprobs: of each new token's place the most likely tokens' ids and log-probabilities; None unless asked for.
@@ -40,6 +41,7 @@ class Generation:
     calls: int
     committed: int
     accepted_by_depth: list[int]
+    calls_by_draft: dict[str, int] | None = None
     logprobs: list[float] | None = None
     top_logprobs: list[list[tuple[int, float]]] | None = None
     prompt_logprobs: list[float | None] | None = None

@@ -15,6 +15,7 @@ Where the exact mode gives one text (`one_text.py`), a third way is plain decodi
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +62,11 @@ def check(programs: Programs, checkpoint: Checkpoint, source: DraftSource, decod
       ValueError: if some have other bits: the exact mode is not exact here.
     """
     one_text.check(checkpoint, source)
-    key = (decode_cfg, rows)
+    return sum(_check(programs, checkpoint, size, decode_cfg, rows) for size in source.sizes or (source,))
+
+
+def _check(programs: Programs, checkpoint: Checkpoint, source: DraftSource, decode_cfg: DecodeConfig, rows: int) -> int:
+    key = (source, decode_cfg, rows)
     if key in programs.tested:
         return 0
     depth = source.max_depth
@@ -150,7 +155,13 @@ def _caller(
         )
         # What an earlier call left from `length` on is written again before it is read.
         args = programs.place(tree), state.replace(length_B=programs.place(_int32(np.full(rows, length))))
-        give = programs.get(_run_call, *args, gives=(ROWS, programs.state), donate=(2,), decode_cfg=decode_cfg)
+        how: dict[str, Any] = {
+            "gives": (ROWS, programs.state),
+            "donate": (2,),
+            "decode_cfg": decode_cfg,
+            "source": source,
+        }
+        give = programs.get(_run_call, *args, **how)
         logits_BNV, state = give(checkpoint.params, *args)
         return logits_BNV
 
@@ -167,20 +178,27 @@ def _noisy_state(
     begin = programs.get(empty, request, shared, takes=takes, gives=programs.state, decode_cfg=decode_cfg)
     state: DecodeState = begin(checkpoint.params, request, shared)
 
-    def noise(slots: jax.Array, seed: int) -> jax.Array:
-        def draw() -> jax.Array:
-            K, S, h = slots.shape[1:]
-            # The scratch is drawn apart: how long it is does not change what the text's slots hold.
-            sizes = zip(
-                jax.random.split(jax.random.key(seed)), (decode_cfg.capacity, S - decode_cfg.capacity), strict=True
-            )
-            parts = [jax.random.normal(key, (K, size, h), slots.dtype) for key, size in sizes]
-            return jnp.broadcast_to(jnp.concatenate(parts, axis=1), slots.shape)
-
-        return jax.jit(draw, out_shardings=slots.sharding)()
-
     leaves, tree = jax.tree.flatten(state.cache)
-    return state.replace(cache=jax.tree.unflatten(tree, [noise(leaf, i) for i, leaf in enumerate(leaves)]))
+    noise = [
+        _drawer(leaf.shape, leaf.dtype, decode_cfg.capacity, leaf.sharding)(seed) for seed, leaf in enumerate(leaves)
+    ]
+    return state.replace(cache=jax.tree.unflatten(tree, noise))
+
+
+@functools.lru_cache(maxsize=8)
+def _drawer(
+    shape: tuple[int, ...], dtype: jnp.dtype, capacity: int, sharding: jax.sharding.Sharding
+) -> Callable[[int], jax.Array]:
+    """Makes what draws noise for one layer's keys or values, compiled once for all of them."""
+
+    def draw(seed: jax.Array) -> jax.Array:
+        _, K, S, h = shape
+        # The scratch is drawn apart: how long it is does not change what the text's slots hold.
+        sizes = zip(jax.random.split(jax.random.key(seed)), (capacity, S - capacity), strict=True)
+        parts = [jax.random.normal(key, (K, size, h), dtype) for key, size in sizes]
+        return jnp.broadcast_to(jnp.concatenate(parts, axis=1), shape)
+
+    return jax.jit(draw, out_shardings=sharding)
 
 
 def _run_call(

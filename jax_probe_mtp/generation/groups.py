@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.drafting.merged.costs import Costs
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.generation.answers import Generation, Item, Stats
 from jax_probe_mtp.generation.programs import CompileClock, Programs
@@ -38,11 +39,11 @@ class Groups:
       num_shards: D, parts into which a batch's rows are split.
     """
 
-    def __init__(self, checkpoint: Checkpoint, source: DraftSource) -> None:
-        """Compiles nothing yet."""
+    def __init__(self, checkpoint: Checkpoint, source: DraftSource, costs: Costs | None = None) -> None:
+        """Compiles nothing yet; `costs` are those of `Programs`."""
         self._checkpoints, self._source = split(checkpoint), source
         self._clock = CompileClock()
-        self.programs = [Programs(part, source, self._clock) for part in self._checkpoints]
+        self.programs = [Programs(part, source, self._clock, costs) for part in self._checkpoints]
         self.num_shards = max(len(self.programs), self.programs[0].num_shards)
 
     def begin_shared(self, shared: Any = None) -> Any:

@@ -1,11 +1,10 @@
-"""Says where exact answers are the same, whatever program makes them: on CUDA GPUs, in bfloat16.
+"""Says where exact answers are the same, whatever program makes them: on CUDA GPUs.
 
 There a token's logits have the same bits in a call of one row and of many, in any tree, batch and capacity
 (`decoding/any_rows.py`). Elsewhere exact answers are those of one compiled program.
 """
 
 import jax
-import jax.numpy as jnp
 
 from jax_probe_mtp.decoding import any_rows, block_layer
 from jax_probe_mtp.drafting.source import DraftSource
@@ -15,7 +14,7 @@ from jax_probe_mtp.model.checkpoint import Checkpoint
 def has_one_text(checkpoint: Checkpoint) -> bool:
     """Says whether exact answers of this checkpoint, where it lies, do not depend on the program."""
     table_VD: jax.Array = checkpoint.params["embed"]
-    if table_VD.dtype != jnp.bfloat16 or not hasattr(table_VD, "devices"):
+    if table_VD.dtype not in any_rows.DTYPES or not hasattr(table_VD, "devices"):
         return False
     device = next(iter(table_VD.devices()))
     return device.platform == "gpu" and "rocm" not in device.client.platform_version  # as JAX tells the two apart
@@ -28,14 +27,23 @@ def device_kind(checkpoint: Checkpoint) -> str:
 
 
 def check(checkpoint: Checkpoint, source: DraftSource) -> None:
-    """Raises ValueError where a piece of the model has no kernel for that, or the source's trees are too deep for it."""
+    """Raises ValueError where exact answers cannot be had.
+
+    That is where a piece of the model has no kernel, where the source's trees are too deep, and where a source that chooses
+    among several programs has no one text.
+    """
     if not has_one_text(checkpoint):
+        if source.sizes:
+            raise ValueError(
+                "the exact mode is exact within one program here, and this draft chooses among several; "
+                "name a size, such as merged:64."
+            )
         return
     lacking = any_rows.lacking(jax.tree.map(_part, checkpoint.params), checkpoint.config)
     if lacking:
         raise ValueError(
-            f"the exact mode has no GPU kernels for {', '.join(lacking)}: leave --exact out, or give --dtype float32, "
-            "in which answers are exact for one program."
+            f"the exact mode has no GPU kernels for {', '.join(lacking)}: leave --exact out, or run on a CPU, "
+            "where answers are exact for one program."
         )
     depth = source.max_depth + source.num_masks
     if depth > block_layer.WINDOW:

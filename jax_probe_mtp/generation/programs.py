@@ -18,6 +18,7 @@ from jax_probe_mtp.decoding.loop import Prefix
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.merged.choice import Choice
+from jax_probe_mtp.drafting.merged.costs import Costs
 from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
 from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
 from jax_probe_mtp.model.checkpoint import Checkpoint
@@ -89,8 +90,22 @@ class Programs:
       tested: shapes at which `exact_check` has found the exact mode exact.
     """
 
-    def __init__(self, checkpoint: Checkpoint, source: DraftSource, clock: CompileClock | None = None) -> None:
-        """Compiles nothing yet; `clock` is that of other programs of the same host."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        source: DraftSource,
+        clock: CompileClock | None = None,
+        costs: Costs | None = None,
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          checkpoint: the model.
+          source: where drafts come from.
+          clock: that of other programs of the same host.
+          costs: what calls cost, where the source has several sizes; measured when left out.
+        """
+        self._costs = costs
         self.clock = CompileClock() if clock is None else clock
         self._params, self._source = checkpoint.params, source
         self.mesh = mesh_of(checkpoint.params)
@@ -160,7 +175,7 @@ class Programs:
                 "several processes would each choose another size of the draft; name one, such as merged:64."
             )
         key = num_rows, calls_per_chunk
-        return self._choices.setdefault(key, Choice(self._source.sizes, *key))
+        return self._choices.setdefault(key, Choice(self._source.sizes, *key, self._costs))
 
     def __len__(self) -> int:
         return len(self._compiled)

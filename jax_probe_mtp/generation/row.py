@@ -61,6 +61,7 @@ class RowText:
         self._top_logprobs: list[Top] = []
         self._of_prompt: dict[str, list[Any]] = {}  # of a generation's fields
         self._calls = 0
+        self._calls_by_draft: dict[str, int] = {}
         self._accepted_by_depth: list[int] = []
 
     @property
@@ -87,6 +88,7 @@ class RowText:
         *,
         calls: int,
         accepted_by_depth: list[int],
+        draft: str | None = None,
     ) -> bool:
         """Takes what a chunk of calls gave; True if a stop string ends the text.
 
@@ -97,7 +99,24 @@ class RowText:
           lengths: committed slots of the row before the chunk and after each of its calls.
           calls: decode calls of the text so far, this chunk's included.
           accepted_by_depth: accepted drafts so far, likewise.
+          draft: what drafted the chunk's calls, where that is chosen while they run.
         """
+        calls_before = self._calls
+        is_stopped = self._take(token_ids, logprobs, top_logprobs, lengths, calls, accepted_by_depth)
+        if draft is not None and self._calls > calls_before:
+            by_draft = self._calls_by_draft
+            by_draft[draft] = by_draft.get(draft, 0) + self._calls - calls_before
+        return is_stopped
+
+    def _take(
+        self,
+        token_ids: list[int],
+        logprobs: list[float],
+        top_logprobs: list[Top],
+        lengths: list[int],
+        calls: int,
+        accepted_by_depth: list[int],
+    ) -> bool:
         first = len(self._token_ids)
         self._token_ids += token_ids
         self._logprobs += logprobs
@@ -140,6 +159,7 @@ class RowText:
             self._token_ids,
             draft=draft,
             calls=self._calls,
+            calls_by_draft=self._calls_by_draft or None,
             accepted_by_depth=self._accepted_by_depth,
             logprobs=self._logprobs if settings.logprobs else None,
             top_logprobs=self._top_logprobs if settings.top_logprobs else None,

@@ -17,7 +17,7 @@ from jax_probe_mtp.decoding.state import TopTokens
 from jax_probe_mtp.drafting.merged.choice import Choice, Turn
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
-from jax_probe_mtp.generation import exact_check
+from jax_probe_mtp.generation import exact_check, one_text
 from jax_probe_mtp.generation.answers import Generation, Item, Numbered, Stats, make_refusal
 from jax_probe_mtp.generation.chunks import Arrival, Chunks, join_arrival, padded_length
 from jax_probe_mtp.generation.programs import Programs
@@ -86,6 +86,8 @@ class ContinuousDecoder:
         self._programs = Programs(checkpoint, source) if programs is None else programs
         self._settings = dataclasses.replace(settings, capacity=capacity)
         self._settings.check(checkpoint.config, source, num_shards=self._programs.num_shards)
+        if settings.is_exact:
+            one_text.check(checkpoint, source)
         self._checkpoint, self._source = checkpoint, source
         self._is_sampled, self._is_penalized = is_sampled, is_penalized
         self._streams_text = streams_text
@@ -267,6 +269,7 @@ class ContinuousDecoder:
                 lengths,
                 calls=int(report.calls_B[r]),
                 accepted_by_depth=report.accepted_by_depth_BX[r].tolist(),
+                draft=None if turn is None else turn.name,
             )
             self._show(row.number, row.show())
             if is_stopped or report.is_done_B[r]:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
+from jax_probe_mtp.drafting.merged.costs import Costs
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.files.answer_file import AnswerFile
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.files.remote.working_copy import WorkingCopy
-from jax_probe_mtp.files.run_file import run_path
+from jax_probe_mtp.files.run_file import COSTS, run_path, write_run
 from jax_probe_mtp.generation.answers import Generation, Item, Stats
 from jax_probe_mtp.generation.groups import Groups
 from jax_probe_mtp.generation.in_order import InOrder
@@ -61,6 +62,7 @@ class Job:
         says: Mapping[str, Any] | None = None,
         watch: Callable[[], None] = lambda: None,
         copy: WorkingCopy | None = None,
+        costs: Costs | None = None,
     ) -> None:
         """Prepares the run; reads and writes nothing yet.
 
@@ -80,6 +82,7 @@ class Job:
           shared: what the draft source's rows share, such as tuned masks; what it begins with when None.
           says: more fields of each answer.
           watch: called after every chunk of calls.
+          costs: what calls cost, where the source has several sizes; kept in the run file.
           copy: puts `files_of` the output where they belong; None where they lie there.
 
         Raises:
@@ -97,7 +100,8 @@ class Job:
         assert settings.capacity is not None
         temperatures = (settings.temperature, prompts.max_temperature or 0.0)
         self._warm = WarmState(self._output, run, source, checkpoint.params)
-        groups = Groups(checkpoint, source)
+        self._costs = costs
+        groups = Groups(checkpoint, source, costs)
         # Answers in the order of the prompts would all wait for the long ones.
         capacities = [settings.capacity] if survey is None or is_ordered else survey.capacities
         D = groups.num_shards  # a few long records need no more rows than they are
@@ -131,6 +135,9 @@ class Job:
         with contextlib.ExitStack() as opened:
             with processes.in_step():
                 answers = opened.enter_context(AnswerFile(self._output, self._run, renewed_run, kept.see))
+                if self._costs is not None:
+                    self._keep(self._costs)
+                    self._costs.keepers.append(self._keep)
                 kept.compare_prompts(self._encode)
                 if not self._redoes_changed:
                     kept.refuse_changed(self._output)
@@ -150,6 +157,12 @@ class Job:
                 self._decoder.shared = self._warm.load(self._decoder.shared)
             stopped_by = self._decode(answers, signals, is_done)
         return self._status(answers, kept, stopped_by)
+
+    def _keep(self, costs: Costs) -> None:
+        """Writes what calls cost beside the answers."""
+        if costs.seconds:
+            with contextlib.suppress(OSError):  # no reason to end a run
+                write_run(self._output, {**self._run, COSTS: costs.as_json()})
 
     def _status(self, answers: AnswerFile, kept: Kept, stopped_by: int) -> int:
         """Says what was written, and gives the exit status."""

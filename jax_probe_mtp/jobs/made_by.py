@@ -27,7 +27,6 @@ def made_by(
     encode: Encoder,
     *,
     draft: str,
-    program_draft: str,
     masks: str | None = None,
 ) -> dict[str, Any]:
     """Describes a job: another value of anything here may give other answers.
@@ -37,8 +36,7 @@ def made_by(
       settings: what records have no own value for.
       begun: how the job began; one of an earlier version says what that said.
       encode: turns records into tokens.
-      draft: the way of drafting as it was asked for.
-      program_draft: the way of drafting that runs.
+      draft: the way of drafting, by `spec.draft_name`.
       masks: digest of tuned masks; None where there are none.
     """
     numbers = {"dtype": checkpoint.number_format}
@@ -66,7 +64,7 @@ def made_by(
     elif settings.is_exact:  # then answers are those of one compiled program
         run["program"] = {"batch_size": settings.batch_size // num_programs}  # its rows
         run["program"] |= {name: getattr(settings, name) for name in _OF_PROGRAM}
-        run["program"] |= {"mesh": mesh, "draft": program_draft, "order": _ORDER}
+        run["program"] |= {"mesh": mesh, "draft": draft, "order": _ORDER}
     return run
 
 
@@ -79,8 +77,5 @@ def renewed_run(run: dict[str, Any]) -> dict[str, Any]:
     for part in ("settings", "program"):
         values = renewed.get(part)
         if isinstance(values, dict) and isinstance(values.get("draft"), str):
-            draft = renewed_name(values["draft"], without_init=without_init)
-            if without_init and draft == "auto":
-                draft = f"auto@mask_init={without_init}"  # the tree that was chosen had it
-            renewed[part] = values | {"draft": draft}
+            renewed[part] = values | {"draft": renewed_name(values["draft"], without_init=without_init)}
     return renewed

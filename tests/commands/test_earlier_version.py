@@ -86,7 +86,7 @@ def test_a_job_with_the_mask_that_was_the_default_is_no_job_with_todays(run, mod
     assert run(*command, "--draft", "probe:4@mask_init=mean")[0] == 0
     beside = tmp_path / "answers.jsonl.run.json"
     made = json.loads(beside.read_text())
-    for draft, now in (("probe:4", "probe:4@mask_init=mean"), ("auto", "auto@mask_init=mean")):
+    for draft, now in (("probe:4", "probe:4@mask_init=mean"), ("auto", "auto")):  # --tree auto
         earlier = made | {"format": 2, "settings": made["settings"] | {"draft": draft}}
         beside.write_text(json.dumps(earlier))
         assert_refused(

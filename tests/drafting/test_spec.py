@@ -11,7 +11,6 @@ from jax_probe_mtp.drafting.spec import (
     parse_draft,
     renewed_name,
     source_fields,
-    with_shape,
 )
 
 OWN = """
@@ -233,16 +232,6 @@ def test_a_users_own_source_takes_its_fields_as_options(own_module, name, change
 )
 def test_a_users_source_that_is_none_is_refused(own_module, name, says):
     _assert_refused(name, says)
-
-
-def test_a_source_takes_another_shape():
-    assert with_shape(Probe(widths=(3,), prune=False), "15+4") == Probe(widths=(15, 4), prune=False)
-    assert with_shape(DynamicProbe(num_masks=1), "30") == DynamicProbe(rows=30, num_masks=1)
-    assert with_shape(Recycle(warm=True), "static80") == Recycle(tree="static80", warm=True)
-    with pytest.raises(ValueError, match="plain has no shape, got '3'"):
-        with_shape(Plain(), "3")
-    with pytest.raises(ValueError, match="widths cannot be '3k'"):
-        with_shape(Probe(), "3k")
 
 
 def test_the_fields_of_a_source_are_named():

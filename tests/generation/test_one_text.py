@@ -11,8 +11,10 @@ from conftest import BASE, make_tiny
 
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.drafting import Ngram, Plain, Probe
+from jax_probe_mtp.drafting.merged.auto import Auto
 from jax_probe_mtp.generation import exact_check, one_text
 from jax_probe_mtp.generation.programs import Programs
+from jax_probe_mtp.model.params import quantize_params
 
 CFG = dataclasses.replace(
     BASE, num_layers=1, width=64, num_heads=4, head_dim=16, mlp_width=64, vocab_size=64
@@ -27,14 +29,15 @@ def checkpoint_of(cfg, dtype=jnp.bfloat16):
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """Has this device taken for a CUDA GPU."""
-    monkeypatch.setattr(one_text, "has_one_text", lambda checkpoint: checkpoint.params["embed"].dtype == jnp.bfloat16)
+    monkeypatch.setattr(one_text, "has_one_text", lambda checkpoint: True)
 
 
 @pytest.mark.parametrize(
     ("platform", "version", "dtype", "has"),
     [
         ("gpu", "PJRT C API\ncuda 13010", "bfloat16", True),
-        ("gpu", "PJRT C API\ncuda 13010", "float32", False),
+        ("gpu", "PJRT C API\ncuda 13010", "float32", True),
+        ("gpu", "PJRT C API\ncuda 13010", "float16", False),
         ("gpu", "PJRT C API\nrocm 70000", "bfloat16", False),
         ("tpu", "PJRT C API\nTFRT TPU v6e", "bfloat16", False),
     ],
@@ -53,9 +56,13 @@ def test_a_cpu_has_it_not():
 @pytest.mark.usefixtures("on_a_gpu")
 def test_what_has_no_kernel_is_refused_by_name():
     one_text.check(checkpoint_of(CFG), Ngram(num_drafts=15))
-    one_text.check(checkpoint_of(BASE, jnp.float32), Ngram(num_drafts=40))
+    one_text.check(checkpoint_of(CFG, jnp.float32), Ngram(num_drafts=15))
     with pytest.raises(ValueError, match=r"no GPU kernels for heads of 8, qkv of 24 x 80, .*: leave --exact out, or"):
         one_text.check(checkpoint_of(BASE), Plain())
+    made = checkpoint_of(CFG, jnp.float32)
+    in_eight_bits = dataclasses.replace(made, params=quantize_params(made.params))
+    with pytest.raises(ValueError, match="head of 64 x 64 int8 beside float32"):
+        one_text.check(in_eight_bits, Plain())
     with pytest.raises(
         ValueError, match=r"at most 15 rows below a root on a GPU, masks counted, got 16: give a shallower"
     ):
@@ -68,9 +75,10 @@ def test_what_has_no_kernel_is_refused_by_name():
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-def test_the_self_test_compares_with_one_row(monkeypatch):
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_self_test_compares_with_one_row(monkeypatch, dtype):
     """By interpreted kernels: a batch of two with five rows each, beside plain decoding of one row."""
-    checkpoint, source = checkpoint_of(CFG), Probe(widths=(2,), mask_init="last_k")
+    checkpoint, source = checkpoint_of(CFG, dtype), Probe(widths=(2,), mask_init="last_k")
     decode_cfg = DecodeConfig(capacity=24, is_exact=True, attention="fused")
     programs = Programs(checkpoint, source)
     compared = exact_check.check(programs, checkpoint, source, decode_cfg, 2)
@@ -88,3 +96,17 @@ def test_the_self_test_compares_with_one_row(monkeypatch):
         ValueError, match="6 of 30 rows of logits depend on their place in the call; of the products alone, head did"
     ):
         exact_check.check(programs, checkpoint, source, decode_cfg, 2)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_draft_that_changes_its_size_is_tested_in_each():
+    """Plain decoding and twelve rows, both beside plain decoding of one row."""
+    checkpoint, source = checkpoint_of(CFG, jnp.float32), Auto(rows=12, depth=2, mask_owners=0)
+    decode_cfg = DecodeConfig(capacity=24, is_exact=True, attention="fused")
+    programs = Programs(checkpoint, source)
+    resting, merged = source.sizes
+    lengths, roots_and_one_row = 3, 2
+    of_merged = lengths * ((2 + 1) * roots_and_one_row + 11 + 10)  # and its drafts, at two depths
+    assert exact_check.check(programs, checkpoint, source, decode_cfg, 1) == lengths * roots_and_one_row + of_merged
+    assert {size for size, *_ in programs.tested} == {resting, merged}
+    assert exact_check.check(programs, checkpoint, source, decode_cfg, 1) == 0

@@ -48,11 +48,6 @@ def test_bad_prompts_are_refused_before_anything_is_opened(generate, tmp_path, m
         (["--prompt", "w7", "--output", "o"], "--input and --output go together"),
         (["--input", "i"], "--input and --output go together"),
         (["--input", "i", "--output", "o", "--stream"], "--stream is for --prompt; leave it out"),
-        (
-            ["--input", "i", "--output", "o", "--tree", "auto", "--mesh", "data=1"],
-            "--tree auto times calls on one device",
-        ),
-        (["--input", "i", "--output", "o", "--tree", "auto", "--distributed"], "--tree auto times calls on one device"),
         (["--input", "i", "--output", "o", "--coordinator", "h:1"], "are of --distributed; give it too"),
         (["--input", "i", "--output", "o", "--num-processes", "2"], "are of --distributed; give it too"),
         (["--prompt", "w7", "--process-id", "0"], "are of --distributed; give it too"),

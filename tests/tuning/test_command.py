@@ -125,25 +125,6 @@ def test_verify_and_bench_take_them(run, model, prompts, tuned, tmp_path):
     )
 
 
-def test_a_tree_that_is_chosen_keeps_them(run, model, tuned, monkeypatch):
-    monkeypatch.setattr("jax_probe_mtp.measuring.tree_choice.PRIOR_TAU", {1: 1.0, 10: 99.0, 30: 1.0, 60: 1.0})
-    code, _, err = run(
-        "generate",
-        "--model",
-        model,
-        "--prompt",
-        "w3 w4",
-        "--tree",
-        "auto",
-        "--masks",
-        tuned / "1.st",
-        "--stats",
-        *GENERATE,
-    )
-    assert code == 0, err
-    assert "auto: probe:4@mask_init=tuned, expected to be" in err
-
-
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

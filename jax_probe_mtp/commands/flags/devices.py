@@ -4,7 +4,6 @@ import argparse
 
 import jax
 
-from jax_probe_mtp.commands import draft_options
 from jax_probe_mtp.jobs import processes
 from jax_probe_mtp.model.mesh import make_mesh, parse_mesh
 
@@ -49,8 +48,6 @@ def join(args: argparse.Namespace) -> None:
     Raises:
       ValueError: if flags do not go together, or the processes do not find each other.
     """
-    if args.tree == draft_options.AUTO and (args.mesh or args.distributed):
-        raise ValueError("--tree auto times calls on one device; name a tree for several, such as --tree 14.")
     if not args.distributed and any((args.coordinator, args.num_processes, args.process_id is not None)):
         raise ValueError("--coordinator, --num-processes and --process-id are of --distributed; give it too.")
     if args.distributed:

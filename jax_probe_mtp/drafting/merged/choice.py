@@ -1,8 +1,10 @@
 """Chooses the size of a draft by what its calls cost and give, between two chunks of calls."""
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 
+from jax_probe_mtp.drafting.merged.costs import Costs
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name
 
@@ -10,7 +12,7 @@ KEPT = 0.99  # of what was seen counts after each further chunk
 PRIOR = (1.0, 7.0)  # drafts accepted and not, as if seen before the first call
 REST = 2  # chunks at least between two trials
 LOST = 0.005  # of the time at most, by trials of one size
-TRIAL_CALLS = 16  # of all rows together
+MEASURED = 5  # chunks; their middle one is the cost of a call from then on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,74 +32,88 @@ class Turn:
     @property
     def name(self) -> str:
         """Names what drafts, as `spec.draft_name` does."""
-        return draft_name(self.source) if self.source.max_depth else PLAIN
+        return _name(self.source)
+
+
+def _name(source: DraftSource) -> str:
+    return draft_name(source) if source.max_depth else PLAIN
 
 
 @dataclasses.dataclass
-class _Seen:
-    """What calls of one size gave, the earlier the less."""
+class _Size:
+    """What is known of one size: what its calls gave, the earlier the less, and what they cost."""
 
-    depth: int
+    source: DraftSource
+    cost: float | None  # seconds a call; None until it has been measured
+    is_loaded: bool
     accepted: float = 0.0
     refused: float = 0.0
-    seconds: float = 0.0
-    calls: float = 0.0
+    last: int = 0  # number of its last chunk
+    not_before: float = 0.0  # seconds of all, at which it may be tried again
+    measured: list[float] = dataclasses.field(default_factory=list)
 
-    def add(self, seconds: float, calls: int, row_calls: int, tokens: int, age: int) -> None:
-        """Adds a chunk; the one of this size before it was `age` chunks ago."""
-        kept = KEPT**age
+    def add(self, row_calls: int, tokens: int, number: int) -> None:
+        """Adds what chunk `number` gave."""
+        kept = KEPT ** (number - self.last)
         self.accepted = kept * self.accepted + tokens - row_calls
-        self.refused = kept * self.refused + row_calls * (1 + self.depth) - tokens
-        self.seconds, self.calls = kept * self.seconds + seconds, kept * self.calls + calls
+        self.refused = kept * self.refused + row_calls * (1 + self.source.max_depth) - tokens
 
     @property
     def tau(self) -> float:
         """Expects so many tokens of a row's call: the mean of a Beta distribution of the share of a path that is accepted."""
         accepted, refused = self.accepted + PRIOR[0], self.refused + PRIOR[1]
-        return 1 + self.depth * accepted / (accepted + refused)
+        return 1 + self.source.max_depth * accepted / (accepted + refused)
 
     @property
     def rate(self) -> float:
         """Expects so many tokens a second of each row."""
-        return self.tau * self.calls / self.seconds if self.seconds else 0.0
+        return self.tau / self.cost if self.cost else 0.0
 
 
 class Choice:
     """Chooses the size of each chunk.
 
-    The rule: the size in use stays, but for trials of a neighbour, the next larger or smaller one. A trial is a few calls. If
-    the neighbour then promises more tokens a second, it is the size in use from there on. If not, the trial has lost some
-    time, and the next one of that size comes when this is `LOST` of the time since. What a size promises is tau / seconds a
-    call: tau is 1 + depth * (share of the longest path that was accepted), of Beta counts; recent chunks count more than
-    older ones. Of two neighbours the one comes whose last chunk is longer ago, the smaller one first.
+    The rule: the size in use stays, but for trials of a neighbour, the next larger or smaller one, a chunk each. If the
+    neighbour then promises more tokens a second, it is the size in use from there on. If not, the trial has lost some time,
+    and the next one of that size comes when this is `LOST` of the time since. What gives less than calls without drafts is left
+    at once. What a size promises is tau / cost: tau is
+    1 + depth * (share of the longest path that was accepted), of Beta counts; recent chunks count more than older ones. The
+    cost of a call is the middle one of `MEASURED` chunks, or known before. A program's first call also loads it: it is
+    made alone, and counts for no cost. Of two neighbours the one comes whose last chunk is longer ago, the smaller one
+    first.
 
-    In float32 no token depends on any of it.
+    Once the costs are known, the choice follows from the counts alone. In float32 no token depends on any of it.
     """
 
-    def __init__(self, sizes: Sequence[DraftSource], num_rows: int, calls_per_chunk: int) -> None:
+    def __init__(
+        self, sizes: Sequence[DraftSource], num_rows: int, calls_per_chunk: int, costs: Costs | None = None
+    ) -> None:
         """Begins with the smallest size that drafts.
 
         Args:
           sizes: from the one without drafts to the largest.
           num_rows: B, rows of the batch.
           calls_per_chunk: K.
+          costs: what is known of calls, and gets what is measured.
         """
-        self._sizes, self._calls_per_chunk = sizes, calls_per_chunk
-        self._trial_calls = min(calls_per_chunk, max(2, -(-TRIAL_CALLS // num_rows)))
-        self._seen = [_Seen(size.max_depth) for size in sizes]
+        self._costs, self._num_rows, self._calls_per_chunk = costs or Costs(), num_rows, calls_per_chunk
+        self._sizes = [_Size(size, cost=None, is_loaded=False) for size in sizes]
+        for size in self._sizes:
+            size.cost = self._costs.get(num_rows, _name(size.source))
+            size.is_loaded = size.cost is not None
         self._in_use, self._left = min(1, len(sizes) - 1), REST
+        self._tried: int | None = None  # the size that has been loaded to be tried
         self._seconds, self._num_chunks = 0.0, 0  # of all so far
-        self._last = [0] * len(sizes)  # number of each size's last chunk
-        self._not_before = [0.0] * len(sizes)  # seconds of all, at which each may be tried again
 
     def turn(self) -> Turn:
         """Says what the next chunk is; asked again before `note`, it says the same."""
-        near = [size for size in (self._in_use - 1, self._in_use + 1) if 0 <= size < len(self._seen)]
-        near = [size for size in near if self._left <= 0 and self._seconds >= self._not_before[size]]
-        if not near:
-            return Turn(self._in_use, self._sizes[self._in_use], self._calls_per_chunk)
-        size = min(near, key=lambda size: self._last[size])
-        return Turn(size, self._sizes[size], self._trial_calls)
+        near = [size for size in (self._in_use - 1, self._in_use + 1) if 0 <= size < len(self._sizes)]
+        near = [size for size in near if self._left <= 0 and self._seconds >= self._sizes[size].not_before]
+        size = self._in_use if self._tried is None else self._tried
+        if near and self._tried is None:
+            size = min(near, key=lambda size: self._sizes[size].last)
+        is_loaded = self._sizes[size].is_loaded
+        return Turn(size, self._sizes[size].source, self._calls_per_chunk if is_loaded else 1)
 
     def note(self, turn: Turn, *, seconds: float, calls: int, row_calls: int, tokens: int) -> None:
         """Takes what a chunk gave.
@@ -109,17 +125,38 @@ class Choice:
           row_calls: those of all rows that decoded something.
           tokens: that they gave.
         """
-        size = turn.size
-        self._num_chunks, self._seconds = self._num_chunks + 1, self._seconds + seconds
+        size = self._sizes[turn.size]
+        if not calls:  # every text had ended
+            return
+        self._num_chunks += 1
         if row_calls:
-            self._seen[size].add(seconds, calls, row_calls, tokens, self._num_chunks - self._last[size])
-        self._last[size] = self._num_chunks
-        if size == self._in_use:
+            size.add(row_calls, tokens, self._num_chunks)
+        size.last = self._num_chunks
+        self._tried = None if turn.size == self._in_use or size.is_loaded else turn.size
+        if not size.is_loaded:
+            size.is_loaded = True
+            return
+        self._measure(turn, seconds / calls, is_whole=calls == turn.calls)
+        assert size.cost is not None
+        self._seconds += size.cost * calls
+        if turn.size == self._in_use:
             self._left -= 1
+            if self._in_use == 1 and self._sizes[0].rate > size.rate:  # what is without drafts gives is no guess
+                self._in_use, self._left = 0, REST
             return
         self._left = REST
-        rate, usual = self._seen[size].rate, self._seen[self._in_use].rate
+        rate, usual = size.rate, self._sizes[self._in_use].rate
         if rate > usual:
-            self._in_use = size
-        elif usual:
-            self._not_before[size] = self._seconds + seconds * (1 - rate / usual) / LOST
+            self._in_use = turn.size
+        else:
+            size.not_before = self._seconds + size.cost * calls * (1 - rate / usual) / LOST
+
+    def _measure(self, turn: Turn, cost: float, *, is_whole: bool) -> None:
+        """Takes the cost of a chunk's calls until that of the size is settled; one that ended early is for want of others."""
+        size = self._sizes[turn.size]
+        if self._costs.get(self._num_rows, turn.name) is not None or (size.measured and not is_whole):
+            return
+        size.measured.append(cost)
+        size.cost = statistics.median(size.measured)
+        if len(size.measured) >= MEASURED:
+            self._costs.add(self._num_rows, turn.name, size.cost)

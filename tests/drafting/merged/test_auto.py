@@ -32,13 +32,13 @@ CASES = {
 class InTurn(Choice):
     """Takes one size after the other, each for a chunk of one to three calls."""
 
-    def __init__(self, sizes, num_rows, calls_per_chunk):
-        super().__init__(sizes, num_rows, calls_per_chunk)
-        self._sizes, self.noted = sizes, []
+    def __init__(self, sizes, num_rows, calls_per_chunk, costs=None):
+        super().__init__(sizes, num_rows, calls_per_chunk, costs)
+        self._sources, self.noted = sizes, []
 
     def turn(self):
-        size = len(self.noted) % len(self._sizes)
-        return Turn(size, self._sizes[size], 1 + len(self.noted) % 3)
+        size = len(self.noted) % len(self._sources)
+        return Turn(size, self._sources[size], 1 + len(self.noted) % 3)
 
     def note(self, turn, **what):
         assert what["calls"] <= turn.calls
@@ -62,9 +62,11 @@ def test_sizes_in_turn_give_plain_decodings_text(tiny, monkeypatch, case):
         assert answer.token_ids == expected
         assert answer.draft == draft_name(source)
         assert len(answer.accepted_by_depth) == source.max_depth
+        assert sum(answer.calls_by_draft.values()) == answer.calls
     assert sum(sum(answer.accepted_by_depth) for answer in answers) > 0
     assert decoder.stats.calls < decoder.stats.committed
     names = ["plain", *(draft_name(size) for size in source.sizes[1:])]
+    assert {name for answer in answers for name in answer.calls_by_draft} == set(names)
     assert list(decoder.stats.seconds_by_draft) == names
     assert all(seconds > 0 for seconds in decoder.stats.seconds_by_draft.values())
     [choice] = decoder.groups.programs[0]._choices.values()
@@ -98,7 +100,7 @@ def test_what_rests_follows_the_text():
 
 def test_what_cannot_choose_says_so(tiny, monkeypatch):
     checkpoint = make_checkpoint(tiny)
-    with pytest.raises(ValueError, match=r"exact within one program, .* name a size, such as merged:64"):
+    with pytest.raises(ValueError, match=r"exact within one program here, .* name a size, such as merged:64"):
         list(Decoder(checkpoint, Auto(rows=16)).run(PROMPTS, Settings(is_exact=True)))
     with pytest.raises(ValueError, match="auto:16 changes its size between chunks of calls"):
         TimedBatches(checkpoint, Auto(rows=16))
