@@ -2,15 +2,18 @@
 
     python scripts/measure/compiled_step.py --topology v6e:2x2 --shape llama-3.2-3b --drafts plain probe:14 --output R.json
     python scripts/measure/compiled_step.py --topology v5e:2x4 --shape llama-3-8b --mesh tensor=8 --batch 8
+    python scripts/measure/compiled_step.py --topology h100 --shape smollm2-135m --drafts plain merged:16 --programs steps
     python scripts/measure/compiled_step.py --shape smollm2-135m --dtype float32
 
-Without --topology it compiles for this machine's own device. TPUs are compiled for by libtpu (pip install "jax[tpu]"), without
-one: nothing is run. Of each loop the table says, for one pass: the bytes of weights and cache that it carries, the bytes of
-them that it copies, converts or transposes, what is gathered from other devices, and what all else writes to main memory;
-then the moves, largest first.
+Without --topology it compiles for this machine's own device. TPUs are compiled for by libtpu (pip install "jax[tpu]"), one
+H100 by JAX's CUDA plugin (pip install "jax[cuda13]"), without one: nothing is run, and XLA times no kernels to choose among
+them. Of each loop the table says, for one pass: the bytes of weights and cache that it carries, the bytes of them that it
+copies, converts or transposes, what is gathered from other devices, and what all else writes to main memory; then the moves,
+largest first.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -54,7 +57,28 @@ class Chip:
     clock: float
 
 
-CHIPS = {"v5e": Chip(819e9, 16e9, 1.5e9), "v6e": Chip(1640e9, 32e9, 1.75e9), "v5p": Chip(2765e9, 95e9, 1.75e9)}
+H100 = "h100"
+CHIPS = {
+    "v5e": Chip(819e9, 16e9, 1.5e9),
+    "v6e": Chip(1640e9, 32e9, 1.75e9),
+    "v5p": Chip(2765e9, 95e9, 1.75e9),
+    H100: Chip(3350e9, 80e9, 1.98e9),
+}
+# What XLA asks about a GPU that is not here.
+TARGET = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  core_count: 132 fpus_per_core: 128 registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84978434048
+  cuda_compute_capability { major: 9 minor: 0 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
 PROGRAMS = ("decode", "prefill", "steps")
 COLUMNS = (
     "program loop | weights cache GB | moved MB: weights cache gathered other | written MB | bound ms  compiler's ms"
@@ -64,7 +88,9 @@ COLUMNS = (
 def main() -> int:
     """Compiles every combination that the flags name; prints a table and writes the record."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", metavar="NAME", help="of TPUs, such as v6e:2x2 (default: this machine's device)")
+    parser.add_argument(
+        "--topology", metavar="NAME", help="v6e:2x2 or such of TPUs, or h100 (default: this machine's device)"
+    )
     parser.add_argument("--mesh", metavar="M", help="such as data=2,tensor=4 (default: one chip)")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3.2-3b")
     parser.add_argument("--layers", type=positive, metavar="L", help="another number of layers than the shape has")
@@ -103,12 +129,23 @@ def topology_devices(name: str | None) -> list[Any]:
     """Gives the devices to compile for.
 
     Raises:
-      ValueError: in one line, where libtpu is missing or knows no such topology.
+      ValueError: in one line, where what compiles for it is missing, or knows no such topology.
     """
     if name is None:
         return jax.devices()
+    if name == H100:
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"  # nothing is there to time
+        )
+        try:
+            found = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=TARGET)
+        except Exception as error:
+            says = 'GPUs are compiled for by JAX\'s CUDA plugin: pip install "jax[cuda13]"'
+            raise ValueError(f"--topology {name}: {str(error).splitlines()[0]} ({says})") from None
+        return list(found.devices)
     if name.split(":")[0] not in CHIPS:
-        raise ValueError(f"--topology must be one of {', '.join(CHIPS)} and its chips, such as v6e:2x2, got {name!r}.")
+        tpus = ", ".join(chip for chip in CHIPS if chip != H100)
+        raise ValueError(f"--topology must be h100, or one of {tpus} and its chips, such as v6e:2x2, got {name!r}.")
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except Exception as error:
@@ -141,7 +178,8 @@ def measure(
             f"tensor=T or lower --capacity."
         )
     start = time.perf_counter()
-    compiled = compile_program(cfg, source, program, devices, data=data, tensor=tensor, batch=batch, args=args)
+    with _as_if_here(args.topology):
+        compiled = compile_program(cfg, source, program, devices, data=data, tensor=tensor, batch=batch, args=args)
     seconds = time.perf_counter() - start
     text, sizes = compiled.as_text(), compiled.memory_analysis()
     assert text is not None
@@ -203,6 +241,16 @@ def compile_program(
 def decode(params: Params, prompt_BT: jax.Array, request: Request, **static: Any) -> DecodeState:
     """Decodes a batch: what `decoding.loop.decode` does, its state as the result."""
     return run_steps(params, request, prefill(params, prompt_BT, request, **static), **static)
+
+
+def _as_if_here(topology: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Lets Pallas's kernels be lowered for a GPU that is not here."""
+    if topology != H100:
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    axis_types = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), axis_types=axis_types, abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def _on(tree: Any, sharding: Any) -> Any:

@@ -144,7 +144,7 @@ def test_tpus_that_share_a_vocabulary_gather_no_logits(tmp_path):
     [
         (
             ["--topology", "v4:2x2"],
-            "--topology must be one of v5e, v6e, v5p and its chips, such as v6e:2x2, got 'v4:2x2'.",
+            "--topology must be h100, or one of v5e, v6e, v5p and its chips, such as v6e:2x2, got 'v4:2x2'.",
         ),
         (["--prompt", "200", "--capacity", "64"], "--prompt 200 needs --capacity 199 or more, got 64."),
         (["--mesh", "tensor=3", "--shape", "tiny"], "tensor=3 must divide the model's 2 kv heads and mlp width 128"),
