@@ -68,7 +68,10 @@ def write_files(folder: Path, texts: Mapping[str, str | bytes]) -> list[Path]:
         for name, text in texts.items():
             if (folder / name).exists() and not (folder / name).is_file():
                 raise OSError(f"{folder / name} is not a file but a folder or a device; name another.")
-            partial[name].write_bytes(text.encode() if isinstance(text, str) else text)
+            with partial[name].open("wb") as file:
+                file.write(text.encode() if isinstance(text, str) else text)
+                file.flush()
+                os.fsync(file.fileno())
         for name in texts:
             os.replace(partial[name], folder / name)
     except OSError as error:
