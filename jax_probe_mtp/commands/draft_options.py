@@ -5,6 +5,9 @@ import os
 import sys
 from typing import Any
 
+import jax
+
+from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting import mask_tokens
 from jax_probe_mtp.drafting.check_source import check_source
 from jax_probe_mtp.drafting.shorthand import DEFAULT_METHOD, FLAGS, METHODS, parse_flags
@@ -149,8 +152,21 @@ def draft_source(args: argparse.Namespace) -> DraftSource:
         find_own_modules()
         return parse_draft(args.draft)
     if args.tree == "auto":  # as earlier versions had it
-        raise ValueError("--tree auto is --draft auto now, which chooses while it decodes: give that instead.")
+        raise ValueError("--tree auto is --draft auto now (of generate and verify), which chooses while it decodes.")
     return parse_flags(args.method or DEFAULT_METHOD, {name: getattr(args, name) for name in FLAGS})
+
+
+def check_choice(source: DraftSource, settings: Settings) -> None:
+    """Raises ValueError where a source of several sizes cannot choose among them, before anything is loaded."""
+    if not source.sizes:
+        return
+    name_one = "name a size, such as merged:64."
+    if jax.process_count() > 1:
+        raise ValueError(f"several processes would each choose another size of {draft_name(source)}; {name_one}")
+    if settings.is_exact and jax.default_backend() != "gpu":
+        raise ValueError(
+            f"--exact is exact within one program here, and {draft_name(source)} chooses among several; {name_one}"
+        )
 
 
 def find_own_modules() -> None:

@@ -135,6 +135,7 @@ def _generate(args: argparse.Namespace) -> int:
 def _generate_one(args: argparse.Namespace) -> int:
     masks, settings = draft_options.MasksFlags(args), options.settings(args)
     source = masks.put_into(draft_options.draft_source(args))
+    draft_options.check_choice(source, settings)
     opened = options.open_model(args)
     settings = _with_defaults(args, opened, settings)
     encode = options.encoder(args, opened.tokenizer)
@@ -153,7 +154,7 @@ def _generate_one(args: argparse.Namespace) -> int:
     checkpoint = opened.load(mesh)
     masks.check_model(checkpoint)
     is_sampled = any(prompt.of("temperature", settings) > 0 for prompt in prompts)
-    costs = kept_costs(checkpoint, settings, is_sampled=is_sampled, mesh=args.mesh) if source.sizes else None
+    costs = kept_costs(checkpoint, settings, is_sampled=is_sampled) if source.sizes else None
     decoder = Decoder(checkpoint, source, Groups(checkpoint, source, costs), shared=masks.shared(source))
     if args.stream:
         if args.calls_per_chunk is None:
@@ -175,6 +176,7 @@ def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     with processes.in_step():
         masks, settings = draft_options.MasksFlags(args), options.settings(args)
         source = masks.put_into(draft_options.draft_source(args))
+        draft_options.check_choice(source, settings)
         before = begun(processes.own_path(args.output))
     is_by_line = processes.largest(before is not None and before.is_by_line) == 1
     at = processes.earliest(before.at if before else datetime.datetime.now())
@@ -238,8 +240,13 @@ def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     if source.sizes:
         is_sampled = max(settings.temperature, prompts.max_temperature or 0.0) > 0
         said = read_run(args.output).get(COSTS) if before else None
-        beside = None if said is None else (run_path(args.output), said)
-        costs = kept_costs(checkpoint, settings, is_sampled=is_sampled, mesh=args.mesh, beside=beside)
+        costs = kept_costs(
+            checkpoint,
+            settings,
+            is_sampled=is_sampled,
+            is_penalized=prompts.is_penalized,
+            beside=None if said is None else (run_path(args.output), said),
+        )
     job = Job(
         prompts,
         args.output,

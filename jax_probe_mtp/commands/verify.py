@@ -102,6 +102,7 @@ def _verify_method(args: argparse.Namespace) -> int:
     if source == parse_draft(PLAIN):
         raise ValueError(f"{_plain_flag(args)} is plain decoding, with which verify compares: name a way of drafting.")
     source = masks.put_into(source)
+    draft_options.check_choice(source, settings)
     records = options.read_records(args)  # before anything slow starts
     category_of = categories(args.input) if args.input else {}
     if args.against == "torch":

@@ -33,8 +33,7 @@ def lacking(params: Params, cfg: ModelConfig) -> list[str]:
             num_in, num_out = weight.shape[::-1] if name == "head" else weight.shape
             has_tiles = product.choose_tiles(num_in, num_out, dtype=dtype) is not None
         if not has_tiles:
-            in_eight_bits = " int8 beside float32" if isinstance(weight, Int8) and dtype == jnp.float32 else ""
-            found.append(f"{name} of {num_in} x {num_out}{in_eight_bits}")
+            found.append(f"{name} of {num_in} x {num_out}")
     return found
 
 

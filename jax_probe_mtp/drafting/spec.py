@@ -120,10 +120,10 @@ def renewed_name(text: str, *, without_init: str | None = None) -> str:
     """Rewrites a text form that an earlier version wrote into a file; what cannot be read stays as it is.
 
     `without_init` is the first value of masks whose text says none; None where that version's default is today's.
-    So does the name of a class of a user's: no version wrote it otherwise, and reading a file must import nothing.
+    The name of a class of a user's stays too: no version wrote it otherwise, and reading a file must import nothing.
     """
-    if source_name(_renewed(text)) not in SOURCES or re.fullmatch("auto(@.*)?", text):
-        return text  # `--tree auto` was written as auto, and the source of that name is always written with its rows
+    if source_name(_renewed(text)) not in SOURCES or text == "auto":
+        return text  # a --tree that earlier versions chose; the source of that name is always written with its rows
     try:
         source = parse_draft(text)
     except ValueError:

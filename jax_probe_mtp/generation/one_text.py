@@ -1,20 +1,26 @@
-"""Says where exact answers are the same, whatever program makes them: on CUDA GPUs.
+"""Says where exact answers are the same, whatever program makes them: on CUDA GPUs, but for eight-bit weights in float32.
 
 There a token's logits have the same bits in a call of one row and of many, in any tree, batch and capacity
 (`decoding/any_rows.py`). Elsewhere exact answers are those of one compiled program.
 """
 
 import jax
+import jax.numpy as jnp
 
 from jax_probe_mtp.decoding import any_rows, block_layer
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.params import weights_of
 
 
 def has_one_text(checkpoint: Checkpoint) -> bool:
     """Says whether exact answers of this checkpoint, where it lies, do not depend on the program."""
     table_VD: jax.Array = checkpoint.params["embed"]
     if table_VD.dtype not in any_rows.DTYPES or not hasattr(table_VD, "devices"):
+        return False
+    if (
+        table_VD.dtype == jnp.float32 and weights_of(checkpoint.params) is not None
+    ):  # kernels of eight bits take bfloat16
         return False
     device = next(iter(table_VD.devices()))
     return device.platform == "gpu" and "rocm" not in device.client.platform_version  # as JAX tells the two apart

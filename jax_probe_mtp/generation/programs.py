@@ -117,7 +117,7 @@ class Programs:
         self.tested: set[Any] = set()
         self._compiled: dict[Any, Program] = {}
         self._of_plain: Programs | None = None
-        self._choices: dict[tuple[int, int], Choice] = {}
+        self._choices: dict[tuple[str, int], Choice] = {}
 
     @property
     def compile_seconds(self) -> float:
@@ -164,8 +164,8 @@ class Programs:
             self._of_plain = Programs(checkpoint, parse_draft(PLAIN), self.clock)
         return self._of_plain
 
-    def choice(self, num_rows: int, calls_per_chunk: int) -> Choice:
-        """Gives what chooses the source's size in batches of so many rows; what it has seen is kept as the programs are.
+    def choice(self, num_rows: int, capacity: int, calls_per_chunk: int) -> Choice:
+        """Gives what chooses the source's size in such batches; what it has seen is kept as the programs are.
 
         Raises:
           ValueError: where several processes would choose differently, each by its own clock.
@@ -174,8 +174,11 @@ class Programs:
             raise ValueError(
                 "several processes would each choose another size of the draft; name one, such as merged:64."
             )
-        key = num_rows, calls_per_chunk
-        return self._choices.setdefault(key, Choice(self._source.sizes, *key, self._costs))
+        batch = f"{num_rows} rows of {capacity} slots"
+        key = batch, calls_per_chunk
+        if key not in self._choices:
+            self._choices[key] = Choice(self._source.sizes, calls_per_chunk, batch, self._costs)
+        return self._choices[key]
 
     def __len__(self) -> int:
         return len(self._compiled)

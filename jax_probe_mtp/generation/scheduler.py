@@ -105,7 +105,7 @@ class ContinuousDecoder:
         )
         self._choice: Choice | None = None
         if source.sizes:
-            self._choice = self._programs.choice(settings.batch_size, settings.calls_per_chunk)
+            self._choice = self._programs.choice(settings.batch_size, capacity, settings.calls_per_chunk)
         self._rows: list[RowText | None] = [None] * settings.batch_size
         self._is_stopped_B = np.zeros(settings.batch_size, np.bool_)
         self._waiting = collections.deque[WaitingPrompt]() if waiting is None else waiting

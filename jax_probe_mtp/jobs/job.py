@@ -17,7 +17,7 @@ from jax_probe_mtp.files.answer_file import AnswerFile
 from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.files.remote.working_copy import WorkingCopy
-from jax_probe_mtp.files.run_file import COSTS, run_path, write_run
+from jax_probe_mtp.files.run_file import COSTS, read_run, run_path, write_run
 from jax_probe_mtp.generation.answers import Generation, Item, Stats
 from jax_probe_mtp.generation.groups import Groups
 from jax_probe_mtp.generation.in_order import InOrder
@@ -82,8 +82,8 @@ class Job:
           shared: what the draft source's rows share, such as tuned masks; what it begins with when None.
           says: more fields of each answer.
           watch: called after every chunk of calls.
-          costs: what calls cost, where the source has several sizes; kept in the run file.
           copy: puts `files_of` the output where they belong; None where they lie there.
+          costs: what calls cost, where the source has several sizes; kept in the run file.
 
         Raises:
           ValueError: one line with the values and a way out.
@@ -135,9 +135,6 @@ class Job:
         with contextlib.ExitStack() as opened:
             with processes.in_step():
                 answers = opened.enter_context(AnswerFile(self._output, self._run, renewed_run, kept.see))
-                if self._costs is not None:
-                    self._keep(self._costs)
-                    self._costs.keepers.append(self._keep)
                 kept.compare_prompts(self._encode)
                 if not self._redoes_changed:
                     kept.refuse_changed(self._output)
@@ -149,6 +146,9 @@ class Job:
                     anew += kept.failed
                 if anew or kept.stale:
                     answers.remove(kept.let_go(anew) | kept.stale.keys())
+                if self._costs is not None:
+                    self._keep(self._costs)
+                    self._costs.keepers.append(self._keep)
             signals = opened.enter_context(Signals())
             opened.enter_context(self._copy)  # which so puts all there while signals are still heard
             is_done = processes.union(kept.is_kept)
@@ -160,7 +160,7 @@ class Job:
 
     def _keep(self, costs: Costs) -> None:
         """Writes what calls cost beside the answers."""
-        if costs.seconds:
+        if costs.seconds and read_run(self._output).get(COSTS) != costs.as_json():
             with contextlib.suppress(OSError):  # no reason to end a run
                 write_run(self._output, {**self._run, COSTS: costs.as_json()})
 

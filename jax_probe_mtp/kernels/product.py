@@ -7,11 +7,10 @@ all rows. Where the columns make too few programs for the GPU, the sum is split 
     weight rows 0 .. D/2   program 0, 0       program 1, 0         -> part 0 of the sums
     weight rows D/2 .. D   program 0, 1       program 1, 1         -> part 1
 
-A row's sums have one order, which the weight's shape alone decides, whatever the number of rows: more than `MAX_ROWS` go
-through in blocks. XLA's products are faster then, but have another order for another number of rows.
+A row's sums have one order, which the weight's shape alone decides, whatever the number of rows: many go through
+in blocks. XLA's products are faster then, but have another order for another number of rows.
 
-Float32 is multiplied in full float32, number by number: the GPU's matrix units would round its inputs to fewer bits. Rows up
-to 16 take as long as one, and the weights' bytes as long as for one row.
+Float32 is multiplied number by number: the GPU's matrix units would round it to fewer bits.
 
 The kernel that reads the result adds the parts up on the way (`add_norm`, `split_qkv`); XLA makes a kernel of its own for
 that, and another one for an activation.
@@ -29,7 +28,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
 
-MAX_ROWS = 64  # of a program; of more, XLA's products are faster
+MAX_ROWS = 64  # of more, XLA's products are faster
 MAX_PARTS = 8
 LARGE = 2**23  # numbers of a float32 weight, which XLA reads faster for one row, and multiplies faster with many
 MAX_LARGE_ROWS = 32
@@ -164,7 +163,7 @@ def _call(
     I = weights[0].shape[0 if are_rows else 1]
     m = min(max(pl.next_power_of_2(M), 16), _BLOCKS[x_MD.dtype.name])
     return pl.pallas_call(
-        functools.partial(_product_kernel, num_rows=M, are_rows=are_rows, num_steps=D // tiles.parts // tiles.step),
+        functools.partial(_product_kernel, num_rows=M, are_rows=are_rows, step=tiles.step),
         grid=(I // tiles.columns, tiles.parts, pl.cdiv(M, m)),  # blocks of rows last: they share a tile of the weight
         in_specs=[pl.BlockSpec((m, D // tiles.parts), lambda i, p, r: (r, p)), *[block] * len(weights)],
         out_specs=pl.BlockSpec((None, m, tiles.columns), lambda i, p, r: (p, r, i)),
@@ -174,10 +173,11 @@ def _call(
     )(x_MD, *weights)
 
 
-def _product_kernel(x_ref: Any, *refs: Any, num_rows: int, are_rows: bool, num_steps: int) -> None:
+def _product_kernel(x_ref: Any, *refs: Any, num_rows: int, are_rows: bool, step: int) -> None:
     """Multiplies m rows with the program's c columns, s of the summed axis at a time."""
     *weight_refs, out_ref = refs
-    m, step_size = x_ref.shape[0], x_ref.shape[1] // num_steps
+    m, num_summed = x_ref.shape
+    assert num_summed % step == 0, f"tiles of {step} rows do not divide {num_summed}: ask choose_tiles"
     is_row_m1 = (pl.program_id(2) * m + jnp.arange(m) < num_rows)[:, None]
     # The GPU's matrix units take 64 rows and 8 columns at least: the weight is their left factor.
     is_left = weight_refs[0].dtype == jnp.bfloat16
@@ -187,8 +187,8 @@ def _product_kernel(x_ref: Any, *refs: Any, num_rows: int, are_rows: bool, num_s
             return plgpu.dot(tile, x_ms, trans_a=not are_rows, trans_b=True, precision="default")
         return plgpu.dot(x_ms, tile, trans_b=are_rows, precision="highest")
 
-    def step(i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        summed = pl.ds(i * step_size, step_size)
+    def add(i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        summed = pl.ds(i * step, step)
         x_ms = plgpu.load(x_ref.at[:, summed], mask=is_row_m1, other=0)
         tiles = [
             plgpu.load(ref.at[(slice(None), summed) if are_rows else (summed, slice(None))]) for ref in weight_refs
@@ -197,6 +197,6 @@ def _product_kernel(x_ref: Any, *refs: Any, num_rows: int, are_rows: bool, num_s
 
     c = out_ref.shape[1]
     zeros = jnp.zeros((c, m) if is_left else (m, c), jnp.float32)
-    sums = jax.lax.fori_loop(0, num_steps, step, (zeros,) * len(weight_refs))
+    sums = jax.lax.fori_loop(0, num_summed // step, add, (zeros,) * len(weight_refs))
     out = sums[0] if len(sums) == 1 else sums[0] * jax.nn.sigmoid(sums[0]) * sums[1]
     plgpu.store(out_ref, (out.T if is_left else out).astype(out_ref.dtype), mask=is_row_m1)

@@ -1,1 +1,1 @@
-"""What decoding costs and gives: benches, reports, the choice that pays."""
+"""What decoding costs and gives: benches and reports."""

@@ -117,7 +117,6 @@ def test_what_verify_compares_with_is_nothing_to_verify(run, model):
     [
         (["--method", "probe"], "leave --method out"),
         (["--tree", "4"], "leave --tree out"),
-        (["--tree", "auto"], "leave --tree out"),
         (["--num-masks", "0"], "leave --num-masks out"),
         (["--mask-ema", "0"], "leave --mask-ema out"),
         (["--no-prune"], "leave --no-prune out"),

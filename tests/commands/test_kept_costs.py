@@ -41,9 +41,9 @@ def test_costs_are_kept_for_the_device_and_written_beside_the_answers(job, tmp_p
     assert "time by " in err
     costs = json.loads(kept(tmp_path).read_text())
     assert made_by["costs"] == costs
-    assert costs["seconds"].keys() == {"2"}
-    assert costs["seconds"]["2"].keys() <= {"plain", "merged:16"}
-    assert all(0 < cost < 60 for cost in costs["seconds"]["2"].values())
+    assert costs["seconds"].keys() == {"2 rows of 64 slots"}
+    assert costs["seconds"]["2 rows of 64 slots"].keys() <= {"plain", "merged:16"}
+    assert all(0 < cost < 60 for cost in costs["seconds"]["2 rows of 64 slots"].values())
     assert costs["depends_on"].keys() >= {"device", "jax", "jax_probe_mtp", "model", "dtype"}
     plain, _, _ = job("plain.jsonl", *AUTO[2:], "--draft", "plain")
     assert {i: each["token_ids"] for i, each in answers.items()} == {i: each["token_ids"] for i, each in plain.items()}
@@ -54,11 +54,11 @@ def test_costs_are_kept_for_the_device_and_written_beside_the_answers(job, tmp_p
 def test_a_job_goes_on_with_the_costs_of_its_run_file(job, tmp_path, caplog):
     _, made_by, _ = job("a.jsonl", *AUTO, num=2)
     beside = tmp_path / "a.jsonl.run.json"
-    made_by["costs"]["seconds"] = {"2": {"plain": 1.5, "merged:16": 0.25}}
+    made_by["costs"]["seconds"] = {"2 rows of 64 slots": {"plain": 1.5, "merged:16": 0.25}}
     beside.write_text(json.dumps(made_by))
     kept(tmp_path).write_text("no JSON")
     answers, after, _ = job("a.jsonl", *AUTO)
-    assert "measured again" not in caplog.text
+    assert "left out" not in caplog.text
     assert after["costs"]["seconds"] == made_by["costs"]["seconds"]
     assert len(answers) == 6
 
@@ -66,12 +66,12 @@ def test_a_job_goes_on_with_the_costs_of_its_run_file(job, tmp_path, caplog):
 def test_costs_of_another_device_are_measured_again(job, tmp_path, caplog):
     _, made_by, _ = job("a.jsonl", *AUTO, num=2)
     made_by["costs"] |= {"depends_on": made_by["costs"]["depends_on"] | {"device": "a faster one"}}
-    made_by["costs"]["seconds"] = {"2": {"plain": 1e-9}}
+    made_by["costs"]["seconds"] = {"2 rows of 64 slots": {"plain": 1e-9}}
     (tmp_path / "a.jsonl.run.json").write_text(json.dumps(made_by))
     kept(tmp_path).unlink()
     _, after, _ = job("a.jsonl", *AUTO)
-    assert caplog.text.count("a.jsonl.run.json: what its calls cost was measured on another device") == 1
-    assert after["costs"]["seconds"]["2"].get("plain") != 1e-9
+    assert caplog.text.count("a.jsonl.run.json: what its calls cost was measured on another device, model") == 1
+    assert after["costs"]["seconds"]["2 rows of 64 slots"].get("plain") != 1e-9
 
 
 def test_another_version_measures_for_itself(job, tmp_path, monkeypatch):
@@ -93,5 +93,5 @@ def test_exact_answers_of_one_program_are_no_choice(run, model, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt_ids": [3]}\n')
     files = ["--input", tmp_path / "p.jsonl", "--output", tmp_path / "g.jsonl"]
     result = run("generate", "--model", model, *files, *AUTO, "--exact")
-    assert_refused(result, "exact within one program here, and this draft chooses among several; name a size")
+    assert_refused(result, "--exact is exact within one program here, and auto:16 chooses among several; name a size")
     assert not (tmp_path / "g.jsonl").exists()

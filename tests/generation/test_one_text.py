@@ -14,7 +14,7 @@ from jax_probe_mtp.drafting import Ngram, Plain, Probe
 from jax_probe_mtp.drafting.merged.auto import Auto
 from jax_probe_mtp.generation import exact_check, one_text
 from jax_probe_mtp.generation.programs import Programs
-from jax_probe_mtp.model.params import quantize_params
+from jax_probe_mtp.model.params import Int8
 
 CFG = dataclasses.replace(
     BASE, num_layers=1, width=64, num_heads=4, head_dim=16, mlp_width=64, vocab_size=64
@@ -45,7 +45,13 @@ def on_a_gpu(monkeypatch):
 def test_who_has_one_text(platform, version, dtype, has):
     device = types.SimpleNamespace(platform=platform, client=types.SimpleNamespace(platform_version=version))
     table = types.SimpleNamespace(dtype=jnp.dtype(dtype), devices=lambda: [device])
-    assert one_text.has_one_text(types.SimpleNamespace(params={"embed": table})) is has
+
+    def says(weight):
+        params = {"embed": table, "layers": [{"qkv": weight}]}
+        return one_text.has_one_text(types.SimpleNamespace(params=params))
+
+    assert says(table) is has
+    assert says(Int8(table, table)) is (has and dtype == "bfloat16")
 
 
 def test_a_cpu_has_it_not():
@@ -59,10 +65,6 @@ def test_what_has_no_kernel_is_refused_by_name():
     one_text.check(checkpoint_of(CFG, jnp.float32), Ngram(num_drafts=15))
     with pytest.raises(ValueError, match=r"no GPU kernels for heads of 8, qkv of 24 x 80, .*: leave --exact out, or"):
         one_text.check(checkpoint_of(BASE), Plain())
-    made = checkpoint_of(CFG, jnp.float32)
-    in_eight_bits = dataclasses.replace(made, params=quantize_params(made.params))
-    with pytest.raises(ValueError, match="head of 64 x 64 int8 beside float32"):
-        one_text.check(in_eight_bits, Plain())
     with pytest.raises(
         ValueError, match=r"at most 15 rows below a root on a GPU, masks counted, got 16: give a shallower"
     ):

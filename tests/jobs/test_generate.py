@@ -97,7 +97,7 @@ def test_logprobs_and_stats(generate, tiny, tmp_path):
     assert stats["host_share"] == pytest.approx(stats["host_seconds"] / stats["seconds"])
     assert stats["tokens_per_second"] == pytest.approx(tokens / stats["seconds"])
     assert 5 * 10**7 < stats["peak_host_bytes"] < 10**11
-    assert (stats["rows_per_call"], stats["choice"], stats["mesh"]) == (33, None, None)
+    assert (stats["rows_per_call"], stats["mesh"]) == (33, None)
     assert stats["run"] == json.loads((tmp_path / "answers.jsonl.run.json").read_text())
     own = {"draft": "probe:7+3", "logprobs": True, "top_logprobs": 4, "prompt_logprobs": True, "stop": []}
     assert stats["run"]["settings"] | own == stats["run"]["settings"]

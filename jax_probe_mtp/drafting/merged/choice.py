@@ -75,8 +75,8 @@ class Choice:
 
     The rule: the size in use stays, but for trials of a neighbour, the next larger or smaller one, a chunk each. If the
     neighbour then promises more tokens a second, it is the size in use from there on. If not, the trial has lost some time,
-    and the next one of that size comes when this is `LOST` of the time since. What gives less than calls without drafts is left
-    at once. What a size promises is tau / cost: tau is
+    and the next one of that size comes when this is `LOST` of the time since. The smallest size that drafts is left at once
+    where it promises less than calls without drafts. What a size promises is tau / cost: tau is
     1 + depth * (share of the longest path that was accepted), of Beta counts; recent chunks count more than older ones. The
     cost of a call is the middle one of `MEASURED` chunks, or known before. A program's first call also loads it: it is
     made alone, and counts for no cost. Of two neighbours the one comes whose last chunk is longer ago, the smaller one
@@ -86,20 +86,20 @@ class Choice:
     """
 
     def __init__(
-        self, sizes: Sequence[DraftSource], num_rows: int, calls_per_chunk: int, costs: Costs | None = None
+        self, sizes: Sequence[DraftSource], calls_per_chunk: int, batch: str = "", costs: Costs | None = None
     ) -> None:
         """Begins with the smallest size that drafts.
 
         Args:
           sizes: from the one without drafts to the largest.
-          num_rows: B, rows of the batch.
           calls_per_chunk: K.
-          costs: what is known of calls, and gets what is measured.
+          batch: by what name its costs are known.
+          costs: what is known of calls, also to others at the same time, and gets what is measured.
         """
-        self._costs, self._num_rows, self._calls_per_chunk = costs or Costs(), num_rows, calls_per_chunk
+        self._costs, self._batch, self._calls_per_chunk = Costs() if costs is None else costs, batch, calls_per_chunk
         self._sizes = [_Size(size, cost=None, is_loaded=False) for size in sizes]
+        self._take_known()
         for size in self._sizes:
-            size.cost = self._costs.get(num_rows, _name(size.source))
             size.is_loaded = size.cost is not None
         self._in_use, self._left = min(1, len(sizes) - 1), REST
         self._tried: int | None = None  # the size that has been loaded to be tried
@@ -128,9 +128,9 @@ class Choice:
         size = self._sizes[turn.size]
         if not calls:  # every text had ended
             return
+        self._take_known()
         self._num_chunks += 1
-        if row_calls:
-            size.add(row_calls, tokens, self._num_chunks)
+        size.add(row_calls, tokens, self._num_chunks)
         size.last = self._num_chunks
         self._tried = None if turn.size == self._in_use or size.is_loaded else turn.size
         if not size.is_loaded:
@@ -151,12 +151,18 @@ class Choice:
         else:
             size.not_before = self._seconds + size.cost * calls * (1 - rate / usual) / LOST
 
+    def _take_known(self) -> None:
+        """Takes the costs that are settled, some of them maybe by another group of devices."""
+        for size in self._sizes:
+            known = self._costs.get(self._batch, _name(size.source))
+            size.cost = size.cost if known is None else known
+
     def _measure(self, turn: Turn, cost: float, *, is_whole: bool) -> None:
         """Takes the cost of a chunk's calls until that of the size is settled; one that ended early is for want of others."""
         size = self._sizes[turn.size]
-        if self._costs.get(self._num_rows, turn.name) is not None or (size.measured and not is_whole):
+        if self._costs.get(self._batch, turn.name) is not None or (size.measured and not is_whole):
             return
         size.measured.append(cost)
         size.cost = statistics.median(size.measured)
         if len(size.measured) >= MEASURED:
-            self._costs.add(self._num_rows, turn.name, size.cost)
+            self._costs.add(self._batch, turn.name, size.cost)

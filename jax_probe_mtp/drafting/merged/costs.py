@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclasses.dataclass
 class Costs:
-    """Seconds of a call, by the rows of the batch and by what drafts.
+    """Seconds of a call, by the batch and by what drafts.
 
     Attributes:
       depends_on: what they hold for beside the batch, as JSON has it: device, versions, model, dtype.
-      seconds: number of rows, as text -> what drafts -> seconds a call.
+      seconds: a batch, such as "8 rows of 1024 slots" -> what drafts -> seconds a call.
       keepers: each is given the costs whenever one has been added.
     """
 
@@ -20,13 +20,13 @@ class Costs:
     seconds: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     keepers: list[Callable[["Costs"], None]] = dataclasses.field(default_factory=list)
 
-    def get(self, num_rows: int, name: str) -> float | None:
-        """Gives the seconds of a call of a batch of so many rows; None where it has not been measured."""
-        return self.seconds.get(str(num_rows), {}).get(name)
+    def get(self, batch: str, name: str) -> float | None:
+        """Gives the seconds of a call of such a batch; None where it has not been measured."""
+        return self.seconds.get(batch, {}).get(name)
 
-    def add(self, num_rows: int, name: str, seconds: float) -> None:
+    def add(self, batch: str, name: str, seconds: float) -> None:
         """Takes what was measured."""
-        self.seconds.setdefault(str(num_rows), {})[name] = seconds
+        self.seconds.setdefault(batch, {})[name] = seconds
         for keep in self.keepers:
             keep(self)
 
@@ -40,13 +40,13 @@ class Costs:
             if kept["depends_on"] != self.depends_on:
                 return False
             seconds = {
-                str(rows): {str(name): float(cost) for name, cost in by_name.items()}
-                for rows, by_name in kept["seconds"].items()
+                str(batch): {str(name): float(cost) for name, cost in by_name.items()}
+                for batch, by_name in kept["seconds"].items()
             }
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
             return False
         if not all(0 < cost < math.inf for by_name in seconds.values() for cost in by_name.values()):
             return False
-        for rows, by_name in seconds.items():
-            self.seconds.setdefault(rows, {}).update(by_name)
+        for batch, by_name in seconds.items():
+            self.seconds.setdefault(batch, {}).update(by_name)
         return True

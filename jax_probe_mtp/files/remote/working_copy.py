@@ -62,7 +62,7 @@ class CopyOfAddress(WorkingCopy):
     Args:
       files: the copies, in the order in which they are put: what says what made the answers, the answers, all else. A kill
         between two of them then leaves no answers that nothing is known of. What made the answers only ever changes while
-        there are none, so it never stands beside those of another run.
+        there are none, but for what calls cost, so it never stands beside those of another run.
       addresses: of the files.
       keep: is told the folder of the files where it holds what could not be put.
     """

@@ -32,8 +32,8 @@ CASES = {
 class InTurn(Choice):
     """Takes one size after the other, each for a chunk of one to three calls."""
 
-    def __init__(self, sizes, num_rows, calls_per_chunk, costs=None):
-        super().__init__(sizes, num_rows, calls_per_chunk, costs)
+    def __init__(self, sizes, calls_per_chunk, batch, costs=None):
+        super().__init__(sizes, calls_per_chunk, batch, costs)
         self._sources, self.noted = sizes, []
 
     def turn(self):

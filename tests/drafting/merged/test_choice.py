@@ -30,7 +30,7 @@ class World:
 
 def play(worlds, num_chunks, *, num_rows=1, seed=0, costs=None):
     """Plays chunks in each world in turn; gives of each the tokens, milliseconds and sizes. A program's first call is slow."""
-    draw, choice, played, seen = np.random.default_rng(seed), Choice(SIZES, num_rows, 8, costs), [], set()
+    draw, choice, played, seen = np.random.default_rng(seed), Choice(SIZES, 8, "b", costs), [], set()
     for world in worlds:
         tokens, time, sizes = 0, 0.0, []
         for _ in range(num_chunks):
@@ -62,12 +62,15 @@ WORLDS = {
 @pytest.mark.parametrize("num_rows", [1, 8])
 def test_a_run_is_nearly_as_fast_as_the_best_size_in_hindsight(name, num_rows):
     world = WORLDS[name]
-    for seed in range(5):
+    rates, shares = [], []
+    for seed in range(20):
         [(tokens, time, sizes)] = play([world], 400, num_rows=num_rows, seed=seed)
-        rate = tokens / time / num_rows
-        assert rate >= 0.95 * world.rate(world.best)
-        assert rate >= 0.97 * world.rate(0)
-        assert sizes.count(world.best) > len(sizes) / 2
+        rates.append(tokens / time / num_rows)
+        shares.append(sizes.count(world.best) / len(sizes))
+    assert np.mean(shares) > 0.7
+    assert min(rates) >= 0.91 * world.rate(world.best)
+    assert np.mean(rates) >= 0.98 * world.rate(world.best)
+    assert min(rates) >= 0.97 * world.rate(0)
 
 
 def test_the_best_sizes_of_these_worlds_differ():
@@ -90,7 +93,7 @@ def test_trials_by_hand():
     the larger. Each trial is eight calls of 9 seconds. The larger one's gives as much as 8 seconds of the size in use, and
     the other's half of it: 64 and 68 seconds are lost, which is `LOST` of what comes until the next trial of its size.
     """
-    choice, sizes, calls, seconds = Choice(SIZES, 8, 8), [], [], 0.0
+    choice, sizes, calls, seconds = Choice(SIZES, 8), [], [], 0.0
     tries = {0: [], 2: []}
     while len(tries[0]) + len(tries[2]) < 6:
         turn = choice.turn()
@@ -116,24 +119,39 @@ def test_a_cost_is_measured_once_and_kept():
     """Of five chunks the middle one; the first call, and a chunk that ended early, count for nothing."""
     kept = []
     costs = Costs(keepers=[lambda costs: kept.append(costs.as_json()["seconds"])])
-    choice, times = Choice(SIZES[:1], 4, 8, costs), [99.0, 8.0, 80.0, 16.0, 17.0, 24.0, 400.0, 500.0]
+    choice, times = Choice(SIZES[:1], 8, "4 rows", costs), [99.0, 8.0, 80.0, 16.0, 17.0, 24.0, 400.0, 500.0]
     for number, seconds in enumerate(times):
         turn = choice.turn()
         calls = 3 if number == 4 else turn.calls
         choice.note(turn, seconds=seconds, calls=calls, row_calls=4 * calls, tokens=4 * calls)
     assert MEASURED == 5
-    assert kept == [{"4": {"plain": 3.0}}]  # of 1, 10, 2, 3 and 50 seconds a call
-    assert Choice(SIZES[:1], 4, 8, costs).turn().calls == 8  # nothing is left to measure
+    assert kept == [{"4 rows": {"plain": 3.0}}]  # of 1, 10, 2, 3 and 50 seconds a call
+    assert Choice(SIZES[:1], 8, "4 rows", costs).turn().calls == 8  # nothing is left to measure
+
+
+def test_what_another_group_of_devices_has_measured_is_known_at_once():
+    costs = Costs()
+    one, other = (Choice(SIZES, 8, "b", costs) for _ in range(2))
+
+    def play_one(choice, seconds):
+        turn = choice.turn()
+        choice.note(turn, seconds=seconds * turn.calls, calls=turn.calls, row_calls=turn.calls, tokens=turn.calls)
+
+    play_one(other, 9.0)  # loads its first size
+    while costs.get("b", "merged:16") is None:
+        play_one(one, 1.0)
+    play_one(other, 9.0)
+    assert other._sizes[1].cost == one._sizes[1].cost == 1.0
 
 
 def test_with_known_costs_the_clock_changes_nothing():
     """A run that is gone on with chooses by the costs in its file and by what is accepted."""
     world = WORLDS["a batch"]
     names = ["plain", "merged:16", "merged:32", "merged:64"]
-    known = Costs(seconds={"8": dict(zip(names, world.costs, strict=True))})
+    known = Costs(seconds={"b": dict(zip(names, world.costs, strict=True))})
     [(_, _, sizes)] = play([world], 300, num_rows=8, costs=known)
     assert {sizes.count(size) > 0 for size in (0, 1, 2)} == {True}
-    choice, draw, again = Choice(SIZES, 8, 8, known), np.random.default_rng(0), []
+    choice, draw, again = Choice(SIZES, 8, "b", known), np.random.default_rng(0), []
     for _ in range(300):
         turn = choice.turn()
         row_calls, share = turn.calls * 8, (world.taus[turn.size] - 1) / DEPTH
@@ -145,7 +163,7 @@ def test_with_known_costs_the_clock_changes_nothing():
 
 
 def test_a_chunk_in_which_nothing_was_decoded_counts_for_nothing():
-    choice = Choice(SIZES, 4, 8)
+    choice = Choice(SIZES, 8)
     for _ in range(REST):
         choice.note(choice.turn(), seconds=1.0, calls=8, row_calls=0, tokens=0)
     choice.note(choice.turn(), seconds=0.1, calls=0, row_calls=0, tokens=0)  # no text was left to decode
@@ -154,7 +172,7 @@ def test_a_chunk_in_which_nothing_was_decoded_counts_for_nothing():
 
 
 def test_there_may_be_one_size():
-    choice = Choice(SIZES[:1], 1, 8)
+    choice = Choice(SIZES[:1], 8)
     for _ in range(10):
         assert choice.turn().size == 0
         choice.note(choice.turn(), seconds=1.0, calls=8, row_calls=8, tokens=8)

@@ -11,13 +11,13 @@ HERE = {"device": "a card", "jax": "0.11.2", "exact": False}
 
 def test_what_is_kept_is_taken_back():
     costs = Costs(HERE)
-    costs.add(1, "plain", 0.25)
-    costs.add(8, "merged:16", 0.5)
+    costs.add("1", "plain", 0.25)
+    costs.add("8", "merged:16", 0.5)
     again = Costs(dict(HERE), {"8": {"plain": 0.125, "merged:16": 9.0}})
     assert again.take(json.loads(json.dumps(costs.as_json())))
     assert again.seconds == {"1": {"plain": 0.25}, "8": {"plain": 0.125, "merged:16": 0.5}}
-    assert again.get(8, "merged:16") == 0.5
-    assert again.get(8, "merged:32") is again.get(2, "plain") is None
+    assert again.get("8", "merged:16") == 0.5
+    assert again.get("8", "merged:32") is again.get("2", "plain") is None
 
 
 @pytest.mark.parametrize(
