@@ -101,34 +101,21 @@ class RowText:
           accepted_by_depth: accepted drafts so far, likewise.
           draft: what drafted the chunk's calls, where that is chosen while they run.
         """
-        calls_before = self._calls
-        is_stopped = self._take(token_ids, logprobs, top_logprobs, lengths, calls, accepted_by_depth)
-        if draft is not None and self._calls > calls_before:
-            by_draft = self._calls_by_draft
-            by_draft[draft] = by_draft.get(draft, 0) + self._calls - calls_before
-        return is_stopped
-
-    def _take(
-        self,
-        token_ids: list[int],
-        logprobs: list[float],
-        top_logprobs: list[Top],
-        lengths: list[int],
-        calls: int,
-        accepted_by_depth: list[int],
-    ) -> bool:
-        first = len(self._token_ids)
+        first, calls_before, place = len(self._token_ids), self._calls, None
         self._token_ids += token_ids
         self._logprobs += logprobs
         self._top_logprobs += top_logprobs
         if self._stream is not None:
             add = self._stream.add
             place = next((i for i, token in enumerate(token_ids, first + 1) if add(token)), None)
-            if place is not None:
-                self._cut(place, lengths, [0] * len(accepted_by_depth))
-                return True
-        self.length, self._calls, self._accepted_by_depth = lengths[-1], calls, accepted_by_depth
-        return False
+        if place is not None:
+            self._cut(place, lengths, [0] * len(accepted_by_depth))
+        else:
+            self.length, self._calls, self._accepted_by_depth = lengths[-1], calls, accepted_by_depth
+        if draft is not None and self._calls > calls_before:
+            by_draft = self._calls_by_draft
+            by_draft[draft] = by_draft.get(draft, 0) + self._calls - calls_before
+        return place is not None
 
     def _cut(self, place: int, lengths: list[int], nothing: list[int]) -> None:
         """Ends the text after its first `place` tokens, and counts as if its calls had ended with the one that gave them.
