@@ -93,8 +93,6 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
     beside = run_path(path)
     try:
         write_json(beside, run)
-        with beside.open("r+b") as file:
-            os.fsync(file.fileno())
     except OSError as error:
         raise no_room(beside, error, "the answers need it") from None
     sync_folder(beside.parent)
