@@ -8,7 +8,7 @@ from jax_probe_mtp.drafting.merged.costs import Costs
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import PLAIN, draft_name
 
-KEPT = 0.99  # of what was seen counts after each further chunk
+KEPT = 0.995  # of what was seen counts after each further chunk
 PRIOR = (1.0, 7.0)  # drafts accepted and not, as if seen before the first call
 REST = 2  # chunks at least between two trials
 LOST = 0.005  # of the time at most, by trials of one size
@@ -73,7 +73,8 @@ class _Size:
 class Choice:
     """Chooses the size of each chunk.
 
-    The rule: the size in use stays, but for trials of a neighbour, the next larger or smaller one, a chunk each. If the
+    The rule: the size in use stays, but for trials of a neighbour, the next larger or smaller one, a chunk each; the first
+    one of calls without drafts lasts until their cost is settled. If the
     neighbour then promises more tokens a second, it is the size in use from there on. If not, the trial has lost some time,
     and the next one of that size comes when this is `LOST` of the time since. The smallest size that drafts is left at once
     where it promises less than calls without drafts. What a size promises is tau / cost: tau is
@@ -143,6 +144,9 @@ class Choice:
             self._left -= 1
             if self._in_use == 1 and self._sizes[0].rate > size.rate:  # what is without drafts gives is no guess
                 self._in_use, self._left = 0, REST
+            return
+        if turn.size == 0 and 0 < len(size.measured) < MEASURED:
+            self._tried = 0
             return
         self._left = REST
         rate, usual = size.rate, self._sizes[self._in_use].rate

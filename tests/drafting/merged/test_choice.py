@@ -62,15 +62,12 @@ WORLDS = {
 @pytest.mark.parametrize("num_rows", [1, 8])
 def test_a_run_is_nearly_as_fast_as_the_best_size_in_hindsight(name, num_rows):
     world = WORLDS[name]
-    rates, shares = [], []
-    for seed in range(20):
+    for seed in range(5):
         [(tokens, time, sizes)] = play([world], 400, num_rows=num_rows, seed=seed)
-        rates.append(tokens / time / num_rows)
-        shares.append(sizes.count(world.best) / len(sizes))
-    assert np.mean(shares) > 0.7
-    assert min(rates) >= 0.91 * world.rate(world.best)
-    assert np.mean(rates) >= 0.98 * world.rate(world.best)
-    assert min(rates) >= 0.97 * world.rate(0)
+        rate = tokens / time / num_rows
+        assert rate >= 0.95 * world.rate(world.best)
+        assert rate >= 0.98 * world.rate(0)
+        assert sizes.count(world.best) > len(sizes) / 2
 
 
 def test_the_best_sizes_of_these_worlds_differ():
@@ -89,13 +86,14 @@ def test_a_text_that_changes_is_followed():
 def test_trials_by_hand():
     """A call that drafts gives a row two tokens; one of the size in use takes a second, one of the others 9.
 
-    A size's first chunk is a call that loads it. Then two chunks, a trial of the smaller neighbour, loaded first; two, one of
-    the larger. Each trial is eight calls of 9 seconds. The larger one's gives as much as 8 seconds of the size in use, and
-    the other's half of it: 64 and 68 seconds are lost, which is `LOST` of what comes until the next trial of its size.
+    A size's first chunk is a call that loads it. Then two chunks, a trial of the smaller neighbour, loaded first and as long as
+    its cost takes, since it is plain decoding; two, one of the larger. Each is eight calls of 9 seconds. The larger one's
+    gives as much as 8 seconds of the size in use, and the other's half of it: 64 and 68 seconds are lost, which is `LOST` of
+    what comes until the next trial of its size.
     """
     choice, sizes, calls, seconds = Choice(SIZES, 8), [], [], 0.0
     tries = {0: [], 2: []}
-    while len(tries[0]) + len(tries[2]) < 6:
+    while len(tries[0]) < 7 or len(tries[2]) < 3:
         turn = choice.turn()
         sizes.append(turn.size)
         calls.append(turn.calls)
@@ -107,11 +105,10 @@ def test_trials_by_hand():
             turn, seconds=took, calls=turn.calls, row_calls=8 * turn.calls, tokens=(16 if turn.size else 8) * turn.calls
         )
     assert REST == 2
-    assert sizes[:10] == [1, 1, 1, 0, 0, 1, 1, 2, 2, 1]
-    assert calls[:10] == [1, 8, 8, 1, 8, 8, 8, 1, 8, 8]
+    assert sizes[:14] == [1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 1]
+    assert calls[:14] == [1, 8, 8, 1, 8, 8, 8, 8, 8, 8, 8, 1, 8, 8]
     for size, lost in {0: 68, 2: 64}.items():
-        load, first, again = tries[size]
-        assert load == first
+        *_, first, again = tries[size][: 7 if size == 0 else 3]
         assert first + 72 + 0.97 * lost / LOST < again < first + 72 + 1.03 * lost / LOST  # a prior's counts are in it
 
 
