@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
-from jax_probe_mtp.commands import demo_model, verify
+from jax_probe_mtp.commands import demo_model
 from jax_probe_mtp.commands.cache_folder import cache_folder
+from jax_probe_mtp.commands.verify.report import show
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, PLAIN, draft_name, parse_draft, with_tuned_masks
 from jax_probe_mtp.files.records.record import Record
@@ -47,7 +48,7 @@ def _demo(args: argparse.Namespace) -> int:
     for source, shared in ((untuned, None), (tuned, masks.shared)):
         found = compare(checkpoint, prompts, source, settings, shared=shared, plain_answers=plain)
         print(f"{draft_name(source)}:")
-        status = max(status, verdicts.status_of(verdicts.summary(verify.show(found))))
+        status = max(status, verdicts.status_of(verdicts.summary(show(found))))
     if jax.default_backend() == "cpu":
         print(
             "(a CPU's call takes longer the more rows it has; fewer calls pay where reading the weights is the limit)",

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import jax
 
-from jax_probe_mtp.commands import align, bench, demo, generate, merge, tune_masks, verify
+from jax_probe_mtp.commands import align, bench, demo, generate, merge, tune_masks
 from jax_probe_mtp.commands.cache_folder import cache_folder
+from jax_probe_mtp.commands.verify import command as verify
 from jax_probe_mtp.errors import Parser, exit_status, one_line
 
 NEWEST_JAX = (0, 12)  # that the tests pass on

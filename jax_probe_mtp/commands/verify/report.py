@@ -1,0 +1,54 @@
+"""Shows verdicts as they come, and writes the reports that were asked for."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from jax_probe_mtp.commands import model_defaults
+from jax_probe_mtp.decoding.settings import PENALTIES, Settings
+from jax_probe_mtp.files.whole_files import write_files, write_json
+from jax_probe_mtp.measuring.environment import environment
+from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.model.fingerprint import model_identity
+from jax_probe_mtp.sameness import verdicts
+from jax_probe_mtp.sameness.verdicts import Verdict
+
+DEFAULTS = "model_defaults_not_applied"
+
+
+def show(found: Iterable[Verdict]) -> list[Verdict]:
+    """Prints each verdict as it comes, then the counts; gives all of them."""
+    kept = []
+    for verdict in found:
+        print(verdict, flush=True)
+        kept.append(verdict)
+    print(verdicts.counts_line(verdicts.summary(kept)), flush=True)
+    return kept
+
+
+def report(found: Iterable[Verdict], title: str, run: dict[str, Any], args: argparse.Namespace) -> int:
+    """Shows the verdicts, writes the reports that were asked for and returns the exit status."""
+    kept = show(found)
+    totals = verdicts.summary(kept)
+    if args.outputs and totals[verdicts.DIVERGED] and DEFAULTS in run:  # elsewhere neither side applies them
+        print(model_defaults.say_may_be_why(run["model"]["name"], run[DEFAULTS]), file=sys.stderr)
+    if args.json:
+        write_json(args.json, {"run": run, "summary": totals, "records": [verdict.as_json() for verdict in kept]})
+    if args.markdown:
+        write_files(args.markdown.parent, {args.markdown.name: verdicts.markdown(title, run, totals, kept)})
+    return verdicts.status_of(totals)
+
+
+def described_run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
+    """Describes what the verdicts hold for."""
+    names = ("temperature", "top_k", "top_p", "seed", "batch_size", "is_exact", *PENALTIES)
+    defaults = model_defaults.not_applied(checkpoint.generation_defaults, settings)
+    return {
+        "model": model_identity(checkpoint),
+        **{name: getattr(settings, name) for name in names},
+        "eos_token_ids": list(checkpoint.eos_token_ids),
+        "max_new_tokens": args.max_new_tokens if args.outputs else settings.max_new_tokens,
+        **({DEFAULTS: defaults} if defaults else {}),
+        **environment(checkpoint.number_format),
+    }
