@@ -1,9 +1,13 @@
-"""Judges outputs of any framework: are they what plain decoding gives? Each is checked in one pass over its text."""
+"""Examines outputs of any framework: are they what plain decoding gives, and how likely is each token?
+
+Each is checked in one pass over its text.
+"""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jax_probe_mtp.decoding.penalties import Penalties
@@ -11,11 +15,12 @@ from jax_probe_mtp.decoding.request import Request, make_penalties
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.generation.text_stream import TextStream
+from jax_probe_mtp.jobs.text_ids import is_other_cut
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.sampling import Sampling
 from jax_probe_mtp.sameness.first_difference import OTHER_FRAMEWORK_TIE, Difference, request_of, rounding
 from jax_probe_mtp.sameness.own_choices import Choices, choices_of
-from jax_probe_mtp.sameness.verdicts import DIVERGED, UNCHECKED, Verdict, kind_of
+from jax_probe_mtp.sameness.verdicts import DIVERGED, INCOMPLETE, SCORED, UNCHECKED, Verdict, kind_of
 
 BATCHES_A_WINDOW = 32  # records are sorted by length within so many batches: a file is never in memory as a whole
 
@@ -30,6 +35,11 @@ class Output:
       limit: tokens that it was asked for; None if nobody says.
       category: a name to sum up by.
       error: why the prompt could not be read; then nothing else counts.
+      logprobs: log-probability of each token as the framework states it, NaN where it does not; None if it states none.
+      is_ambiguous: of each token, True where the output is a text that does not tell whether it was this one; None where all
+        are certain.
+      is_from_text: True where the tokens were made of a text.
+      other_prompts: gives other ways in which the prompt may have been put, in tokens, by name; it is asked for few outputs.
     """
 
     prompt: Prompt
@@ -37,10 +47,46 @@ class Output:
     limit: int | None = None
     category: str | None = None
     error: str | None = None
+    logprobs: Sequence[float] | None = None
+    is_ambiguous: Sequence[bool] | None = None
+    is_from_text: bool = False
+    other_prompts: Callable[[], Mapping[str, Sequence[int]]] = dict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examined:
+    """What was found of an output.
+
+    Attributes:
+      output: the output.
+      verdict: the verdict.
+      choices: the model's own at each of the A compared places, NumPy arrays, scores among them; None where nothing could be
+        compared.
+      is_ambiguous: bool [A], places that another cut of the same text may explain.
+      next_token: what the model would say behind an output that is short of an end; None where that does not matter.
+    """
+
+    output: Output
+    verdict: Verdict
+    choices: Choices | None = None
+    is_ambiguous: np.ndarray | None = None
+    next_token: int | None = None
 
 
 def judge(checkpoint: Checkpoint, outputs: Iterable[Output], settings: Settings) -> Iterator[Verdict]:
-    """Gives a verdict for every output, in the order given.
+    """Gives a verdict for every output, in the order given: see `examine`."""
+    return (found.verdict for found in examine(checkpoint, outputs, settings, is_scored=False))
+
+
+def examine(
+    checkpoint: Checkpoint,
+    outputs: Iterable[Output],
+    settings: Settings,
+    *,
+    is_scored: bool = True,
+    knows_seeds: bool = True,
+) -> Iterator[Examined]:
+    """Examines every output, in the order given.
 
     After a tie the check goes on: the model is asked at every place what it would say after the output's own tokens, so an
     output passes only where each of its tokens is the model's choice or ties with it.
@@ -49,6 +95,8 @@ def judge(checkpoint: Checkpoint, outputs: Iterable[Output], settings: Settings)
       checkpoint: the model.
       outputs: what to check.
       settings: sampling and stop texts of outputs that have none of their own; `batch_size` texts are checked at a time.
+      is_scored: whether the tokens are scored as well.
+      knows_seeds: False where the seeds of drawn outputs are not known: then only what the cuts leave out is wrong.
     """
     if settings.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {settings.batch_size}.")
@@ -56,25 +104,31 @@ def judge(checkpoint: Checkpoint, outputs: Iterable[Output], settings: Settings)
     for output in outputs:
         window.append(output)
         if len(window) == settings.batch_size * BATCHES_A_WINDOW:
-            yield from _judge(checkpoint, window, settings)
+            yield from _examine(checkpoint, window, settings, is_scored, knows_seeds)
             window = []
-    yield from _judge(checkpoint, window, settings)
+    yield from _examine(checkpoint, window, settings, is_scored, knows_seeds)
 
 
-def _judge(checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings) -> list[Verdict]:
-    verdicts: list[Verdict | None] = [None] * len(outputs)
+def _examine(
+    checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings, is_scored: bool, knows_seeds: bool
+) -> list[Examined]:
+    examined: list[Examined | None] = [None] * len(outputs)
     draws: dict[int, Sampling] = {}
     for n, output in enumerate(outputs):
         try:
             draws[n] = _check(checkpoint, output, settings).sampling
         except ValueError as error:
-            verdicts[n] = _verdict(output, UNCHECKED, reason=one_line(error))
+            unchecked = _verdict(output, UNCHECKED, reason=one_line(error))
+            examined[n] = Examined(output=output, verdict=unchecked)
             continue
         if not output.token_ids:
-            verdicts[n] = _of(checkpoint, output, settings, None, None)
+            size, reason = whole_part(checkpoint, output, settings)
+            examined[n] = Examined(output=output, verdict=_of(output, size, reason, []))
             del draws[n]
     numbers = sorted(draws)
-    texts = [(outputs[n].prompt.token_ids, outputs[n].token_ids) for n in numbers]
+    parts = {n: whole_part(checkpoint, outputs[n], settings) for n in numbers}
+    behind = {n: _behind(checkpoint, outputs[n], *parts[n]) if is_scored else [] for n in numbers}
+    texts = [(outputs[n].prompt.token_ids, [*outputs[n].token_ids, *behind[n]]) for n in numbers]
     is_sampled = any(draws[n].temperature_B[0] > 0 for n in numbers)
     of_texts = [draws[n] for n in numbers] if is_sampled else None
     batch_size = min(settings.batch_size, max(len(texts), 1))
@@ -85,12 +139,47 @@ def _judge(checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings
         return make_penalties(rows, checkpoint.eos_token_ids, checkpoint.config.vocab_size)
 
     penalized = (penalties_of,) if any(each.is_penalized for each in own) else ()
-    for place, choices in choices_of(checkpoint, texts, of_texts, batch_size, *penalized):
+    for place, choices in choices_of(checkpoint, texts, of_texts, batch_size, *penalized, is_scored=is_scored):
         n = numbers[place]
-        verdicts[n] = _of(checkpoint, outputs[n], settings, choices, draws[n] if is_sampled else None)
-    found = [verdict for verdict in verdicts if verdict is not None]
+        draw = draws[n] if is_sampled else None
+        is_greedy = not draws[n].temperature_B[0] > 0
+        next_token = int(choices.best_BA[-1]) if behind[n] else None
+        size, reason = parts[n]
+        choices = jax.tree.map(lambda values, size=size: values[:size], choices)
+        is_ambiguous = _ambiguous(checkpoint, outputs[n], choices.best_BA)
+        if is_greedy or knows_seeds:
+            differences = _differences(checkpoint, outputs[n], choices, draw, is_ambiguous)
+            verdict = _of(outputs[n], size, reason, differences)
+        else:
+            verdict = _of_draw(outputs[n], size, reason, choices, is_ambiguous)
+        examined[n] = Examined(
+            output=outputs[n], verdict=verdict, choices=choices, is_ambiguous=is_ambiguous, next_token=next_token
+        )
+    found = [each for each in examined if each is not None]
     assert len(found) == len(outputs)
     return found
+
+
+def _behind(checkpoint: Checkpoint, output: Output, size: int, reason: str | None) -> list[int]:
+    """Gives a token to ask the model what it would say where an output stopped short; nothing of a whole one."""
+    is_short = reason is not None and size == len(output.token_ids)
+    num_tokens = len(output.prompt.token_ids) + size
+    fits = num_tokens < checkpoint.config.context_length
+    return list(checkpoint.eos_token_ids[:1]) if is_short and fits else []
+
+
+def _ambiguous(checkpoint: Checkpoint, output: Output, best_A: np.ndarray) -> np.ndarray | None:
+    """Marks the places of a text's tokens that another cut of the text may explain; None where the tokens were given."""
+    if not output.is_from_text:
+        return None
+    ids, tokenizer = list(output.token_ids), checkpoint.tokenizer
+    unsure = output.is_ambiguous or [False] * len(ids)
+    return np.asarray(
+        [
+            unsure[place] or (best != ids[place] and is_other_cut(tokenizer, ids, place, best))
+            for place, best in enumerate(best_A.tolist())
+        ]
+    )
 
 
 def _check(checkpoint: Checkpoint, output: Output, settings: Settings) -> Request:
@@ -114,27 +203,31 @@ def how_drawn(checkpoint: Checkpoint, output: Output, settings: Settings, num_to
     return request_of(checkpoint, asked, settings)
 
 
-def _of(
-    checkpoint: Checkpoint, output: Output, settings: Settings, choices: Choices | None, draw: Sampling | None
-) -> Verdict:
-    size, reason = whole_part(checkpoint, output, settings)
+def _differences(
+    checkpoint: Checkpoint, output: Output, choices: Choices, draw: Sampling | None, is_ambiguous: np.ndarray | None
+) -> list[Difference]:
+    """Finds the tokens that are not the model's own choice, but for those that another cut of the text may explain."""
+    given = np.asarray(output.token_ids[: len(choices.best_BA)])
+    is_other = choices.best_BA != given
     differences: list[Difference] = []
-    if choices is not None:
-        given = np.asarray(output.token_ids[:size])
-        for place in np.flatnonzero(choices.best_BA[:size] != given).tolist():
-            best_score = float(choices.best_score_BA[place])
-            tolerance, step = rounding(checkpoint, best_score, draw, OTHER_FRAMEWORK_TIE)
-            differences.append(
-                Difference(
-                    position=place,
-                    plain_token=int(choices.best_BA[place]),
-                    other_token=int(given[place]),
-                    plain_score=best_score,
-                    other_score=float(choices.given_score_BA[place]),
-                    tolerance=tolerance,
-                    step=step,
-                )
+    for place in np.flatnonzero(is_other if is_ambiguous is None else is_other & ~is_ambiguous).tolist():
+        best_score = float(choices.best_score_BA[place])
+        tolerance, step = rounding(checkpoint, best_score, draw, OTHER_FRAMEWORK_TIE)
+        differences.append(
+            Difference(
+                position=place,
+                plain_token=int(choices.best_BA[place]),
+                other_token=int(given[place]),
+                plain_score=best_score,
+                other_score=float(choices.given_score_BA[place]),
+                tolerance=tolerance,
+                step=step,
             )
+        )
+    return differences
+
+
+def _of(output: Output, size: int, reason: str | None, differences: Sequence[Difference]) -> Verdict:
     kind, difference = kind_of(differences, reason)
     return _verdict(
         output,
@@ -144,6 +237,22 @@ def _of(
         num_differences=len(differences),
         reason=None if kind == DIVERGED else reason,
     )
+
+
+def _of_draw(
+    output: Output, size: int, reason: str | None, choices: Choices, is_ambiguous: np.ndarray | None
+) -> Verdict:
+    """Gives the verdict on one draw of an unknown seed: alone it shows little but tokens that the cuts leave out."""
+    assert choices.given is not None
+    fit, is_out = choices.given.stated, ~np.isfinite(choices.given.stated.logprob)
+    impossible = np.flatnonzero(is_out if is_ambiguous is None else is_out & ~is_ambiguous)
+    if impossible.size:
+        says = f"{impossible.size} tokens that the cuts leave out, the first at new token {impossible[0]}."
+        return _verdict(output, DIVERGED, num_compared=size, num_differences=int(impossible.size), reason=says)
+    likely = f"mean log-probability {fit.logprob.mean():.3f}, of draws {-fit.entropy.mean():.3f}"
+    if reason is not None:
+        return _verdict(output, INCOMPLETE, num_compared=size, reason=reason, more=f" ({likely})")
+    return _verdict(output, SCORED, num_compared=size, reason=f"{size} tokens, {likely}.")
 
 
 def whole_part(checkpoint: Checkpoint, output: Output, settings: Settings) -> tuple[int, str | None]:

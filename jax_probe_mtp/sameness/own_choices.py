@@ -17,6 +17,7 @@ from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
 from jax_probe_mtp.model.sampling import Sampling
+from jax_probe_mtp.sameness.token_scores import TokenScores, nothing_scored, token_scores
 
 MIN_CHUNK = 128  # tokens of each text that enter the model at a time
 MIN_ROWS = 512  # of all texts together: a GPU takes as long for fewer
@@ -30,14 +31,16 @@ class Choices(flax.struct.PyTreeNode, kw_only=True):
       best_BA: int32 [B, A], the token that plain decoding puts there.
       best_score_BA: float32 [B, A], its score (`sampling.scores`: the logit of a greedy row).
       given_score_BA: float32 [B, A], the score of the token that is there; -inf where the cuts leave it out.
+      given: [B, A], how the token that is there fits the model's distributions; None where nobody asked.
     """
 
     best_BA: jax.Array
     best_score_BA: jax.Array
     given_score_BA: jax.Array
+    given: TokenScores | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "num_outputs"))
+@functools.partial(jax.jit, static_argnames=("cfg", "num_outputs", "is_scored", "temperatures"))
 def choices(
     params: Params,
     cfg: ModelConfig,
@@ -48,6 +51,8 @@ def choices(
     penalties: Penalties | None = None,
     *,
     num_outputs: int,
+    is_scored: bool = False,
+    temperatures: tuple[float, ...] = (),
 ) -> Choices:
     """Passes over given texts once, and reads the head at output positions alone.
 
@@ -60,6 +65,8 @@ def choices(
       draw: how the rows were sampled; None for greedy.
       penalties: of the rows; None where none has any.
       num_outputs: A, at least the longest output; static.
+      is_scored: whether the given tokens are scored as well; static.
+      temperatures: others at which they are scored; static.
     """
     B, T = token_BT.shape
     dtype = params["embed"].dtype
@@ -76,6 +83,7 @@ def choices(
     given_BA = jnp.take_along_axis(token_BT, place_BA, axis=1, mode="clip")
     hidden_BAD = jnp.take_along_axis(hidden_BTD, place_BA[..., None] - 1, axis=1, mode="clip")
     rows = min(max(HEAD_ROWS // B, 1), num_outputs)
+    score = functools.partial(token_scores, temperatures=temperatures)
 
     def judge(i: jax.Array, found: Choices) -> Choices:
         first = jnp.minimum(i * rows, num_outputs - rows)  # the last rows may overlap the ones before
@@ -95,13 +103,21 @@ def choices(
             best_BA=jnp.argmax(score_BRV, axis=-1).astype(jnp.int32),
             best_score_BA=jnp.max(score_BRV, axis=-1),
             given_score_BA=jnp.take_along_axis(score_BRV, cut(given_BA)[..., None], axis=-1)[..., 0],
+            given=jax.vmap(score, in_axes=(1, 1, None), out_axes=1)(logits_BRV, cut(given_BA), draw)
+            if is_scored
+            else None,
         )
         return jax.tree.map(
             lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, first, axis=1), found, here
         )
 
     nothing_BA = jnp.zeros(given_BA.shape, jnp.float32)
-    nothing = Choices(best_BA=given_BA * 0, best_score_BA=nothing_BA, given_score_BA=nothing_BA)
+    nothing = Choices(
+        best_BA=given_BA * 0,
+        best_score_BA=nothing_BA,
+        given_score_BA=nothing_BA,
+        given=nothing_scored(given_BA.shape, len(temperatures)) if is_scored else None,
+    )
     return jax.lax.fori_loop(0, (jnp.max(output_length_B) + rows - 1) // rows, judge, nothing)
 
 
@@ -111,6 +127,9 @@ def choices_of(
     draws: Sequence[Sampling] | None,
     batch_size: int,
     penalties_of: Callable[[Sequence[int]], Penalties] | None = None,
+    *,
+    is_scored: bool = False,
+    temperatures: tuple[float, ...] = (),
 ) -> Iterator[tuple[int, Choices]]:
     """Gives the `choices` of any number of texts, those of like lengths together.
 
@@ -120,6 +139,8 @@ def choices_of(
       draws: how each was sampled, of one row; None where all are greedy.
       batch_size: B, texts of a pass.
       penalties_of: (numbers of texts) -> their penalties, a row each; None where none has any.
+      is_scored: whether the given tokens are scored as well.
+      temperatures: others at which they are scored.
 
     Returns:
       An iterator over (number of the text, its choices as NumPy arrays [A], A the length of its output), in any order.
@@ -131,13 +152,17 @@ def choices_of(
         rows = [*numbers, *idle]
         draw = None if draws is None else jax.tree.map(lambda *row: np.concatenate(row), *(draws[n] for n in rows))
         penalties = None if penalties_of is None else penalties_of(rows)
-        found = jax.device_get(_pass(checkpoint, [texts[n] for n in rows], draw, penalties))
+        pairs = [texts[n] for n in rows]
+        asked: dict[str, Any] = {"is_scored": is_scored, "temperatures": temperatures}
+        found = jax.device_get(_pass(checkpoint, pairs, draw, penalties, asked))
         for row, n in enumerate(numbers):
             size = len(texts[n][1])
             yield n, jax.tree.map(lambda values, row=row, size=size: values[row, :size], found)
 
 
-def _pass(checkpoint: Checkpoint, texts: list[Any], draw: Sampling | None, penalties: Penalties | None) -> Choices:
+def _pass(
+    checkpoint: Checkpoint, texts: list[Any], draw: Sampling | None, penalties: Penalties | None, asked: dict[str, Any]
+) -> Choices:
     lengths = np.asarray([(len(prompt), len(output)) for prompt, output in texts], np.int32)
     token_BT = np.zeros((len(texts), bucket(int(lengths.sum(1).max()))), np.int32)
     for row, (prompt, output) in enumerate(texts):
@@ -151,4 +176,5 @@ def _pass(checkpoint: Checkpoint, texts: list[Any], draw: Sampling | None, penal
         draw,
         penalties,
         num_outputs=bucket(int(lengths[:, 1].max())),
+        **asked,
     )

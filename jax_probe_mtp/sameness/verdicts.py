@@ -9,6 +9,9 @@ from jax_probe_mtp.files.markdown import cell, number, table
 from jax_probe_mtp.sameness.first_difference import Difference
 
 SAME, TIE, DIVERGED, INCOMPLETE, UNCHECKED = KINDS = ("same", "tie", "diverged", "incomplete", "unchecked")
+SCORED = (
+    "scored"  # counted only where it comes: a draw of an unknown seed, of which a file says more than one answer does
+)
 MOST_LISTED = 200  # records in a Markdown report that are not the same
 
 
@@ -19,7 +22,8 @@ class Verdict:
     Attributes:
       id: the record's.
       kind: "same": every token is the model's own choice; "tie": all others tie with it; "diverged": one does not;
-        "incomplete": the output is no whole answer; "unchecked": it could not be checked.
+        "incomplete": the output is no whole answer; "unchecked": it could not be checked; "scored": a draw of an unknown seed
+        that nothing speaks against.
       num_tokens: tokens of the output.
       difference: the place that decides: the first one that diverged, else the first tie.
       num_compared: of these, those that were compared: where outputs are compared with each other, up to the first difference,
@@ -94,7 +98,8 @@ def summary(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     tokens = differences = 0
     for verdict in verdicts:
         for name in {"", verdict.category or ""}:
-            counts.setdefault(name, dict.fromkeys(KINDS, 0))[verdict.kind] += 1
+            count = counts.setdefault(name, dict.fromkeys(KINDS, 0))
+            count[verdict.kind] = count.get(verdict.kind, 0) + 1
         if verdict.kind != UNCHECKED:
             tokens += verdict.num_tokens if verdict.num_compared is None else verdict.num_compared
         differences += verdict.num_differences
@@ -118,12 +123,31 @@ def status_of(totals: dict[str, Any]) -> int:
 
 def counts_line(totals: dict[str, Any]) -> str:
     """Writes the counts in one line; kinds that are seldom seen only where they were."""
-    kinds = [kind for kind in KINDS if totals[kind] or kind in (SAME, TIE, DIVERGED)]
+    kinds = [kind for kind in _kinds(totals) if totals[kind] or kind in (SAME, TIE, DIVERGED)]
     return ", ".join(f"{totals[kind]} {kind}" for kind in kinds)
 
 
-def markdown(title: str, run: dict[str, Any], totals: dict[str, Any], verdicts: Sequence[Verdict]) -> str:
-    """Writes a report for people: what was compared, the counts, and every record that is not the same."""
+def _kinds(totals: dict[str, Any]) -> list[str]:
+    return [*KINDS, *([SCORED] if SCORED in totals else [])]
+
+
+def is_listed(verdict: Verdict) -> bool:
+    """Says whether a report for people lists a record by name."""
+    return verdict.kind not in (SAME, SCORED)
+
+
+def markdown(
+    title: str, run: dict[str, Any], totals: dict[str, Any], verdicts: Sequence[Verdict], of_file: Sequence[str] = ()
+) -> str:
+    """Writes a report for people: what was compared, the counts, and every record that is not the same.
+
+    Args:
+      title: its heading.
+      run: what the verdicts hold for.
+      totals: `summary` of them.
+      verdicts: at least the first `MOST_LISTED` of those that are listed.
+      of_file: what is said of the file as a whole, a line each.
+    """
     rate = number(totals["differences_per_1000_tokens"], ".3f")
     lines = [
         f"# {cell(title)}",
@@ -134,9 +158,12 @@ def markdown(title: str, run: dict[str, Any], totals: dict[str, Any], verdicts: 
         "1,000.",
     ]
     if totals["by_category"]:
-        rows = [[name, *(str(count[kind]) for kind in KINDS)] for name, count in totals["by_category"].items()]
-        lines += ["", table(["category", *KINDS], rows)]
-    others = [verdict for verdict in verdicts if verdict.kind != SAME]
+        kinds = _kinds(totals)
+        rows = [[name, *(str(count.get(kind, 0)) for kind in kinds)] for name, count in totals["by_category"].items()]
+        lines += ["", table(["category", *kinds], rows)]
+    if of_file:
+        lines += ["", "The file as a whole:", "", *(f"- {cell(line)}" for line in of_file)]
+    others = list(filter(is_listed, verdicts))
     if others:
         lines += [
             "",

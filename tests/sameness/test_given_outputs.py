@@ -89,7 +89,7 @@ def test_in_bfloat16_two_steps_are_a_tie_and_three_are_not(checkpoint, plain, mo
         checkpoint, params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), checkpoint.params)
     )
 
-    def choices_of(_, texts, *__):
+    def choices_of(_, texts, *__, **___):
         yield (
             0,
             given_outputs.Choices(
@@ -200,7 +200,9 @@ def test_any_number_of_outputs_in_order(checkpoint, tiny, plain, monkeypatch):
 
 def test_a_batch_is_no_larger_than_what_there_is(checkpoint, plain, monkeypatch):
     honest, sizes = given_outputs.choices_of, []
-    monkeypatch.setattr(given_outputs, "choices_of", lambda *args: sizes.append(args[3]) or honest(*args))
+    monkeypatch.setattr(
+        given_outputs, "choices_of", lambda *args, **more: sizes.append(args[3]) or honest(*args, **more)
+    )
     given = [output(plain, name=n) for n in range(2)]
     assert [each.kind for each in judge(checkpoint, given, Settings(batch_size=3000))] == ["same", "same"]
     assert sizes == [2]

@@ -1,0 +1,164 @@
+"""Says of a whole file of outputs what its tokens say together: rates, tests, likelihoods under two models, and causes."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jax_probe_mtp.decoding.settings import Settings
+from jax_probe_mtp.model.checkpoint import Checkpoint
+from jax_probe_mtp.sameness.causes import Causes
+from jax_probe_mtp.sameness.evidence import BLOCK, FALSE_ALARM, Evidence, Likelihoods, p_of_same
+from jax_probe_mtp.sameness.given_outputs import Examined, Output, examine
+from jax_probe_mtp.sameness.verdicts import Verdict
+
+_AROUND = 8  # tokens before a difference that are shown
+
+
+@dataclasses.dataclass
+class FileReport:
+    """What was found of a file. Greedy outputs, and draws whose seeds are known, are judged apart from draws of unknown seeds.
+
+    Attributes:
+      checkpoint: the model.
+      settings: those of outputs that have none of their own.
+      knows_seeds: False where the seeds of drawn outputs are not known.
+      of_each: told of every output that was examined, as it comes: rows of a table, points of a figure.
+      other: another model that may explain the outputs, and its name; None where nobody asked.
+    """
+
+    checkpoint: Checkpoint
+    settings: Settings
+    knows_seeds: bool = True
+    of_each: Callable[[Examined], None] = lambda found: None
+    other: tuple[str, Checkpoint] | None = None
+
+    def __post_init__(self) -> None:
+        """Begins with no output."""
+        self.greedy, self.drawn = Evidence(), Evidence(is_drawn=True)
+        self.likelihoods = Likelihoods()
+        self._causes = Causes(self.checkpoint.eos_token_ids, self.settings)
+        self._baseline: FileReport | None = None
+
+    def verdicts(self, outputs: Iterable[Output]) -> Iterator[Verdict]:
+        """Examines outputs, adds them up and gives their verdicts, in the order given."""
+        first, second = itertools.tee(outputs)
+        found = examine(self.checkpoint, first, self.settings, knows_seeds=self.knows_seeds)
+        if self.other is None:
+            pairs: Iterator[tuple[Examined, Examined | None]] = ((each, None) for each in found)
+        else:
+            under_other = examine(self.other[1], second, self.settings, knows_seeds=self.knows_seeds)
+            pairs = zip(found, under_other, strict=True)
+        del second  # which would keep every output
+        for each, other in pairs:
+            self._add(each, other)
+            yield _with_text(self.checkpoint, each)
+
+    def compare_with(self, baseline: "FileReport") -> None:
+        """Takes a file of outputs that are known to be good, whose verdicts were read."""
+        self._baseline = baseline
+
+    def _add(self, found: Examined, other: Examined | None) -> None:
+        if found.choices is None or found.choices.given is None:
+            self.of_each(found)
+            return
+        scores = found.choices.given
+        has_temperature = found.output.prompt.of("temperature", self.settings) > 0
+        is_drawn = has_temperature and not self.knows_seeds
+        if not is_drawn:  # of a known seed the noise belongs to the score
+            margin = np.asarray(found.choices.best_score_BA) - np.asarray(found.choices.given_score_BA)
+            scores = scores.replace(margin=margin)
+        (self.drawn if is_drawn else self.greedy).add(scores, found.is_ambiguous)
+        self._causes.add(found, has_temperature)
+        if other is not None and other.choices is not None and other.choices.given is not None:
+            one, two = (np.asarray(each.stated.logprob) for each in (scores, other.choices.given))
+            size = min(len(one), len(two))  # a model may have another end of text
+            is_used = np.ones(size, np.bool_) if found.is_ambiguous is None else ~found.is_ambiguous[:size]
+            self.likelihoods.add(one[:size][is_used], two[:size][is_used])
+        self.of_each(found)
+
+    @property
+    def match_rate(self) -> float:
+        """Gives the share of greedy tokens, and of draws with known seeds, that are the model's own; NaN of none."""
+        return self.greedy.match_rate
+
+    def lines(self, name: str) -> list[str]:
+        """Says all of it in a line each for people; `name` is the model's."""
+        parts = [evidence for evidence in (self.greedy, self.drawn) if evidence.tokens] or [self.greedy]
+        found = [line for evidence in parts for line in evidence.lines()]
+        if self.drawn.p_likelihood < FALSE_ALARM:
+            way = "less" if self.drawn.z < 0 else "more"
+            found.append(
+                f"not draws of this model at the stated temperature and cuts: they are {way} likely than draws are"
+            )
+        found += [
+            f"{'drawn' if is_drawn else 'greedy'} tokens: {says}" for is_drawn, _, says in self._against_baseline()
+        ]
+        if self.other is not None:
+            found.append(self.likelihoods.line(name, self.other[0]))
+        found += [f"cause: {line}" for line in self.causes]
+        return found
+
+    @property
+    def causes(self) -> list[str]:
+        """Says what explains the file; found once, since it asks the model."""
+        if not hasattr(self, "_found_causes"):
+            self._found_causes = self._causes.lines(self.checkpoint, self.settings.batch_size)
+        return self._found_causes
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Says whether a test with an error rate speaks against the file: draws' likelihood, or the baseline."""
+        p_values = [self.drawn.p_likelihood, *(p for _, p, _ in self._against_baseline() if p is not None)]
+        return any(p < FALSE_ALARM for p in p_values)
+
+    def _against_baseline(self) -> Iterator[tuple[bool, float | None, str]]:
+        if self._baseline is None:
+            return
+        for mine, good in ((self.greedy, self._baseline.greedy), (self.drawn, self._baseline.drawn)):
+            if not mine.tokens:
+                continue
+            try:
+                p = p_of_same(mine, good)
+            except ValueError as error:
+                yield mine.is_drawn, None, str(error)
+                continue
+            blocks = f"{len(mine.blocks)} blocks of {BLOCK} tokens against {len(good.blocks)}"
+            says = "not made as the baseline was" if p < FALSE_ALARM else "nothing tells them from the baseline"
+            yield mine.is_drawn, p, f"p = {p:.2g}, {says} ({blocks})"
+
+    def as_json(self) -> dict[str, Any]:
+        """Gives all of it as a report holds it."""
+        record: dict[str, Any] = {
+            "greedy": self.greedy.as_json() if self.greedy.tokens else None,
+            "drawn": self.drawn.as_json() if self.drawn.tokens else None,
+            "causes": self.causes,
+        }
+        if self._baseline is not None:
+            p_values = {("drawn" if is_drawn else "greedy"): p for is_drawn, p, _ in self._against_baseline()}
+            record |= {"baseline": self._baseline.as_json(), "p_against_baseline": p_values}
+        if self.other is not None:
+            record["against_model"] = {
+                "model": self.other[0],
+                "log_likelihood_ratio": self.likelihoods.log_ratio,
+                "tokens": self.likelihoods.tokens,
+                "decided_after_tokens": self.likelihoods.decided_after,
+            }
+        return record
+
+
+def _with_text(checkpoint: Checkpoint, found: Examined) -> Verdict:
+    """Adds the text around the place that decides."""
+    place = found.verdict.difference
+    if place is None or place.other_token is None or place.plain_token is None or checkpoint.tokenizer is None:
+        return found.verdict
+    ids = list(found.output.token_ids)
+
+    def text(token_ids: list[int]) -> str:
+        return repr(checkpoint.tokenizer.decode(token_ids))[:80]
+
+    before = text(ids[max(0, place.position - _AROUND) : place.position])
+    says = f"; behind {before} plain says {text([place.plain_token])}, this {text([place.other_token])}"
+    return dataclasses.replace(found.verdict, more=found.verdict.more + says)
