@@ -33,7 +33,9 @@ def test_outputs_that_are_the_models_own(verify, plain):
     code, out, err = verify(outputs_of(plain), "--batch-size", "2")
     assert (code, err) == (0, "")
     lines = [f"{name}: same {len(tokens)} tokens" for name, tokens in plain.items()]
-    assert out.splitlines() == [*lines, "3 same, 0 tie, 0 diverged"]
+    *found, of_file, counts = out.splitlines()
+    assert (found, counts) == (lines, "3 same, 0 tie, 0 diverged")
+    assert of_file.startswith(f"{sum(map(len, plain.values()))} tokens: 1.0000 are the model's best (")
 
 
 def test_reports_of_outputs_one_of_which_diverged(verify, plain, tmp_path):
@@ -44,10 +46,9 @@ def test_reports_of_outputs_one_of_which_diverged(verify, plain, tmp_path):
     code, out, _ = verify(records, "--json", reports[0], "--markdown", reports[1])
     assert code == 1
     assert out.splitlines()[1].startswith(f"b: diverged at new token 4: plain {plain['b'][4]} (")
-    assert out.splitlines()[2:] == [
-        "c: incomplete: ends after 3 tokens, short of an end of text and of the limit of 24.",
-        "1 same, 0 tie, 1 diverged, 1 incomplete",
-    ]
+    assert f" plain says {words(plain['b'][4])!r}, this {words(wrong[4])!r}" in out.splitlines()[1]
+    says = "c: incomplete: ends after 3 tokens, short of an end of text and of the limit of 24."
+    assert (out.splitlines()[2], out.splitlines()[-1]) == (says, "1 same, 0 tie, 1 diverged, 1 incomplete")
     record = json.loads(reports[0].read_text())
     assert (record["summary"]["records"], record["summary"]["diverged"]) == (3, 1)
     assert record["summary"]["by_category"]["y"]["incomplete"] == 1
@@ -97,7 +98,8 @@ def test_prompts_may_be_messages(verify, tiny):
     prompt = [0, 59, 7, 60]  # the chat template's
     tokens, _ = reference.plain_decode(tiny.reference, prompt, max_new_tokens=5, eos=(EOS,))
     record = {"id": 1, "messages": [{"role": "user", "content": words(7)}], "token_ids": tokens}
-    assert verify([record], "--max-new-tokens", "5")[:2] == (0, "1: same 5 tokens\n1 same, 0 tie, 0 diverged\n")
+    code, out, _ = verify([record], "--max-new-tokens", "5")
+    assert (code, out.splitlines()[0], out.splitlines()[-1]) == (0, "1: same 5 tokens", "1 same, 0 tie, 0 diverged")
     code, out, _ = verify([record], "--max-new-tokens", "5", "--no-chat-template")
     assert code == 2
     assert out.startswith("1: unchecked: messages need the chat template; ")
@@ -178,7 +180,7 @@ def test_a_stop_text_may_hold_a_special_token(run, model, plain, tmp_path):
     assert (code, out.splitlines()[0][:18]) == (0, "0: same 3 tokens; ")
     outputs = [{"id": n, "prompt_ids": PROMPTS["c"], "token_ids": plain["c"][:n]} for n in (2, 3, 4)]
     code, out, _ = run("verify", *flags, "--outputs", write(tmp_path / "o.jsonl", outputs))
-    short, whole, behind, counts = out.splitlines()
+    short, whole, behind, _, counts = out.splitlines()
     assert (code, whole, counts) == (1, "3: same 3 tokens", "1 same, 0 tie, 0 diverged, 2 incomplete")
     assert short.endswith("ends after 2 tokens, short of an end of text and of the limit of 24.")
     assert behind.endswith("1 of 4 tokens are behind the end of the text.")
@@ -189,10 +191,11 @@ def test_the_assistants_last_message_is_continued_if_asked(verify, tiny, run, tm
     prompt = [0, 59, 7]
     tokens, _ = reference.plain_decode(tiny.reference, prompt, max_new_tokens=5, eos=(EOS,))
     record = {"id": "x", "messages": [{"role": "assistant", "content": words(7)}], "token_ids": tokens}
-    says = "x: same 5 tokens\n1 same, 0 tie, 0 diverged\n"
     flags = ["--max-new-tokens", "5"]
-    assert verify([record], *flags, "--continue-final-message")[:2] == (0, says)
-    assert verify([record | {"continue_final_message": True}], *flags)[:2] == (0, says)
+    code, out, _ = verify([record], *flags, "--continue-final-message")
+    assert (code, out.splitlines()[0]) == (0, "x: same 5 tokens")
+    code, out, _ = verify([record | {"continue_final_message": True}], *flags)
+    assert (code, out.splitlines()[0]) == (0, "x: same 5 tokens")
     code, out, _ = verify([record], *flags)
     assert code == 2
     assert out.startswith("x: unchecked: the last message is the assistant's, ")

@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jax_probe_mtp.commands import model_defaults
+from jax_probe_mtp.commands.verify.file_flags import WholeFile
 from jax_probe_mtp.decoding.settings import PENALTIES, Settings
 from jax_probe_mtp.files.whole_files import write_files, write_json
 from jax_probe_mtp.measuring.environment import environment
@@ -27,17 +28,42 @@ def show(found: Iterable[Verdict]) -> list[Verdict]:
     return kept
 
 
-def report(found: Iterable[Verdict], title: str, run: dict[str, Any], args: argparse.Namespace) -> int:
-    """Shows the verdicts, writes the reports that were asked for and returns the exit status."""
-    kept = show(found)
-    totals = verdicts.summary(kept)
+def report(
+    found: Iterable[Verdict], title: str, run: dict[str, Any], args: argparse.Namespace, whole: WholeFile | None = None
+) -> int:
+    """Shows the verdicts, writes the reports that were asked for and returns the exit status.
+
+    Args:
+      found: the verdicts, as they come.
+      title: of the Markdown report.
+      run: what they hold for.
+      args: the flags.
+      whole: what is said of a file as a whole; None where nothing is.
+    """
+    kept: list[Verdict] = []  # for JSON all of them, else as many as Markdown lists: a file may be of any length
+
+    def shown() -> Iterator[Verdict]:
+        for verdict in found:
+            print(verdict, flush=True)
+            if args.json or (args.markdown and verdicts.is_listed(verdict) and len(kept) <= verdicts.MOST_LISTED):
+                kept.append(verdict)
+            yield verdict
+
+    totals = verdicts.summary(shown())
+    lines = whole.lines() if whole else []
+    for line in [*lines, verdicts.counts_line(totals)]:
+        print(line, flush=True)
     if args.outputs and totals[verdicts.DIVERGED] and DEFAULTS in run:  # elsewhere neither side applies them
         print(model_defaults.say_may_be_why(run["model"]["name"], run[DEFAULTS]), file=sys.stderr)
     if args.json:
-        write_json(args.json, {"run": run, "summary": totals, "records": [verdict.as_json() for verdict in kept]})
+        of_file = {"file": whole.as_json()} if whole else {}
+        records = [verdict.as_json() for verdict in kept]
+        write_json(args.json, {"run": run, "summary": totals, **of_file, "records": records})
     if args.markdown:
-        write_files(args.markdown.parent, {args.markdown.name: verdicts.markdown(title, run, totals, kept)})
-    return verdicts.status_of(totals)
+        text = verdicts.markdown(title, run, totals, kept, lines)
+        write_files(args.markdown.parent, {args.markdown.name: text})
+    status = verdicts.status_of(totals)
+    return whole.status(status, totals) if whole else status
 
 
 def described_run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
