@@ -27,6 +27,7 @@ OPENING, LATER, OPENING_RATIO = 2, 16, 2.5
 LEAST_TEMPERATURE = 0.65
 FITS = 0.9  # share of tokens that are the model's best where a prompt is the one that was used
 MISFITS = 0.8  # share below which a greedy answer has another prompt, or is none of this model
+LEAST_OF_PROMPT = 4  # tokens, which an answer may well begin with by itself
 LEAST_OF_ANSWER = 8  # tokens, below which an answer alone tells nothing
 MOST_PROMPTS, MOST_ALIKE = 500, 8  # prompts that are kept, and those that are tried on an answer
 MOST_OF_NEIGHBOURS = 4  # standard deviations
@@ -86,8 +87,9 @@ class Causes:
         output, ids, size = found.output, list(found.output.token_ids), len(found.choices.best_BA)
         prompt = list(output.prompt.token_ids)
         self.answers += 1
-        self.begin_with_prompt += len(ids) > len(prompt) and ids[: len(prompt)] == prompt
         is_other = found.choices.best_BA != np.asarray(ids[:size])
+        begins_so = LEAST_OF_PROMPT <= len(prompt) < len(ids) and ids[: len(prompt)] == prompt
+        self.begin_with_prompt += bool(begins_so and is_other[: len(prompt)].any())
         if found.is_ambiguous is not None:
             is_other &= ~found.is_ambiguous
         if is_drawn:  # what it would say next is a draw as well

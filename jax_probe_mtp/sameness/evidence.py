@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from jax_probe_mtp.sameness.token_scores import TokenScores
+from jax_probe_mtp.sameness.token_scores import BORDER, TokenScores
 
 BLOCK = 300  # tokens that are one sample of a file: those of one answer depend on each other
 MARGIN_CLIP = 5.0  # nats that count at most: one absurd token must not outweigh many small gaps
@@ -35,7 +35,7 @@ class Evidence:
       tokens: compared tokens; those that another cut of the text may explain are not.
       ambiguous: tokens that were left out for that.
       agreeing: tokens that are the model's best.
-      impossible: drawn tokens that the stated cuts leave out.
+      impossible: drawn tokens that are more than `BORDER` beyond the stated cuts.
       records: answers with a compared token.
       first_differences: answers with a token that is not the model's best.
       tokens_to_first: tokens up to the first of them in each answer, it among them; all of an answer without one.
@@ -92,7 +92,7 @@ class Evidence:
             np.asarray(getattr(fit, name), np.float64)[is_used] for name in ("logprob", "entropy", "variance", "above")
         )
         is_possible = np.isfinite(logprob)
-        self.impossible += int((~is_possible).sum()) if self.is_drawn else 0
+        self.impossible += int((np.asarray(scores.beyond)[is_used] > BORDER).sum()) if self.is_drawn else 0
         logprob, entropy, variance, above = (each[is_possible] for each in (logprob, entropy, variance, above))
         self.excess += float((logprob + entropy).sum())
         self.variance += float(variance.sum())
@@ -159,6 +159,12 @@ class Evidence:
         expected = total / PIT_BINS
         return float(stats.chi2.sf(((self._pit - expected) ** 2 / expected).sum(), PIT_BINS - 1))
 
+    @property
+    def p_draws(self) -> float:
+        """Gives the p-value of both tests together (Bonferroni); NaN where neither could be made."""
+        p_values = [p for p in (self.p_likelihood, self.p_uniform) if not math.isnan(p)]
+        return min(1.0, len(p_values) * min(p_values)) if p_values else math.nan
+
     def as_json(self) -> dict[str, Any]:
         """Gives all of it as a report holds it; null stands where there is no value."""
         low, high = self.match_interval
@@ -172,7 +178,9 @@ class Evidence:
             "mean_clipped_margin": self.mean_margin,
             "gap_quantiles": self.gap_quantiles,
             "first_differences_per_1000_tokens": (
-                1000 * self.first_differences / self.tokens_to_first if self.tokens_to_first else math.nan
+                1000 * self.first_differences / self.tokens_to_first
+                if self.tokens_to_first and not self.is_drawn
+                else math.nan
             ),
             "z_likelihood": self.z,
             "blocks": len(self.blocks),
@@ -195,7 +203,7 @@ class Evidence:
         rate = f"{self.tokens} tokens: {self.match_rate:.4f} are the model's best ({low:.4f} to {high:.4f} at 95%)"
         left = f", {self.ambiguous} left out (another cut of the text)" if self.ambiguous else ""
         found = [f"{rate}, mean margin {self.mean_margin:.4f} nats{left}"]
-        if self.gap_quantiles:
+        if self.gap_quantiles and not self.is_drawn:
             quantiles = ", ".join(f"{float(q):.0%} {value:.2g}" for q, value in self.gap_quantiles.items())
             per = 1000 * self.first_differences / self.tokens_to_first
             found.append(

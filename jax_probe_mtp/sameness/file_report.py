@@ -9,10 +9,11 @@ import numpy as np
 
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.sameness.causes import Causes
+from jax_probe_mtp.sameness.causes import FITS, Causes
 from jax_probe_mtp.sameness.evidence import BLOCK, FALSE_ALARM, Evidence, Likelihoods, p_of_same
 from jax_probe_mtp.sameness.given_outputs import Examined, Output, examine
-from jax_probe_mtp.sameness.verdicts import Verdict
+from jax_probe_mtp.sameness.token_scores import GREEDY_TEMPERATURE
+from jax_probe_mtp.sameness.verdicts import Verdict, counts_line, summary
 
 _AROUND = 8  # tokens before a difference that are shown
 
@@ -38,7 +39,9 @@ class FileReport:
     def __post_init__(self) -> None:
         """Begins with no output."""
         self.greedy, self.drawn = Evidence(), Evidence(is_drawn=True)
-        self.likelihoods = Likelihoods()
+        self._sharp, self._own, self._other_greedy = Likelihoods(), Likelihoods(), Evidence()
+        self._stated_apart, self._num_stated = 0.0, 0
+        self.totals: dict[str, Any] = summary([])
         self._causes = Causes(self.checkpoint.eos_token_ids, self.settings)
         self._baseline: FileReport | None = None
 
@@ -73,11 +76,44 @@ class FileReport:
         (self.drawn if is_drawn else self.greedy).add(scores, found.is_ambiguous)
         self._causes.add(found, has_temperature)
         if other is not None and other.choices is not None and other.choices.given is not None:
-            one, two = (np.asarray(each.stated.logprob) for each in (scores, other.choices.given))
-            size = min(len(one), len(two))  # a model may have another end of text
+            other_scores = other.choices.given
+            size = min(len(scores.margin), len(other_scores.margin))  # a model may have another end of text
             is_used = np.ones(size, np.bool_) if found.is_ambiguous is None else ~found.is_ambiguous[:size]
-            self.likelihoods.add(one[:size][is_used], two[:size][is_used])
+            for ratio, name in ((self._sharp, "stated"), (self._own, "own")):
+                one, two = (np.asarray(getattr(each, name).logprob)[:size] for each in (scores, other_scores))
+                ratio.add(one[is_used], two[is_used])
+            if not is_drawn:
+                self._other_greedy.add(other_scores, other.is_ambiguous)
+        self._compare_stated(found)
         self.of_each(found)
+
+    def _compare_stated(self, found: Examined) -> None:
+        """Adds how far the log-probabilities that the file states are from the model's, at temperature 1."""
+        if found.output.logprobs is None or found.choices is None or found.choices.given is None:
+            return
+        own = np.asarray(found.choices.given.own.logprob, np.float64)
+        apart = np.abs(np.asarray(found.output.logprobs, np.float64)[: len(own)] - own)
+        apart = apart[np.isfinite(apart)]
+        self._stated_apart, self._num_stated = self._stated_apart + float(apart.sum()), self._num_stated + apart.size
+
+    @property
+    def _is_sharp(self) -> bool:
+        """Says whether greedy text is compared at a low temperature: it must be one of the models' own for that."""
+        rates = [each.match_rate for each in (self.greedy, self._other_greedy) if each.tokens]
+        return not rates or max(rates) >= FITS
+
+    @property
+    def likelihoods(self) -> Likelihoods:
+        """Gives the ratio of the two models' likelihoods."""
+        return self._sharp if self._is_sharp else self._own
+
+    @property
+    def _likelihood_of(self) -> str:
+        if not self._is_sharp:
+            return "at temperature 1: the text is not either one's greedy text"
+        if self.greedy.tokens:
+            return f"greedy tokens as if drawn at temperature {GREEDY_TEMPERATURE}: a score, with no error rate"
+        return "one error in a hundred"
 
     @property
     def match_rate(self) -> float:
@@ -88,16 +124,19 @@ class FileReport:
         """Says all of it in a line each for people; `name` is the model's."""
         parts = [evidence for evidence in (self.greedy, self.drawn) if evidence.tokens] or [self.greedy]
         found = [line for evidence in parts for line in evidence.lines()]
-        if self.drawn.p_likelihood < FALSE_ALARM:
-            way = "less" if self.drawn.z < 0 else "more"
-            found.append(
-                f"not draws of this model at the stated temperature and cuts: they are {way} likely than draws are"
-            )
-        found += [
-            f"{'drawn' if is_drawn else 'greedy'} tokens: {says}" for is_drawn, _, says in self._against_baseline()
-        ]
+        if self.drawn.p_draws < FALSE_ALARM:
+            found.append("not draws of this model at the stated temperature and cuts")
+        if self._num_stated:
+            apart = f"{self._stated_apart / self._num_stated:.4f} nats from the model's on average"
+            found.append(f"stated log-probabilities are {apart}, of {self._num_stated} tokens")
+        if self._baseline is not None:
+            parts = [part for part in (self._baseline.greedy, self._baseline.drawn) if part.tokens]
+            counts = counts_line(self._baseline.totals)
+            found += [f"baseline: {line}" for line in [*(part.lines()[0] for part in parts), counts]]
+        kind = {True: "drawn tokens", False: "greedy tokens and draws of known seeds"}
+        found += [f"{kind[is_drawn]}: {says}" for is_drawn, _, says in self._against_baseline()]
         if self.other is not None:
-            found.append(self.likelihoods.line(name, self.other[0]))
+            found.append(f"{self.likelihoods.line(name, self.other[0])} ({self._likelihood_of})")
         found += [f"cause: {line}" for line in self.causes]
         return found
 
@@ -111,7 +150,7 @@ class FileReport:
     @property
     def is_told_apart(self) -> bool:
         """Says whether a test with an error rate speaks against the file: draws' likelihood, or the baseline."""
-        p_values = [self.drawn.p_likelihood, *(p for _, p, _ in self._against_baseline() if p is not None)]
+        p_values = [self.drawn.p_draws, *(p for _, p, _ in self._against_baseline() if p is not None)]
         return any(p < FALSE_ALARM for p in p_values)
 
     def _against_baseline(self) -> Iterator[tuple[bool, float | None, str]]:
@@ -142,6 +181,7 @@ class FileReport:
         if self.other is not None:
             record["against_model"] = {
                 "model": self.other[0],
+                "favours_it": self.likelihoods.log_ratio < 0,
                 "log_likelihood_ratio": self.likelihoods.log_ratio,
                 "tokens": self.likelihoods.tokens,
                 "decided_after_tokens": self.likelihoods.decided_after,

@@ -20,6 +20,7 @@ from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.sampling import Sampling
 from jax_probe_mtp.sameness.first_difference import OTHER_FRAMEWORK_TIE, Difference, request_of, rounding
 from jax_probe_mtp.sameness.own_choices import Choices, choices_of
+from jax_probe_mtp.sameness.token_scores import BORDER
 from jax_probe_mtp.sameness.verdicts import DIVERGED, INCOMPLETE, SCORED, UNCHECKED, Verdict, kind_of
 
 BATCHES_A_WINDOW = 32  # records are sorted by length within so many batches: a file is never in memory as a whole
@@ -139,15 +140,18 @@ def _examine(
         return make_penalties(rows, checkpoint.eos_token_ids, checkpoint.config.vocab_size)
 
     penalized = (penalties_of,) if any(each.is_penalized for each in own) else ()
-    for place, choices in choices_of(checkpoint, texts, of_texts, batch_size, *penalized, is_scored=is_scored):
+    for place, choices in choices_of(
+        checkpoint, texts, of_texts, batch_size, *penalized, is_scored=is_scored, is_noisy=knows_seeds
+    ):
         n = numbers[place]
         draw = draws[n] if is_sampled else None
         is_greedy = not draws[n].temperature_B[0] > 0
         next_token = int(choices.best_BA[-1]) if behind[n] else None
         size, reason = parts[n]
         choices = jax.tree.map(lambda values, size=size: values[:size], choices)
-        is_ambiguous = _ambiguous(checkpoint, outputs[n], choices.best_BA)
-        if is_greedy or knows_seeds:
+        is_drawn = not is_greedy and not knows_seeds
+        is_ambiguous = _ambiguous(checkpoint, outputs[n], None if is_drawn else choices.best_BA, size)
+        if not is_drawn:
             differences = _differences(checkpoint, outputs[n], choices, draw, is_ambiguous)
             verdict = _of(outputs[n], size, reason, differences)
         else:
@@ -168,18 +172,19 @@ def _behind(checkpoint: Checkpoint, output: Output, size: int, reason: str | Non
     return list(checkpoint.eos_token_ids[:1]) if is_short and fits else []
 
 
-def _ambiguous(checkpoint: Checkpoint, output: Output, best_A: np.ndarray) -> np.ndarray | None:
-    """Marks the places of a text's tokens that another cut of the text may explain; None where the tokens were given."""
+def _ambiguous(checkpoint: Checkpoint, output: Output, best_A: np.ndarray | None, size: int) -> np.ndarray | None:
+    """Marks the places of a text's tokens that another cut of the text may explain; None where the tokens were given.
+
+    Of draws `best_A` is None: places that are left out for the token that is there would leave the others no draws.
+    """
     if not output.is_from_text:
         return None
     ids, tokenizer = list(output.token_ids), checkpoint.tokenizer
-    unsure = output.is_ambiguous or [False] * len(ids)
-    return np.asarray(
-        [
-            unsure[place] or (best != ids[place] and is_other_cut(tokenizer, ids, place, best))
-            for place, best in enumerate(best_A.tolist())
-        ]
-    )
+    unsure = np.asarray(output.is_ambiguous or [False] * len(ids), np.bool_)[:size]
+    if best_A is not None:
+        for place in np.flatnonzero(best_A != np.asarray(ids[:size])).tolist():
+            unsure[place] |= is_other_cut(tokenizer, ids, place, int(best_A[place]))
+    return unsure
 
 
 def _check(checkpoint: Checkpoint, output: Output, settings: Settings) -> Request:
@@ -244,15 +249,17 @@ def _of_draw(
 ) -> Verdict:
     """Gives the verdict on one draw of an unknown seed: alone it shows little but tokens that the cuts leave out."""
     assert choices.given is not None
-    fit, is_out = choices.given.stated, ~np.isfinite(choices.given.stated.logprob)
+    fit, is_out = choices.given.stated, choices.given.beyond > BORDER
     impossible = np.flatnonzero(is_out if is_ambiguous is None else is_out & ~is_ambiguous)
     if impossible.size:
         says = f"{impossible.size} tokens that the cuts leave out, the first at new token {impossible[0]}."
         return _verdict(output, DIVERGED, num_compared=size, num_differences=int(impossible.size), reason=says)
-    likely = f"mean log-probability {fit.logprob.mean():.3f}, of draws {-fit.entropy.mean():.3f}"
+    inside = np.isfinite(fit.logprob)  # nothing is said of a token at the border of the cuts
+    mean, of_draws = (float(values[inside].mean()) if inside.any() else 0.0 for values in (fit.logprob, -fit.entropy))
+    likely = f"mean log-probability {mean:.3f}, of draws {of_draws:.3f}"
     if reason is not None:
-        return _verdict(output, INCOMPLETE, num_compared=size, reason=reason, more=f" ({likely})")
-    return _verdict(output, SCORED, num_compared=size, reason=f"{size} tokens, {likely}.")
+        return _verdict(output, INCOMPLETE, num_compared=0, reason=reason, more=f" ({likely})")
+    return _verdict(output, SCORED, num_compared=0, reason=f"{size} tokens, {likely}.")
 
 
 def whole_part(checkpoint: Checkpoint, output: Output, settings: Settings) -> tuple[int, str | None]:

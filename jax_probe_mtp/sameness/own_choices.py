@@ -40,7 +40,7 @@ class Choices(flax.struct.PyTreeNode, kw_only=True):
     given: TokenScores | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "num_outputs", "is_scored", "temperatures"))
+@functools.partial(jax.jit, static_argnames=("cfg", "num_outputs", "is_scored", "is_noisy", "temperatures"))
 def choices(
     params: Params,
     cfg: ModelConfig,
@@ -52,6 +52,7 @@ def choices(
     *,
     num_outputs: int,
     is_scored: bool = False,
+    is_noisy: bool = True,
     temperatures: tuple[float, ...] = (),
 ) -> Choices:
     """Passes over given texts once, and reads the head at output positions alone.
@@ -66,6 +67,7 @@ def choices(
       penalties: of the rows; None where none has any.
       num_outputs: A, at least the longest output; static.
       is_scored: whether the given tokens are scored as well; static.
+      is_noisy: False where nobody knows the seeds of draws: the model's own choice is then its best token; static.
       temperatures: others at which they are scored; static.
     """
     B, T = token_BT.shape
@@ -98,7 +100,9 @@ def choices(
                 return penalize(logits_BV, penalties, used(token_BT, prompt_length_B, place_B, cfg.vocab_size))
 
             logits_BRV = jax.vmap(penalized, in_axes=(1, 1), out_axes=1)(logits_BRV, cut(place_BA))
-        score_BRV = jax.vmap(sampling.scores, in_axes=(1, 1, None), out_axes=1)(logits_BRV, cut(place_BA), draw)
+        score_BRV = jax.vmap(sampling.scores, in_axes=(1, 1, None), out_axes=1)(
+            logits_BRV, cut(place_BA), draw if is_noisy else None
+        )
         here = Choices(
             best_BA=jnp.argmax(score_BRV, axis=-1).astype(jnp.int32),
             best_score_BA=jnp.max(score_BRV, axis=-1),
@@ -129,6 +133,7 @@ def choices_of(
     penalties_of: Callable[[Sequence[int]], Penalties] | None = None,
     *,
     is_scored: bool = False,
+    is_noisy: bool = True,
     temperatures: tuple[float, ...] = (),
 ) -> Iterator[tuple[int, Choices]]:
     """Gives the `choices` of any number of texts, those of like lengths together.
@@ -140,6 +145,7 @@ def choices_of(
       batch_size: B, texts of a pass.
       penalties_of: (numbers of texts) -> their penalties, a row each; None where none has any.
       is_scored: whether the given tokens are scored as well.
+      is_noisy: False where nobody knows the seeds of draws.
       temperatures: others at which they are scored.
 
     Returns:
@@ -153,7 +159,7 @@ def choices_of(
         draw = None if draws is None else jax.tree.map(lambda *row: np.concatenate(row), *(draws[n] for n in rows))
         penalties = None if penalties_of is None else penalties_of(rows)
         pairs = [texts[n] for n in rows]
-        asked: dict[str, Any] = {"is_scored": is_scored, "temperatures": temperatures}
+        asked: dict[str, Any] = {"is_scored": is_scored, "is_noisy": is_noisy, "temperatures": temperatures}
         found = jax.device_get(_pass(checkpoint, pairs, draw, penalties, asked))
         for row, n in enumerate(numbers):
             size = len(texts[n][1])

@@ -17,6 +17,9 @@ from jax_probe_mtp.model.sampling import Sampling
 # A greedy text is judged as one that was drawn at this temperature: so a token that ties with the best costs nothing, and one
 # that is a nat behind it costs ten.
 GREEDY_TEMPERATURE = 0.1
+# Nats beyond the stated cuts from which a token is impossible: two steps of bfloat16 at logits of 16 to 32. Where a cut lies
+# changes with rounding.
+BORDER = 0.25
 
 
 class Fit(flax.struct.PyTreeNode, kw_only=True):
@@ -40,6 +43,8 @@ class TokenScores(flax.struct.PyTreeNode, kw_only=True):
 
     Attributes:
       margin: float32, the best logit less the token's, penalties included; 0 where the token is the best.
+      beyond: float32, how far the token is below the least likely one that the stated cuts leave, in scaled logits; at most 0
+        where they leave it.
       rank: int32, tokens that go before it: those with a larger logit, and equal ones of a lower id.
       own: in the model's distribution, at temperature 1 and without cuts.
       stated: in the distribution of the row's temperature and cuts; of a greedy row, at `GREEDY_TEMPERATURE`.
@@ -47,6 +52,7 @@ class TokenScores(flax.struct.PyTreeNode, kw_only=True):
     """
 
     margin: jax.Array
+    beyond: jax.Array
     rank: jax.Array
     own: Fit
     stated: Fit
@@ -90,6 +96,7 @@ def token_scores(
         at = jax.lax.map(at_one, jnp.asarray(temperatures, jnp.float32))
     return TokenScores(
         margin=jnp.max(logits_BV, axis=1) - logit_B1[:, 0],
+        beyond=_beyond(stated_BV, is_kept_BV, given_B1),
         rank=jnp.sum(is_before_BV, axis=1, dtype=jnp.int32),
         own=_fit(logits_BV, None, given_B1, is_before_BV),
         stated=_fit(stated_BV, is_kept_BV, given_B1, is_before_BV),
@@ -97,11 +104,20 @@ def token_scores(
     )
 
 
+def _beyond(scaled_BV: jax.Array, is_kept_BV: jax.Array | None, given_B1: jax.Array) -> jax.Array:
+    if is_kept_BV is None:
+        return jnp.zeros(scaled_BV.shape[0], jnp.float32)
+    least_B = jnp.min(jnp.where(is_kept_BV, scaled_BV, jnp.inf), axis=1)
+    return least_B - jnp.take_along_axis(scaled_BV, given_B1, axis=1)[:, 0]
+
+
 def nothing_scored(shape: tuple[int, ...], num_temperatures: int = 0) -> TokenScores:
     """Gives zeros, to be filled in."""
     fit = _zero_fit(shape)
     at = _zero_fit((*shape, num_temperatures)) if num_temperatures else None
-    return TokenScores(margin=fit.logprob, rank=jnp.zeros(shape, jnp.int32), own=fit, stated=fit, at=at)
+    return TokenScores(
+        margin=fit.logprob, beyond=fit.logprob, rank=jnp.zeros(shape, jnp.int32), own=fit, stated=fit, at=at
+    )
 
 
 def _zero_fit(shape: tuple[int, ...]) -> Fit:

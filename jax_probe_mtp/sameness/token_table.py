@@ -64,16 +64,20 @@ class TokenTable:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         try:
+            try:
+                if kind is None:
+                    self._write()
+            finally:
+                for file in (self._writer, self._file):
+                    if file is not None:
+                        file.close()
             if kind is None:
-                self._write()
+                os.replace(self._partial, self._path)
+        except OSError as failure:
+            reason = f"{self._path} cannot be written ({failure.strerror}); free some space or name another."
+            raise OSError(reason) from None
         finally:
-            for file in (self._writer, self._file):
-                if file is not None:
-                    file.close()
-            if kind is not None:
-                self._partial.unlink(missing_ok=True)
-        if kind is None:
-            os.replace(self._partial, self._path)
+            self._partial.unlink(missing_ok=True)
 
     def add(self, found: Examined) -> None:
         """Adds the tokens of an output that could be compared."""
@@ -92,7 +96,7 @@ class TokenTable:
                 best,
                 margin if np.isfinite(margin) else None,
                 int(scores.rank[place]),
-                logprob,
+                logprob if np.isfinite(logprob) else None,
                 float(np.exp(logprob)),
                 float(scores.own.entropy[place]),
                 bool(found.is_ambiguous[place]) if found.is_ambiguous is not None else False,

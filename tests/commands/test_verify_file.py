@@ -60,11 +60,24 @@ def test_draws_of_unknown_seeds_are_judged_by_their_likelihood(answers, verify, 
     assert any(line.startswith("not draws of this model at the stated temperature and cuts") for line in lines)
 
 
+def test_rounding_at_the_border_of_the_cuts_is_no_fault(answers, verify):
+    cut = ["--temperature", "1", "--top-p", "0.9"]
+    rounded, uncut = answers("b.jsonl", *cut, "--dtype", "bfloat16"), answers("u.jsonl", "--temperature", "1")
+    code, lines, _ = verify(rounded, *cut, "--unknown-seeds")
+    assert (code, lines[-1]) == (0, f"0 same, 0 tie, 0 diverged, {RECORDS} scored")
+    code, lines, _ = verify(uncut, *cut, "--unknown-seeds")
+    assert code == 1
+    assert "tokens that the cuts leave out" in lines[0]
+
+
 def test_a_baseline_gives_a_p_value(answers, verify, tmp_path):
     good, bad = answers("good.jsonl"), answers("bad.jsonl", is_of_other=True)
     code, lines, _ = verify(good, "--baseline", good, "--json", tmp_path / "r.json")
     assert code == 0
-    assert any(line.startswith("greedy tokens: p = ") and "nothing tells them" in line for line in lines)
+    assert any(line.startswith("greedy tokens and ") and "nothing tells them" in line for line in lines)
+    assert [line for line in lines if line.startswith("baseline: ")][
+        -1
+    ] == f"baseline: {RECORDS} same, 0 tie, 0 diverged"
     code, lines, _ = verify(bad, "--baseline", good, "--json", tmp_path / "r.json")
     assert code == 1
     assert any("not made as the baseline was" in line for line in lines)
@@ -77,7 +90,7 @@ def test_the_model_that_made_the_outputs_explains_them(answers, verify, other, t
     made = answers("o.jsonl", is_of_other=True)
     _, lines, _ = verify(made, "--against-model", other, "--json", tmp_path / "r.json")
     [line] = [line for line in lines if "explains the tokens" in line]
-    assert f"{other} explains the tokens, not " in line
+    assert line.startswith(f"{other} (float32) explains the tokens, not ")
     found = json.loads((tmp_path / "r.json").read_text())["file"]["against_model"]
     assert found["log_likelihood_ratio"] < -100
     assert found["decided_after_tokens"] < 40

@@ -22,7 +22,9 @@ def fit(size, **values):
 def scores(margin, own=None, stated=None):
     margin = np.asarray(margin, np.float64)
     rank, nothing = (margin > 0).astype(np.int32), fit(margin.size)
-    return TokenScores(margin=margin, rank=rank, own=own or nothing, stated=stated or nothing)
+    stated = stated or nothing
+    beyond = np.where(np.isfinite(stated.logprob), 0.0, 1.0)
+    return TokenScores(margin=margin, beyond=beyond, rank=rank, own=own or nothing, stated=stated)
 
 
 def evidence(*answers):

@@ -155,7 +155,7 @@ def test_a_baseline_gives_a_p_value(models, answers):
         report.compare_with(baseline)
         [p] = report.as_json()["p_against_baseline"].values()
         assert (p >= FALSE_ALARM) == is_same
-        [line] = [line for line in assert_readable(report) if "baseline" in line]
+        [line] = [line for line in assert_readable(report) if line.startswith("greedy tokens and ")]
         assert ("nothing tells them from the baseline" in line) == is_same
         assert ("not made as the baseline was" in line) == (not is_same)
         assert report.as_json()["baseline"]["greedy"]["match_rate"] == 1
@@ -166,8 +166,8 @@ def test_a_file_too_short_for_a_p_value_says_so(models, answers):
     baseline, _ = read(models["A"], many(answers("A")))
     report, _ = read(models["A"], outputs(answers("A")[:2]))
     report.compare_with(baseline)
-    [line] = [line for line in assert_readable(report) if "baseline" in line]
-    assert line.startswith("greedy tokens: too few to tell from the baseline: 0 and ")
+    [line] = [line for line in assert_readable(report) if line.startswith("greedy tokens and ")]
+    assert "known seeds: too few to tell from the baseline: 0 and " in line
     assert report.as_json()["p_against_baseline"] == {"greedy": None}
 
 

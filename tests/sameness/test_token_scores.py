@@ -185,3 +185,17 @@ def test_scores_of_sampled_texts_have_each_texts_own_cuts(tiny, texts):
     assert_scores_of_whole_texts(tiny.reference, texts, found, DRAWS, OTHERS)
     assert np.isneginf(found[1].given.stated.logprob).any(), "the cuts left every random token in: choose others"
     assert found[3].given.at.entropy.shape == (63, len(OTHERS))
+
+
+def test_how_far_a_token_is_beyond_the_cuts():
+    """Of 0.5, 0.3, 0.15, 0.05 top-p 0.7 leaves two; the third is log 2 below the second, at temperature 0.5 twice that."""
+    logits_BV = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]] * 4, jnp.float32))
+    draw = Sampling(
+        seed_B=jnp.zeros(4, jnp.uint32),
+        temperature_B=jnp.asarray([1.0, 1.0, 0.5, 0.0]),
+        top_k_B=jnp.asarray([0, 0, 2, 0]),
+        top_p_B=jnp.asarray([0.7, 0.7, 1.0, 0.7]),
+    )
+    found = token_scores(logits_BV, jnp.asarray([1, 2, 2, 3]), draw)
+    np.testing.assert_allclose(found.beyond[:3], [0, np.log(2), 2 * np.log(2)], atol=1e-5)
+    assert found.beyond[3] <= 0  # a greedy row has no cuts

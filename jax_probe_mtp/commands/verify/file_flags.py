@@ -4,8 +4,8 @@ import argparse
 import contextlib
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from jax_probe_mtp.commands import options
@@ -13,13 +13,14 @@ from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.remote.address import file_or_address
 from jax_probe_mtp.files.whole_files import write_files
+from jax_probe_mtp.measuring import figures
 from jax_probe_mtp.measuring.verify_figure import VerifyFigure
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.params import WEIGHTS
 from jax_probe_mtp.sameness.file_report import FileReport
 from jax_probe_mtp.sameness.given_outputs import Examined, Output
 from jax_probe_mtp.sameness.token_table import TokenTable, check_table
-from jax_probe_mtp.sameness.verdicts import UNCHECKED
+from jax_probe_mtp.sameness.verdicts import UNCHECKED, summary
 
 FLAGS = (
     "unknown_seeds",
@@ -85,6 +86,10 @@ def refuse_without_outputs(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is of the other model: give --against-model as well.")
     if args.tokens:
         check_table(args.tokens)
+    if args.figure:
+        figures.require_matplotlib()
+        if args.figure.suffix != ".svg":
+            raise ValueError(f"--figure {args.figure} is written as SVG; name a file that ends in .svg.")
 
 
 @dataclasses.dataclass
@@ -134,6 +139,9 @@ class WholeFile:
             return 1 if self.report.is_told_apart else status
         rate = self.report.match_rate
         if math.isnan(rate) or totals[UNCHECKED]:
+            unchecked = f"{totals[UNCHECKED]} outputs were not checked"
+            why = unchecked if totals[UNCHECKED] else "no output is greedy or of a known seed"
+            print(f"--fail-below cannot tell: {why}", file=sys.stderr)
             return 2
         return int(rate < self.args.fail_below)
 
@@ -143,17 +151,29 @@ def whole_file(
     checkpoint: Checkpoint,
     settings: Settings,
     knows_seeds: bool,
-    baseline: Iterable[Output] | None,
+    baseline: tuple[Iterable[Output], bool] | None,
 ) -> WholeFile:
-    """Makes the report on a file; the baseline, if there is one, is examined here."""
+    """Makes the report on a file; the baseline, if there is one, is examined here.
+
+    Args:
+      args: the flags.
+      checkpoint: the model.
+      settings: those of outputs that have none of their own.
+      knows_seeds: False where the seeds of drawn outputs are not known.
+      baseline: outputs that are known to be good, and whether their seeds are known.
+    """
     of_file: dict[str, Any] = {"checkpoint": checkpoint, "settings": settings, "knows_seeds": knows_seeds}
     report = FileReport(**of_file, other=_other_model(args, checkpoint))
     if baseline is not None:
-        good = FileReport(**of_file)
-        for _ in good.verdicts(baseline):
-            pass
+        good_outputs, knows = baseline
+        good = FileReport(**of_file | {"knows_seeds": knows})
+        good.totals = summary(good.verdicts(good_outputs))
         report.compare_with(good)
-    return WholeFile(report, checkpoint.name, args)
+    return WholeFile(report, _named(checkpoint), args)
+
+
+def _named(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.name} ({checkpoint.number_format})"
 
 
 def _other_model(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[str, Checkpoint] | None:
@@ -173,5 +193,4 @@ def _other_model(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[str,
             f"--against-model {args.against_model} has another tokenizer ({differing} is in one of them alone), so ids mean "
             "other texts there; name a model with the same tokenizer."
         )
-    kinds = [asked["dtype"] or "", asked["weights"] or ""] if Path(args.against_model) == Path(args.model) else []
-    return " ".join([other.name, *filter(None, kinds)]), other
+    return _named(other), other

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jax_probe_mtp.commands import draft_options, model_defaults, options
 from jax_probe_mtp.commands.verify.file_flags import whole_file
@@ -48,7 +48,7 @@ def verify_outputs(args: argparse.Namespace) -> int:
     settings = options.settings(args)
     prompts = PromptFile(args.input) if args.input else None
     file = OutputFile(args.outputs, args.format or AUTO, prompts)
-    good = OutputFile(args.baseline, args.format or AUTO, prompts) if args.baseline else None
+    good = OutputFile(args.baseline, AUTO, prompts) if args.baseline else None
     for line in [*file.says, *(good.says if good else [])]:
         print(line, file=sys.stderr)
     opened = options.open_model(args)
@@ -64,9 +64,14 @@ def verify_outputs(args: argparse.Namespace) -> int:
     if args.frequencies:
         found = judge_frequencies(checkpoint, outputs, settings)
         return report(found, f"First tokens of {args.outputs.name}", run, args)
-    knows_seeds = file.form.name == OURS and not args.unknown_seeds  # the noise of others is not ours
-    baseline = _outputs(good, encode, args, checkpoint, settings) if good else None
-    whole = whole_file(args, checkpoint, settings, knows_seeds, baseline)
+
+    def knows_seeds(file: OutputFile) -> bool:  # the noise of other tools is not ours
+        return file.form.name == OURS and not args.unknown_seeds
+
+    baseline = (_outputs(good, encode, args, checkpoint, settings), knows_seeds(good)) if good else None
+    whole = whole_file(args, checkpoint, settings, knows_seeds(file), baseline)
+    asked = {"baseline": args.baseline.name if args.baseline else None, "against_model": args.against_model}
+    run |= {"format": file.form.name, "knows_seeds": knows_seeds(file), **asked}
     with whole.asked():
         verdicts = whole.report.verdicts(outputs)
         return report(verdicts, f"Is {args.outputs.name} plain decoding's?", run, args, whole)
@@ -104,11 +109,11 @@ def _outputs(
             logprobs=logprobs,
             is_ambiguous=ids.is_ambiguous if any(ids.is_ambiguous) else None,
             is_from_text=is_from_text,
-            other_prompts=functools.partial(_other_prompts, encode, given.record),
+            other_prompts=functools.partial(_other_prompts, encode, given.record, prompt.token_ids),
         )
 
 
-def _other_prompts(encode: Encoder, record: Record) -> dict[str, list[int]]:
+def _other_prompts(encode: Encoder, record: Record, own: Sequence[int]) -> dict[str, list[int]]:
     """Gives other ways in which others may have put a prompt, by name."""
     ways = {
         "as plain text, without the chat template": dataclasses.replace(encode, use_chat_template=False),
@@ -120,8 +125,7 @@ def _other_prompts(encode: Encoder, record: Record) -> dict[str, list[int]]:
     for name, way in ways.items():
         with contextlib.suppress(ValueError):  # messages as plain text, a template without system messages
             found[name] = list(way(record).token_ids)
-    own = found.get("in the chat template" if encode.use_chat_template else "as plain text, without the chat template")
-    return {name: token_ids for name, token_ids in found.items() if token_ids != own}
+    return {name: token_ids for name, token_ids in found.items() if token_ids != list(own)}
 
 
 def _without_prompt(encode: Encoder, given: GivenOutput) -> tuple[Prompt, GivenOutput]:
