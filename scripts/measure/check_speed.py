@@ -2,7 +2,8 @@
 
     python scripts/measure/check_speed.py --model MODEL --input F.jsonl --max-new-tokens 100 --batch-sizes 1,8 --output R.json
 
-Both run once before they are timed, so that nothing is compiled within; neither time includes loading and tokenizing. Where
+Both run once before they are timed, so that nothing is compiled within; neither time includes loading and tokenizing. Checking
+makes the verdicts and the report on the file, with what it says of causes. Where
 an output is neither the same nor tied, which rounding to bfloat16 can bring about, the record says so and the exit status is 1.
 """
 
@@ -25,7 +26,8 @@ from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import model_identity
 from jax_probe_mtp.sameness import verdicts
-from jax_probe_mtp.sameness.given_outputs import Output, judge
+from jax_probe_mtp.sameness.file_report import FileReport
+from jax_probe_mtp.sameness.given_outputs import Output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         for size, seconds in check_seconds.items():
             start = time.perf_counter()
-            found = list(judge(checkpoint, outputs, Settings(batch_size=size)))
+            report = FileReport(checkpoint=checkpoint, settings=Settings(batch_size=size))
+            found = list(report.verdicts(outputs))
+            report.lines(checkpoint.name)
             seconds.append(time.perf_counter() - start)
             totals[size] = verdicts.summary(found)
     decoding = statistics.median(decode_seconds[1:])

@@ -7,10 +7,8 @@ from typing import Any
 
 from jax_probe_mtp.files.ids import content_digest
 from jax_probe_mtp.files.json_lines import check_id, excerpt
-from jax_probe_mtp.files.records.foreign_settings import DO_SAMPLE, refuse_foreign
-from jax_probe_mtp.files.records.openai_forms import plain_messages
-from jax_probe_mtp.files.records.record import Record
-from jax_probe_mtp.files.records.record_fields import LIMITS, OF_TEMPLATE, RULES, SOURCES
+from jax_probe_mtp.files.records.record import Record, checked_values
+from jax_probe_mtp.files.records.record_fields import SOURCES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,37 +85,7 @@ def record_of(item: Item, name: object, fields: Mapping[str, Any], *, sample: in
     where = item.where
     check_id(where, name)
     assert isinstance(name, str | int)
-    values = {field: value for field, value in fields.items() if field in RULES and value is not None}
-    given = [field for field in SOURCES if field in values]
-    if len(given) > 1:
-        raise ValueError(f"{where} has {' and '.join(given)}; give one of them.")
-    for field, value in values.items():
-        is_good, rule = RULES[field]
-        if not is_good(value):
-            raise ValueError(f"{where}: {field} must be {rule}, got {excerpt(value)}.")
-    is_limit, _ = RULES["max_new_tokens"]
-    for limit in LIMITS:
-        if is_limit(fields.get(limit)):
-            values.setdefault("max_new_tokens", fields[limit])
-    refuse_foreign(where, {**fields, **values})
-    if "messages" in values:
-        values["messages"] = plain_messages(where, values["messages"])
-    for field in [of_template for of_template in OF_TEMPLATE if of_template in values]:
-        if "prompt_ids" in values:
-            raise ValueError(f"{where}: {field} is for the chat template, which prompt_ids do not pass; leave it out.")
-        if not values[field]:
-            del values[field]
-    if values.get("continue_final_message") and values.get("messages", [{}])[-1].get("role") != "assistant":
-        way_out = 'messages that end with one of "assistant"; leave it out'
-        raise ValueError(f"{where}: continue_final_message is for {way_out}.")
-    if fields.get(DO_SAMPLE) is False:
-        values["temperature"] = 0.0
-    for field in values.keys() & {"temperature", "top_p"}:
-        values[field] = float(values[field])
-    if isinstance(values.get("stop"), str):
-        values["stop"] = (values["stop"],)
-    for field in values.keys() & {"stop", "stop_token_ids"}:
-        values[field] = tuple(values[field])
+    values = checked_values(where, fields)
     values.pop("n", None)  # each output is one
     return Record(index=item.index, id=name, content=content_digest(values), sample=sample, **values)
 

@@ -97,52 +97,63 @@ def parsed_records(
     """
     for index, number, where, line in json_lines(path, is_wanted):
         fields = of_batch_line(where, line)
-        given_fields = fields.items() if isinstance(fields, dict) else ()
-        values = {field: value for field, value in given_fields if field in RULES and value is not None}
-        given = [field for field in SOURCES if field in values]
-        if not given:
+        if not isinstance(fields, dict) or all(fields.get(source) is None for source in SOURCES):
             asked = 'an object with a text "prompt", or "messages" or "prompt_ids"'
             raise ValueError(f"{where} must be {asked}, got {excerpt(fields)}.")
-        if len(given) > 1:
-            raise ValueError(f"{where} has {' and '.join(given)}; give one of them.")
         name = fields.get("id", number)
         check_id(where, name)
-        for field, value in values.items():
-            is_good, rule = RULES[field]
-            if not is_good(value):
-                raise ValueError(f"{where}: {field} must be {rule}, got {excerpt(value)}.")
-        is_limit, _ = RULES["max_new_tokens"]
-        for limit in LIMITS:
-            if is_limit(fields.get(limit)):
-                values.setdefault("max_new_tokens", fields[limit])
-        refuse_foreign(where, fields | values)  # two limits that differ, among others
-        if "messages" in values:
-            values["messages"] = plain_messages(where, values["messages"])
-        for field in [name for name in OF_TEMPLATE if name in values]:
-            if "prompt_ids" in values:
-                raise ValueError(
-                    f"{where}: {field} is for the chat template, which prompt_ids do not pass; leave it out."
-                )
-            if not values[field]:
-                del values[field]
-        if fields.get(DO_SAMPLE) is False:
-            values["temperature"] = 0.0  # also where the run has another
-        if values.get("continue_final_message"):
-            _check_continues(where, values.get("messages"))
-        for field in values.keys() & {"temperature", "top_p"}:
-            values[field] = float(values[field])
-        if isinstance(values.get("stop"), str):
-            values["stop"] = (values["stop"],)
-        for field in values.keys() & {"stop", "stop_token_ids"}:
-            values[field] = tuple(values[field])
+        values = checked_values(where, fields)
         n, sample = values.pop("n", num_samples), 0
         if are_answers:
-            n, sample = 1, fields.get("sample")
-            sample = sample if type(sample) is int else 0  # else it is another tool's
+            stated = fields.get("sample")
+            n, sample = 1, stated if type(stated) is int else 0  # else it is another tool's
             if sample < 0:
                 raise ValueError(f"{where}: sample must be a whole number of at least 0, got {excerpt(sample)}.")
         content = content_digest(values)
         yield Record(index=index, id=name, content=content, n=n, sample=sample, **values), fields, number, where
+
+
+def checked_values(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks what an object says of a record, by the names of a prompt file, and gives it as a `Record` holds it.
+
+    Args:
+      where: the record's name for messages.
+      fields: the object; what a prompt file does not know is left out, or refused where it would change the answer.
+
+    Raises:
+      ValueError: names the record, the field and what is wrong with it.
+    """
+    values = {field: value for field, value in fields.items() if field in RULES and value is not None}
+    given = [field for field in SOURCES if field in values]
+    if len(given) > 1:
+        raise ValueError(f"{where} has {' and '.join(given)}; give one of them.")
+    for field, value in values.items():
+        is_good, rule = RULES[field]
+        if not is_good(value):
+            raise ValueError(f"{where}: {field} must be {rule}, got {excerpt(value)}.")
+    is_limit, _ = RULES["max_new_tokens"]
+    for limit in LIMITS:
+        if is_limit(fields.get(limit)):
+            values.setdefault("max_new_tokens", fields[limit])
+    refuse_foreign(where, {**fields, **values})  # two limits that differ, among others
+    if "messages" in values:
+        values["messages"] = plain_messages(where, values["messages"])
+    for field in [name for name in OF_TEMPLATE if name in values]:
+        if "prompt_ids" in values:
+            raise ValueError(f"{where}: {field} is for the chat template, which prompt_ids do not pass; leave it out.")
+        if not values[field]:
+            del values[field]
+    if fields.get(DO_SAMPLE) is False:
+        values["temperature"] = 0.0  # also where the run has another
+    if values.get("continue_final_message"):
+        _check_continues(where, values.get("messages"))
+    for field in values.keys() & {"temperature", "top_p"}:
+        values[field] = float(values[field])
+    if isinstance(values.get("stop"), str):
+        values["stop"] = (values["stop"],)
+    for field in values.keys() & {"stop", "stop_token_ids"}:
+        values[field] = tuple(values[field])
+    return values
 
 
 def _check_continues(where: str, messages: list[dict[str, Any]] | None) -> None:
