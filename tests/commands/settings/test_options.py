@@ -262,7 +262,5 @@ def test_the_ids_that_end_a_text_do_so_in_place_of_the_models_own(run, model, pl
     a, b = read_lines(files[3])
     assert (a["token_ids"][:3], len(a["token_ids"]), a["finish_reason"]) == (plain["a"], 6, "length")
     assert (b["token_ids"], b["text"], b["finish_reason"]) == ([20, 36], words(20, 36), "stop")
-    assert run("verify", "--model", model, "--outputs", files[3], *ends)[:2] == (
-        0,
-        "a: same 6 tokens\nb: same 2 tokens\n2 same, 0 tie, 0 diverged\n",
-    )
+    code, out, _ = run("verify", "--model", model, "--outputs", files[3], *ends)
+    assert (code, out.splitlines()[:2]) == (0, ["a: same 6 tokens", "b: same 2 tokens"])
