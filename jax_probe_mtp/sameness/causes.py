@@ -31,7 +31,7 @@ LEAST_OF_PROMPT = 4  # tokens, which an answer may well begin with by itself
 LEAST_OF_ANSWER = 8  # tokens, below which an answer alone tells nothing
 MOST_PROMPTS, MOST_ALIKE = 500, 8  # prompts that are kept, and those that are tried on an answer
 MOST_OF_NEIGHBOURS = 4  # standard deviations
-LEAST_TOKENS = 100  # compared ones, or differences by their own limits, below which nothing is said
+LEAST_TOKENS = 100  # compared ones, below which no cause of differences is named
 TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3)
 PIT_BINS, TAIL = 10, 0.03
 
@@ -44,7 +44,7 @@ class Causes:
       end_ids: tokens that end a text.
       settings: those of outputs that have none of their own.
       answers: those with a compared token.
-      begin_with_prompt: answers whose tokens begin with their prompt's.
+      begin_with_prompt: answers whose tokens begin with their prompt's, which are not the model's best there.
       short: answers that end before an end of text and before their limit.
       short_of_end: of them, those behind which the model would say the end of text.
       tokens: compared tokens of greedy answers.
@@ -245,10 +245,8 @@ def _of_temperature(checkpoint: Checkpoint, kept: Sequence[Examined], batch_size
     """Says at which temperature answers look drawn: their likelihood is a draw's there, and their places are uniform."""
     texts = [(list(each.output.prompt.token_ids), list(each.output.token_ids)) for each in kept]
     excess, variance, tokens = np.zeros(len(TEMPERATURES)), np.zeros(len(TEMPERATURES)), 0
-    lag, lag_variance = (
-        np.zeros(len(TEMPERATURES)),
-        np.zeros(len(TEMPERATURES)),
-    )  # of neighbours: those of draws are independent
+    # Of neighbours: those of draws are independent.
+    lag, lag_variance = np.zeros(len(TEMPERATURES)), np.zeros(len(TEMPERATURES))
     places: list[np.ndarray] = []
     draws = np.random.default_rng(0)  # makes ranks continuous; the same file gives the same answer
     for n, choices in choices_of(checkpoint, texts, None, batch_size, is_scored=True, temperatures=TEMPERATURES):

@@ -9,9 +9,8 @@ from jax_probe_mtp.files.markdown import cell, number, table
 from jax_probe_mtp.sameness.first_difference import Difference
 
 SAME, TIE, DIVERGED, INCOMPLETE, UNCHECKED = KINDS = ("same", "tie", "diverged", "incomplete", "unchecked")
-SCORED = (
-    "scored"  # counted only where it comes: a draw of an unknown seed, of which a file says more than one answer does
-)
+# Counted only where it comes: a draw of an unknown seed, of which a file says more than one answer does.
+SCORED = "scored"
 MOST_LISTED = 200  # records in a Markdown report that are not the same
 
 

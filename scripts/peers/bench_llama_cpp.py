@@ -151,7 +151,7 @@ class LlamaCpp:
         self._batch = api.llama_batch_init(slots * rows, 0, rows)
 
     def decode(self, prompts: Sequence[Prompt], max_new_tokens: int, ends: set[int]) -> list[list[int]]:
-        """Answers greedily; gives the new tokens, an end included."""
+        """Answers; gives the new tokens, an end included."""
         api = self._api
         api.llama_memory_clear(api.llama_get_memory(self._context), True)
         news: list[list[int]] = [[] for _ in prompts]
@@ -160,13 +160,17 @@ class LlamaCpp:
             reads = self._run(feed)
             after = []
             for (row, tokens, start), read in zip(feed, reads, strict=True):
-                logits = np.ctypeslib.as_array(api.llama_get_logits_ith(self._context, read), (self._size,))
-                token = int(np.argmax(logits))
+                token = self._choose(read)
                 news[row].append(token)
                 if len(news[row]) < max_new_tokens and token not in ends:
                     after.append((row, [token], start + len(tokens)))
             feed = after
         return news
+
+    def _choose(self, read: int) -> int:
+        """Chooses the token behind a place of the batch: the best one."""
+        logits = np.ctypeslib.as_array(self._api.llama_get_logits_ith(self._context, read), (self._size,))
+        return int(np.argmax(logits))
 
     def _run(self, feed: list[tuple[int, list[int], int]]) -> list[int]:
         """Runs tokens of several texts at once; says where each one's last is in the batch."""

@@ -262,21 +262,8 @@ class SampledLlamaCpp(LlamaCpp):
         add(self._chain, api.llama_sampler_init_temp(kind.temperature))  # 0 leaves the best token alone
         add(self._chain, api.llama_sampler_init_dist(seed))
 
-    def decode(self, prompts: Sequence[Prompt], max_new_tokens: int, ends: set[int]) -> list[list[int]]:
-        """Answers; gives the new tokens, an end included."""
-        api = self._api
-        api.llama_memory_clear(api.llama_get_memory(self._context), True)
-        news: list[list[int]] = [[] for _ in prompts]
-        feed = [(row, list(prompt.token_ids), 0) for row, prompt in enumerate(prompts)]
-        while feed:
-            reads, after = self._run(feed), []
-            for (row, tokens, start), read in zip(feed, reads, strict=True):
-                token = int(api.llama_sampler_sample(self._chain, self._context, read))
-                news[row].append(token)
-                if len(news[row]) < max_new_tokens and token not in ends:
-                    after.append((row, [token], start + len(tokens)))
-            feed = after
-        return news
+    def _choose(self, read: int) -> int:
+        return int(self._api.llama_sampler_sample(self._chain, self._context, read))
 
 
 def _round_to_q3_k(path: Path, api: Any) -> None:

@@ -20,11 +20,8 @@ from jax_probe_mtp.files.formats.given import (
 from jax_probe_mtp.files.records.record_fields import OF_PROMPT
 
 _TOKEN_ID = "token_id:"  # how vLLM names a token by its id
-_NO_SETTINGS = {
-    "id",
-    "choices",
-    "seed",
-}  # a seed is of another noise; others that a response has are no settings either
+# A seed is of another noise; the other fields that a response has are no settings either.
+_NO_SETTINGS = {"id", "choices", "seed"}
 
 
 def has_choices(value: Any, key: str, kind: str) -> bool:
