@@ -10,7 +10,7 @@ import jax
 import pytest
 from reference import Model
 
-from jax_probe_mtp.generation.programs import Programs
+from jax_probe_mtp.generation.programs import Programs, keep_programs
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import random_params
 
@@ -135,6 +135,7 @@ def own_caches(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
     yield
     jax.config.update("jax_compilation_cache_dir", before)
+    keep_programs(None)
 
 
 @pytest.fixture

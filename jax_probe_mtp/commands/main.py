@@ -12,6 +12,7 @@ from jax_probe_mtp.commands import align, bench, demo, generate, merge, tune_mas
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.commands.verify import command as verify
 from jax_probe_mtp.errors import Parser, exit_status, one_line
+from jax_probe_mtp.generation.programs import keep_programs
 
 NEWEST_JAX = (0, 12)  # that the tests pass on
 
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _set_up_process() -> None:
-    """Turns the persistent compilation cache on, unless the user has set it up already; hushes transformers.
+    """Has compiled programs kept, unless the user has set JAX's compilation cache up already; hushes transformers.
 
     A JAX newer than any that was tested gets one line.
     """
@@ -52,10 +53,11 @@ def _set_up_process() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torch, which is not needed here
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if not jax.config.values["jax_compilation_cache_dir"]:  # which JAX takes from the environment, too
         folder = cache_folder() / "compiled"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            keep_programs(cache_folder() / "programs")
         except OSError as error:
             print(f"compiled programs are not kept: {one_line(error)}", file=sys.stderr)
         else:

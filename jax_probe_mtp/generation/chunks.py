@@ -18,6 +18,7 @@ from jax_probe_mtp.decoding.rows import Report, admit, admit_after, empty, promp
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.merged.choice import Turn
+from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.programs import EVERYWHERE, PREFIX, REQUEST, ROWS, Function, Program, Programs, results_of
 from jax_probe_mtp.generation.row import WaitingPrompt
@@ -98,6 +99,7 @@ class Chunks:
     Attributes:
       under_way: the chunk that the device is at; None where it is at none.
       call_seconds: time of the newest chunk's calls, which `wait` gave; 0 where nobody chose their size.
+      is_quiet: whether nothing was compiled in the background when the newest chunk began, so that its time says something.
     """
 
     def __init__(self, programs: Programs, params: Params, settings: Settings, decode_cfg: DecodeConfig) -> None:
@@ -109,7 +111,7 @@ class Chunks:
         self._last: _Ended | None = None
         self._prefixes: dict[tuple[int, ...], Prefix] = {}  # the newest last
         self._compile_seconds = 0.0  # before the chunk under way
-        self.call_seconds = 0.0
+        self.call_seconds, self.is_quiet = 0.0, True
 
     @contextlib.contextmanager
     def running(self, idle: Request, shared: Any) -> Iterator[None]:
@@ -167,14 +169,13 @@ class Chunks:
         request, state, params, place = last.request, last.state, self._params, self._programs.place
         puts = [self._put(arrival, request, state, stats) for arrival in arriving]
         looks = [self._look(arrival, state) for arrival in arriving if self._decode_cfg.has_prompt_logprobs]
-        gives, takes = (self._programs.state, EVERYWHERE), (REQUEST, self._programs.state, ROWS, EVERYWHERE)
-        how: dict[str, Any] = {"gives": gives, "donate": (2,), "num_calls": self._settings.calls_per_chunk}
         rest: list[Any] = [place(is_stopped_B)]
         if turn is None:
-            calls = self._program(run_calls, request, state, *rest, **how)
+            calls = self._program(run_calls, request, state, *rest, **self._of_calls())
         else:
             rest.append(place(np.int32(turn.calls), EVERYWHERE))
-            calls = self._program(run_some_calls, request, state, *rest, takes=takes, source=turn.source, **how)
+            calls = self._program(run_some_calls, request, state, *rest, **self._of_calls(turn.source))
+        self.is_quiet = not self._programs.clock.is_busy
 
         def run() -> _Ended:
             rows, after = request, state
@@ -194,6 +195,28 @@ class Chunks:
         stats.compile_seconds += self._compile_seconds
         stats.host_seconds += time.perf_counter() - last.at - self._compile_seconds
         self.under_way = thread.submit(run)
+
+    def has(self, source: DraftSource) -> bool:
+        """Says whether calls with a size of the draft source can be made at once; if not, begins to compile them.
+
+        Args:
+          source: the size. The one without drafts is compiled when it is needed, so that there is always one.
+        """
+        last = self._last
+        assert last is not None
+        if not source.max_depth:
+            return True
+        rest = np.zeros(self._settings.batch_size, np.bool_), np.int32(0)
+        args = last.request, last.state, *map(self._programs.place, rest, (ROWS, EVERYWHERE))
+        return self._programs.is_there(run_some_calls, *args, decode_cfg=self._decode_cfg, **self._of_calls(source))
+
+    def _of_calls(self, source: DraftSource | None = None) -> dict[str, Any]:
+        """Says how the calls of a chunk are compiled, those of a size of the source or of the source itself."""
+        gives = self._programs.state, EVERYWHERE
+        how: dict[str, Any] = {"gives": gives, "donate": (2,), "num_calls": self._settings.calls_per_chunk}
+        if source is None:
+            return how
+        return {**how, "takes": (REQUEST, self._programs.state, ROWS, EVERYWHERE), "source": source}
 
     def _put(self, arrival: Arrival, request: Request, state: DecodeState, stats: Stats) -> Put:
         """Gives what puts who arrives into the rows, and counts what it copies; compiles what is new."""

@@ -143,7 +143,7 @@ class ContinuousDecoder:
                         break
                     yield self._update()
                     continue
-                turn = self._choice.turn() if self._choice else None
+                turn = self._choice.turn(chunks.has) if self._choice else None
                 chunks.start(arriving, self._is_stopped_B, self.stats, turn)
                 yield self._update()
                 self._prepare(items)
@@ -280,7 +280,8 @@ class ContinuousDecoder:
                 self._is_stopped_B[r] = is_stopped
         if self._choice is not None and turn is not None:
             seconds, busy = self._chunks.call_seconds, self.stats.busy_row_calls - before
-            self._choice.note(turn, seconds=seconds, calls=int(num_calls_B.max()), row_calls=busy, tokens=num_tokens)
+            counts = {"calls": int(num_calls_B.max()), "row_calls": busy, "tokens": num_tokens}
+            self._choice.note(turn, seconds=seconds if self._chunks.is_quiet else None, **counts)
             self.stats.count_draft(turn.name, seconds)
 
     def _show(self, number: int, new_text: str) -> None:

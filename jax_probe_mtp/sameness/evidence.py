@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from jax_probe_mtp.sameness.token_scores import BORDER, TokenScores
 
@@ -148,7 +148,7 @@ class Evidence:
     @property
     def p_likelihood(self) -> float:
         """Gives the two-sided p-value of `z`."""
-        return float(2 * stats.norm.sf(abs(self.z)))
+        return float(2 * special.ndtr(-abs(self.z)))
 
     @property
     def p_uniform(self) -> float:
@@ -157,7 +157,7 @@ class Evidence:
         if total < 5 * PIT_BINS:  # too few for a bin
             return math.nan
         expected = total / PIT_BINS
-        return float(stats.chi2.sf(((self._pit - expected) ** 2 / expected).sum(), PIT_BINS - 1))
+        return float(special.chdtrc(PIT_BINS - 1, ((self._pit - expected) ** 2 / expected).sum()))
 
     @property
     def p_draws(self) -> float:
@@ -242,6 +242,8 @@ def p_of_same(found: Evidence, baseline: Evidence) -> float:
             f"too few to tell from the baseline: {n} and {m} blocks of {BLOCK} tokens, give 5 and 5 or more."
         )
     alternative = "two-sided" if found.is_drawn else "greater"
+    from scipy import stats  # importing it takes a second, which no other command should wait for
+
     return float(stats.mannwhitneyu(found.blocks, baseline.blocks, alternative=alternative).pvalue)
 
 

@@ -13,6 +13,7 @@ from support.commands import TEXT, assert_refused, text_of
 from checkpoints_convert.cli import _parser as convert_parser
 from checkpoints_convert.cli import main as convert
 from jax_probe_mtp.commands.main import _parser, main
+from jax_probe_mtp.generation.programs import kept
 
 
 @pytest.mark.parametrize(
@@ -67,14 +68,16 @@ def test_every_flag_has_a_help_that_shows_its_default(parser):
                 assert f"(default: {action.default})" in text, f"{name} {action.dest}: no default"
 
 
-def test_compiled_programs_are_kept_in_the_users_cache(run, monkeypatch, tmp_path):
+def test_compiled_programs_are_kept_in_the_users_cache(run, tmp_path):
     bad = ["generate", "--model", "no/such/folder", "--prompt", "x"]
-    before = jax.config.jax_compilation_cache_dir
+    before, ours = jax.config.jax_compilation_cache_dir, tmp_path / "cache" / "jax_probe_mtp"
     run(*bad)
-    assert jax.config.jax_compilation_cache_dir == before  # the user has set a folder: it stays
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    assert jax.config.jax_compilation_cache_dir == before  # somebody has set a folder: it stays
+    assert kept._folder is None
+    jax.config.update("jax_compilation_cache_dir", None)
     run(*bad)
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache" / "jax_probe_mtp" / "compiled")
+    assert jax.config.jax_compilation_cache_dir == str(ours / "compiled")
+    assert kept._folder == ours / "programs"
 
 
 def test_as_a_program(model, expected):

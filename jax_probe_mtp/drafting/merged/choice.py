@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jax_probe_mtp.drafting.merged.costs import Costs
 from jax_probe_mtp.drafting.source import DraftSource
@@ -80,8 +80,10 @@ class Choice:
     where it promises less than calls without drafts. What a size promises is tau / cost: tau is
     1 + depth * (share of the longest path that was accepted), of Beta counts; recent chunks count more than older ones. The
     cost of a call is the middle one of `MEASURED` chunks, or known before. A program's first call also loads it: it is
-    made alone, and counts for no cost. Of two neighbours the one comes whose last chunk is longer ago, the smaller one
-    first.
+    made alone, and counts for no cost. Of two neighbours the one comes whose last chunk is longer ago, the smaller one first.
+
+    A size whose program is not there yet is not tried; in place of the size in use, calls without drafts are made. Calls are
+    slower while something is compiled: they count for no cost, and decide nothing.
 
     Once the costs are known, the choice follows from the counts alone. In float32 no token depends on any of it.
     """
@@ -106,22 +108,32 @@ class Choice:
         self._tried: int | None = None  # the size that has been loaded to be tried
         self._seconds, self._num_chunks = 0.0, 0  # of all so far
 
-    def turn(self) -> Turn:
-        """Says what the next chunk is; asked again before `note`, it says the same."""
+    def turn(self, has: Callable[[DraftSource], bool] = lambda size: True) -> Turn:
+        """Says what the next chunk is; asked again before `note`, it says the same.
+
+        Args:
+          has: says whether the program of a size is there, and has it made if not; always of the size without drafts.
+        """
+        if not has(self._sizes[self._in_use].source):
+            return self._turn(0)
         near = [size for size in (self._in_use - 1, self._in_use + 1) if 0 <= size < len(self._sizes)]
         near = [size for size in near if self._left <= 0 and self._seconds >= self._sizes[size].not_before]
+        near = [size for size in near if has(self._sizes[size].source)]
         size = self._in_use if self._tried is None else self._tried
         if near and self._tried is None:
             size = min(near, key=lambda size: self._sizes[size].last)
+        return self._turn(size)
+
+    def _turn(self, size: int) -> Turn:
         is_loaded = self._sizes[size].is_loaded
         return Turn(size, self._sizes[size].source, self._calls_per_chunk if is_loaded else 1)
 
-    def note(self, turn: Turn, *, seconds: float, calls: int, row_calls: int, tokens: int) -> None:
+    def note(self, turn: Turn, *, seconds: float | None, calls: int, row_calls: int, tokens: int) -> None:
         """Takes what a chunk gave.
 
         Args:
           turn: what it was.
-          seconds: its time on the device, prefills not counted.
+          seconds: its time on the device, prefills not counted; None where something else slowed it down.
           calls: calls that were made.
           row_calls: those of all rows that decoded something.
           tokens: that they gave.
@@ -133,8 +145,9 @@ class Choice:
         self._num_chunks += 1
         size.add(row_calls, tokens, self._num_chunks)
         size.last = self._num_chunks
-        self._tried = None if turn.size == self._in_use or size.is_loaded else turn.size
-        if not size.is_loaded:
+        is_trial = turn.size != self._in_use
+        self._tried = turn.size if is_trial and seconds is not None and not size.is_loaded else None
+        if not size.is_loaded or seconds is None:
             size.is_loaded = True
             return
         self._measure(turn, seconds / calls, is_whole=calls == turn.calls)

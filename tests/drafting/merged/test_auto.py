@@ -1,5 +1,7 @@
 """The merged draft in several sizes: whichever runs when, the text is plain decoding's."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -8,13 +10,14 @@ import reference
 from checkpoints import EOS, make_checkpoint
 
 from jax_probe_mtp import Prompt, Settings
+from jax_probe_mtp.decoding.rows import run_some_calls
 from jax_probe_mtp.drafting import Merged, SourceState, parse_draft
 from jax_probe_mtp.drafting.merged.auto import Auto, Resting
 from jax_probe_mtp.drafting.merged.choice import Choice, Turn
 from jax_probe_mtp.drafting.merged.source import MergedRows
 from jax_probe_mtp.drafting.spec import draft_name
-from jax_probe_mtp.generation import programs
 from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.generation.programs import compiled
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.measuring.timed_batch import TimedBatches
 
@@ -36,7 +39,7 @@ class InTurn(Choice):
         super().__init__(sizes, calls_per_chunk, batch, costs)
         self._sources, self.noted = sizes, []
 
-    def turn(self):
+    def turn(self, has=None):
         size = len(self.noted) % len(self._sources)
         return Turn(size, self._sources[size], 1 + len(self.noted) % 3)
 
@@ -50,7 +53,7 @@ class InTurn(Choice):
 @pytest.mark.parametrize("case", CASES)
 def test_sizes_in_turn_give_plain_decodings_text(tiny, monkeypatch, case):
     source, draw = CASES[case]
-    monkeypatch.setattr(programs, "Choice", InTurn)
+    monkeypatch.setattr(compiled, "Choice", InTurn)
     decoder = Decoder(make_checkpoint(tiny), source)
     answers = list(decoder.run(PROMPTS, Settings(batch_size=2, calls_per_chunk=3, **draw)))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
@@ -75,6 +78,48 @@ def test_sizes_in_turn_give_plain_decodings_text(tiny, monkeypatch, case):
     rested = [what for turn, what in choice.noted if turn.size == 0]
     assert rested
     assert all(what["tokens"] == what["row_calls"] for what in rested)
+
+
+def test_plain_calls_go_on_while_a_size_is_compiled(tiny, monkeypatch):
+    may_go_on, honest = threading.Event(), compiled.Programs._compile
+
+    def slow(self, function, args, takes, gives, donate, static, name):
+        if function is run_some_calls and static["source"].max_depth:
+            assert may_go_on.wait(60)
+        return honest(self, function, args, takes, gives, donate, static, name)
+
+    monkeypatch.setattr(compiled.Programs, "_compile", slow)
+    decoder = Decoder(make_checkpoint(tiny), Auto(rows=16, mask_init="mean"))
+    answers, run = [], decoder.run(PROMPTS, Settings(batch_size=1, calls_per_chunk=3))
+    for answer in run:
+        answers.append(answer)
+        if len(answers) == 2:
+            clock = decoder.groups.programs[0].clock
+            assert clock.is_busy
+            waited = decoder.stats.compile_seconds
+            may_go_on.set()
+            while clock.is_busy:
+                time.sleep(0.01)
+            assert decoder.stats.compile_seconds == waited, "nobody waited for it"
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        limits = {"temperature": 0.0, "max_new_tokens": prompt.max_new_tokens, "eos": (EOS,)}
+        assert answer.token_ids == reference.plain_decode(tiny.reference, prompt.token_ids, **limits)[0]
+    assert [set(answer.calls_by_draft) for answer in answers[:2]] == [{"plain"}] * 2
+    after = [answer for answer in answers[2:] if "merged:16@mask_init=mean" in answer.calls_by_draft]
+    assert sum(sum(answer.accepted_by_depth) for answer in after) > 0
+
+
+def test_a_size_that_cannot_be_compiled_ends_the_run(tiny, monkeypatch):
+    honest = compiled.Programs._compile
+
+    def fail(self, function, *args):
+        if function is run_some_calls and args[-2]["source"].max_depth:
+            raise RuntimeError("out of memory")
+        return honest(self, function, *args)
+
+    monkeypatch.setattr(compiled.Programs, "_compile", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(Decoder(make_checkpoint(tiny), Auto(rows=16, mask_init="mean")).run(PROMPTS, Settings(calls_per_chunk=3)))
 
 
 def test_its_sizes():

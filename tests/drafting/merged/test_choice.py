@@ -173,3 +173,43 @@ def test_there_may_be_one_size():
     for _ in range(10):
         assert choice.turn().size == 0
         choice.note(choice.turn(), seconds=1.0, calls=8, row_calls=8, tokens=8)
+
+
+def test_plain_calls_are_made_until_a_sizes_program_is_there():
+    choice, there, asked = Choice(SIZES, 8), {SIZES[0]}, []
+
+    def has(source):
+        asked.append(source)
+        return source in there
+
+    def play_one(seconds):
+        turn = choice.turn(has)
+        choice.note(turn, seconds=seconds, calls=turn.calls, row_calls=turn.calls, tokens=turn.calls * (1 + turn.size))
+        return turn.size
+
+    assert [play_one(None) for _ in range(3)] == [0, 0, 0]
+    assert asked == [SIZES[1]] * 3
+    there.add(SIZES[1])
+    assert [play_one(8.0) for _ in range(3)] == [1, 1, 1]  # loaded, and two chunks
+    assert [play_one(8.0) for _ in range(5)] == [0] * 5  # the other neighbour's turn, if it were there
+    assert SIZES[2] in asked
+    there.add(SIZES[2])
+    assert [play_one(8.0) for _ in range(4)] == [1, 1, 2, 2]
+
+
+def test_calls_beside_a_compilation_cost_and_decide_nothing():
+    costs = Costs()
+    choice = Choice(SIZES, 8, "b", costs)
+    for seconds in [9.0, *[None] * 20]:
+        turn = choice.turn()
+        assert turn.size == 1
+        choice.note(turn, seconds=seconds, calls=turn.calls, row_calls=8, tokens=8)
+    assert costs.as_json()["seconds"] == {}
+    for _ in range(REST):
+        turn = choice.turn()
+        choice.note(turn, seconds=8.0, calls=turn.calls, row_calls=8, tokens=8)
+    assert choice.turn().size == 0
+    choice.note(choice.turn(), seconds=8.0, calls=1, row_calls=1, tokens=1)
+    assert choice.turn().size == 0  # it was loaded to be tried
+    choice.note(choice.turn(), seconds=None, calls=8, row_calls=8, tokens=8)
+    assert choice.turn().size == 2, "nothing was decided: now it is the other neighbour's turn"

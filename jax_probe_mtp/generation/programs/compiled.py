@@ -3,69 +3,49 @@
 Where the checkpoint's parameters lie on a mesh, a program is one `jax.shard_map` over it.
 """
 
+import concurrent.futures
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_probe_mtp.decoding.loop import Prefix
 from jax_probe_mtp.decoding.request import Request
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.merged.choice import Choice
 from jax_probe_mtp.drafting.merged.costs import Costs
 from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
 from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
+from jax_probe_mtp.generation.programs.kept import kept_or_compiled
+from jax_probe_mtp.generation.programs.on_mesh import EVERYWHERE, REQUEST, ROWS, STATE, Function, Program, on_mesh
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.model.config import DATA, TENSOR
+from jax_probe_mtp.model.config import DATA
 from jax_probe_mtp.model.mesh import local_config, mesh_of
 from jax_probe_mtp.model.params import partition_specs, weights_of
 
-Function = Callable[..., Any]
-Program = jax.stages.Compiled
-
-# How what a program takes and gives lies on a mesh: rows over `DATA`, kv heads over `TENSOR`.
-ROWS, EVERYWHERE = P(DATA), P()
-REQUEST: Any = Request(
-    **dict[str, Any](
-        prompt_length_B=ROWS,
-        max_new_tokens_B=ROWS,
-        eos_E=EVERYWHERE,
-        sampling=ROWS,
-        max_accept=EVERYWHERE,
-        penalties=ROWS,
-    )
-)
-STATE: Any = DecodeState(
-    **dict[str, Any](
-        token_BT=ROWS,
-        length_B=ROWS,
-        is_done_B=ROWS,
-        cache=P(DATA, TENSOR),
-        source=SourceState(rows=ROWS, shared=EVERYWHERE),
-        calls_B=ROWS,
-        accepted_by_depth_BX=ROWS,
-        accepted_by_kind_BZ=ROWS,
-        logprob_BT=ROWS,
-        top_BTC=ROWS,
-    )
-)
-
-
-PREFIX: Any = Prefix(**dict[str, Any](k=P(DATA, TENSOR), v=P(DATA, TENSOR), hidden_1TD=ROWS, length=ROWS))
-
 
 class CompileClock:
-    """When programs were compiled; several `Programs` of one host may share it."""
+    """When programs were compiled, and who compiles in the background; several `Programs` of one host may share it."""
 
     def __init__(self) -> None:
         """Begins with nothing compiled."""
         self._spans: list[tuple[float, float]] = []
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._later: concurrent.futures.Future[None] | None = None  # the last one that `later` got
+
+    def later(self, compile_it: Callable[[], None]) -> "concurrent.futures.Future[None]":
+        """Has something compiled in the background, whose time is nobody's, after what `later` got before."""
+        self._later = self._thread.submit(compile_it)
+        return self._later
+
+    @property
+    def is_busy(self) -> bool:
+        """Says whether something is being compiled in the background, which slows down all else."""
+        return self._later is not None and not self._later.done()
 
     def note(self, start: float) -> None:
         """Notes that something was compiled from `start`, of `time.perf_counter`, until now."""
@@ -116,6 +96,7 @@ class Programs:
         self._whole_config = checkpoint.config
         self.tested: set[Any] = set()
         self._compiled: dict[Any, Program] = {}
+        self._begun: dict[Any, concurrent.futures.Future[None]] = {}
         self._of_plain: Programs | None = None
         self._choices: dict[tuple[str, int], Choice] = {}
 
@@ -202,16 +183,69 @@ class Programs:
           donate: numbers of the arguments whose memory it may take, the parameters being 0.
           static: its other static arguments, or others than these programs' own.
         """
-        leaves, tree = jax.tree.flatten(args)
-        key = (function, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), tuple(static.items()))
+        key = _key(function, args, static)
         if key not in self._compiled:
             start = time.perf_counter()
-            bound = self.bind(function, *args, takes=takes, gives=gives, **static)
-            # Unused parameters are kept: it is they that say on which device it runs.
-            jitted = jax.jit(bound, donate_argnums=donate, keep_unused=True)
-            self._compiled[key] = jitted.lower(self._params, *args).compile()
+            if key in self._begun:
+                self._begun[key].result()
+            else:
+                self._get(key, function, args, takes, gives, donate, static)
             self.clock.note(start)
         return self._compiled[key]
+
+    def is_there(
+        self,
+        function: Function,
+        *args: Any,
+        takes: tuple[Any, ...] | None = None,
+        gives: Any = None,
+        donate: tuple[int, ...] = (),
+        **static: Any,
+    ) -> bool:
+        """Says whether `get` would give this program at once; if not, has it compiled in the background.
+
+        Args: those of `get`.
+        """
+        key = _key(function, args, static)
+        if key not in self._compiled and key not in self._begun:
+            shapes = jax.tree.map(_shape, args)  # the arrays may be gone when their turn comes
+            self._begun[key] = self.clock.later(
+                functools.partial(self._get, key, function, shapes, takes, gives, donate, static)
+            )
+        return key in self._compiled or self._begun[key].done()
+
+    def _get(
+        self,
+        key: Any,
+        function: Function,
+        args: Any,
+        takes: Any,
+        gives: Any,
+        donate: tuple[int, ...],
+        static: Mapping[str, Any],
+    ) -> None:
+        make = functools.partial(self._compile, function, args, takes, gives, donate, static)
+        if self.mesh is None:
+            own = {**self._static, **static}
+            self._compiled[key] = kept_or_compiled(make, function, own, self._params, *args, donate=donate)
+        else:
+            self._compiled[key] = make(function.__name__)
+
+    def _compile(
+        self,
+        function: Function,
+        args: Any,
+        takes: Any,
+        gives: Any,
+        donate: tuple[int, ...],
+        static: Mapping[str, Any],
+        name: str,
+    ) -> Program:
+        bound: Any = self.bind(function, *args, takes=takes, gives=gives, **static)
+        bound.__name__ = name
+        # Unused parameters are kept: it is they that say on which device it runs.
+        jitted = jax.jit(bound, donate_argnums=donate, keep_unused=True)
+        return jitted.lower(self._params, *args).compile()
 
     def bind(
         self, function: Function, *args: Any, takes: tuple[Any, ...] | None = None, gives: Any = None, **static: Any
@@ -221,7 +255,7 @@ class Programs:
         if self.mesh is None:
             return bound
         specs = partition_specs(self._whole_config, weights_of(self._params)), *(takes or map(self._spec, args))
-        return _on_mesh(bound, self.mesh, specs, gives)
+        return on_mesh(bound, self.mesh, specs, gives)
 
     def place(self, arg: Any, spec: Any = None) -> Any:
         """Lays an argument from the host out as the programs take it; every process gives all of it."""
@@ -247,52 +281,12 @@ class Programs:
         return self.state if isinstance(arg, DecodeState) else ROWS
 
 
-def results_of(program: Program) -> Any:
-    """Gives the shapes of what a program gives, and how it lies on a mesh, for programs that take it."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        program.out_info,
-        program.output_shardings,
-    )
+def _key(function: Function, args: Any, static: Mapping[str, Any]) -> Any:
+    leaves, tree = jax.tree.flatten(args)
+    return function, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), tuple(static.items())
 
 
-def _on_mesh(function: functools.partial[Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Function:
-    """Gives `jax.shard_map` of a function, whose border no array without elements crosses.
-
-    XLA (jaxlib 0.11.2) makes constants of them, and its pass "shardy-xla" crashes at a constant without elements:
-    docs/upstream/empty_constant.md. Plain decoding has such an array, its accepted drafts by depth. Nor may a function make
-    such constants itself.
-    """
-
-    def run(*args: Any) -> Any:
-        of_args, of_results = _shapes(args), list[tuple[int, ...]]()
-
-        def inside(*args: Any) -> Any:
-            results = function(*_emptied(args, of_args))
-            of_results[:] = _shapes(results)
-            return _filled(results)
-
-        on_mesh = jax.shard_map(inside, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-        return _emptied(on_mesh(*_filled(args)), of_results)
-
-    run.__name__ = function.func.__name__
-    return run
-
-
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
-    return [leaf.shape for leaf in jax.tree.leaves(tree)]
-
-
-def _filled(tree: Any) -> Any:
-    """Gives arrays without elements one along each empty axis."""
-    return jax.tree.map(lambda x: x if x.size else jnp.zeros([size or 1 for size in x.shape], x.dtype), tree)
-
-
-def _emptied(tree: Any, shapes: list[tuple[int, ...]]) -> Any:
-    """Takes those elements away again; `shapes` are of before, of all or of a device's part."""
-
-    def leaf(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return x if all(shape) else x[tuple(slice(None) if size else slice(0) for size in shape)]
-
-    leaves, tree_def = jax.tree.flatten(tree)
-    return jax.tree.unflatten(tree_def, map(leaf, leaves, shapes))
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    if not isinstance(leaf, jax.Array):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding, weak_type=leaf.weak_type)
