@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md run as they stand there, and do what the page says."""
+"""The examples of docs/extending.md run as they stand there; links lead somewhere; the site has every page."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import yaml
 from checkpoints import EOS, make_checkpoint
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -67,8 +68,32 @@ def test_the_source_is_a_dozen_lines():
     assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 12
 
 
+def anchors(page):
+    """Those of a page's headings, as GitHub and the site agree on them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    plain = [re.sub(r"[^\w\s-]", "", heading.lower()) for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)]
+    return {heading.replace(" ", "-") for heading in plain} & {re.sub(r"[\s-]+", "-", heading) for heading in plain}
+
+
 def test_links_lead_somewhere():
     pages = [DOCS.parent / "README.md", *DOCS.rglob("*.md")]
     for page in pages:
-        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            assert link.startswith("http") or (page.parent / link).exists(), f"{page}: {link}"
+        for link, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                target = page.parent / link if link else page
+                assert target.exists(), f"{page}: {link}"
+                assert not anchor or anchor in anchors(target), f"{page}: {link}#{anchor}"
+
+
+def entries(nav):
+    """The files of a navigation of lists and titles."""
+    if isinstance(nav, str):
+        return [nav]
+    return [file for each in nav for file in entries(each.values() if isinstance(each, dict) else each)]
+
+
+def test_the_site_has_every_page():
+    settings = yaml.safe_load((DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8"))
+    left_out = tuple(settings["exclude_docs"].split())
+    pages = [str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")]
+    assert sorted(entries(settings["nav"])) == sorted(page for page in pages if not page.startswith(left_out))

@@ -234,8 +234,8 @@ class Prompt:
       sample: which of several answers to the prompt it asks for, from 0; each draws noise of its own.
       num_shared: of its first tokens, which other prompts begin with as well: they are read once for all; 0 for none.
       seed: seed of its noise, 0 to 2**32 - 1; from the run's seed and that name when None.
-      max_new_tokens, temperature, top_k, top_p, stop, repetition_penalty, presence_penalty, frequency_penalty, min_tokens,
-        ignore_eos, stop_token_ids, logit_bias: its own in place of the run's, where not None.
+      max_new_tokens: its own in place of the run's, where not None; likewise temperature, top_k, top_p, stop,
+        repetition_penalty, presence_penalty, frequency_penalty, min_tokens, ignore_eos, stop_token_ids and logit_bias.
     """
 
     token_ids: Sequence[int]

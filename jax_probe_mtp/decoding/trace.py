@@ -1,6 +1,7 @@
-"""A decode call by call: the tree of each call, what was accepted, and the states before and after it."""
+"""A decode call by call: the tree of each call, what was accepted, and the states before and after it; as a drawing too."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.struct
@@ -10,6 +11,7 @@ from jax_probe_mtp.decoding.batch import Batch
 from jax_probe_mtp.decoding.loop import prefill
 from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.decoding.step import Call, step_and_call
+from jax_probe_mtp.drafting.candidates import NO_TOKEN
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import Params
@@ -59,3 +61,38 @@ def trace(
         after, call = _step(params, batch.request, state, **static)
         yield TracedCall(before=state, call=call, after=after)
         state = after
+
+
+def draw(call: Call, source: DraftSource, show: Callable[[int], str], row: int = 0) -> str:
+    """Draws the tree of one call as text, a line a node, children under their parent and further to the right.
+
+    A line holds the token, the probability of the path to it as the source sees it, who proposed it, and whether it was
+    accepted and owned a mask. The bonus token stands under the node that it follows.
+
+    Args:
+      call: from `trace`.
+      source: what drafted.
+      show: token id -> text.
+      row: of the batch.
+    """
+    tree, accepted = call.tree, call.accepted
+    token_N, parent_N, depth_N = (each[row].tolist() for each in (tree.token_BN, tree.parent_BN, tree.depth_BN))
+    walk = accepted.node_BP[row].tolist()[: int(accepted.num_accepted_B[row]) + 1]
+    owners = range(len(token_N)) if call.owner_BO is None else call.owner_BO[row].tolist()
+    lines = []
+
+    def add(node: int) -> None:
+        notes = ["accepted"] * (node in walk[1:]) + ["owns a mask"] * (source.num_masks > 0 and node in owners)
+        path = f"{math.exp(tree.score_BN[row, node]):.2f}" if node else ""
+        kind = source.kinds[int(tree.kind_BN[row, node])] if node else "root"
+        lines.append(("  " * depth_N[node] + repr(show(token_N[node])), path, kind, ", ".join(notes)))
+        for child in range(1, len(token_N)):
+            if parent_N[child] == node and token_N[child] != NO_TOKEN:
+                add(child)
+        if node == walk[-1]:
+            bonus = show(int(accepted.token_BP[row, len(walk) - 1]))
+            lines.append(("  " * (depth_N[node] + 1) + repr(bonus), "", "bonus", ""))
+
+    add(0)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

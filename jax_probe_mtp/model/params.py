@@ -94,7 +94,7 @@ def abstract_params(cfg: ModelConfig, dtype: jnp.dtype = jnp.float32, weights: s
         has a head too: the table in eight bits, for products alone. None is for arrays.
 
     Returns:
-      `embed` [V, D]; `layers`, a list of L dicts; `final_norm` [D]; `head` [V, D] unless tied. Of a layer:
+      `embed` [V, D]; `layers`, a list of L dicts; `final_norm` [D]; `head` [V, D] unless tied. A layer has
       `attn_norm` [D]; `qkv` [D, K (G + 2) h], for each kv head its G queries, its key, its value; `qkv_bias`
       [K (G + 2) h] and `q_norm`, `k_norm` [h] where the model has them; `out` [K G h, D]; `mlp_norm` [D];
       `gate` and `up` [D, F]; `down` [F, D].

@@ -207,7 +207,7 @@ def test_narrow_weights_get_narrow_tiles():
     ids=["0.5B: gate and up", "0.5B: out", "135M: down", "8B: gate and up"],
 )
 def test_float32_tiles_are_as_wide_as_leaves_a_program_for_every_second_processor(shape, num_weights, tiles):
-    """The widths that were the fastest on one H200 (docs/performance.md)."""
+    """The widths that were the fastest on one H200 (docs/results/performance/README.md)."""
     assert choose_tiles(*shape, num_weights=num_weights, dtype=jnp.float32)[:2] == tiles
 
 
