@@ -106,6 +106,7 @@ class Chunks:
         """Args: what to run, on which parameters, with which sizes, and how."""
         self._programs, self._params, self._settings, self._decode_cfg = programs, params, settings, decode_cfg
         self._compiled: dict[Any, Program] = {}
+        self._there = set[DraftSource]()  # sizes of the source whose calls are compiled
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
         self.under_way: concurrent.futures.Future[_Ended] | None = None
         self._last: _Ended | None = None
@@ -204,11 +205,15 @@ class Chunks:
         """
         last = self._last
         assert last is not None
-        if not source.max_depth:
-            return True
-        rest = np.zeros(self._settings.batch_size, np.bool_), np.int32(0)
-        args = last.request, last.state, *map(self._programs.place, rest, (ROWS, EVERYWHERE))
-        return self._programs.is_there(run_some_calls, *args, decode_cfg=self._decode_cfg, **self._of_calls(source))
+        if source.max_depth and source not in self._there:  # which is asked before every chunk: it should take no time
+            rest = np.zeros(self._settings.batch_size, np.bool_), np.int32(0)
+            args = last.request, last.state, *map(self._programs.place, rest, (ROWS, EVERYWHERE))
+            if not self._programs.is_there(
+                run_some_calls, *args, decode_cfg=self._decode_cfg, **self._of_calls(source)
+            ):
+                return False
+            self._there.add(source)
+        return True
 
     def _of_calls(self, source: DraftSource | None = None) -> dict[str, Any]:
         """Says how the calls of a chunk are compiled, those of a size of the source or of the source itself."""

@@ -24,12 +24,14 @@ import flax
 import jax
 import jaxlib
 import numpy as np
+import optax
 import psutil
 from jax.experimental import serialize_executable
 
 from jax_probe_mtp.files.whole_files import write_files
 
 PACKAGE = Path(__file__).parents[2]
+OTHERS = {"optax": optax.__version__}  # whose trees of arrays our states hold
 MOST_BYTES = 4 << 30  # of all kept programs; those that were not used the longest go first
 
 _BEGAN = min(time.time(), psutil.Process().create_time())  # a fork has the modules of the process it came from
@@ -142,7 +144,14 @@ def _device(args: Any) -> jax.Device:
 
 def _around(device: jax.Device) -> str:
     """Writes what decides a program besides itself."""
-    versions = jax.__version__, jaxlib.__version__, flax.__version__, np.__version__, device.client.platform_version
+    versions = (
+        jax.__version__,
+        jaxlib.__version__,
+        flax.__version__,
+        np.__version__,
+        device.client.platform_version,
+        OTHERS,
+    )
     # As an attribute, a setting is what `with` blocks of this thread make of it.
     settings = {
         name: repr(getattr(jax.config, name, value))
@@ -196,7 +205,7 @@ def _text(value: Any) -> str:
             return f"dtype {value.name}"
     kind = value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if not name.startswith(f"{PACKAGE.name}.") or "<" in name:
+    if name.split(".")[0] not in {PACKAGE.name, *OTHERS} or "<" in name:
         raise Unknown(f"{name} is not of this package")
     if kind is value:
         return name

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,11 +14,13 @@ import pytest
 from checkpoints import make_checkpoint
 
 from jax_probe_mtp import Prompt, Settings
+from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.rows import empty, run_calls
 from jax_probe_mtp.drafting.merged.source import Merged
 from jax_probe_mtp.drafting.probe import Probe
-from jax_probe_mtp.drafting.source import SourceState
+from jax_probe_mtp.drafting.source import SourceState, begin_shared
+from jax_probe_mtp.drafting.spec import SOURCES, parse_draft
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.generation.programs import compiled, keep_programs, kept
 
@@ -226,6 +229,16 @@ def test_a_source_that_is_newer_than_the_process_is_not_what_it_runs(tmp_path):
     kept.source_digest(tmp_path, time.time() + 1)
     with pytest.raises(kept.Unknown, match=r"a\.py has changed since this process began"):
         kept.source_digest(tmp_path, time.time() - 60)
+
+
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"auto"}))
+def test_programs_of_every_way_of_drafting_have_a_key(checkpoint, name):
+    source = parse_draft(name)
+    batch = make_batch(checkpoint.config, source, [PROMPT], SETTINGS, eos_token_ids=checkpoint.eos_token_ids)
+    static = {"cfg": checkpoint.config, "source": source, "decode_cfg": batch.config}
+    shared = begin_shared(source, checkpoint.config)
+    state = jax.eval_shape(partial(empty, **static), checkpoint.params, batch.request, shared)
+    assert kept.key(run_calls, static, (checkpoint.params, batch.request, state), {})
 
 
 def test_two_processes_make_one_key(tiny, tmp_path):
