@@ -8,8 +8,9 @@ from tqdm import tqdm
 from jax_probe_mtp.commands import draft_options, options
 from jax_probe_mtp.errors import local_path
 from jax_probe_mtp.files.questions import read_questions
-from jax_probe_mtp.measuring import alignment, alignment_report, bench
+from jax_probe_mtp.measuring import alignment, bench
 from jax_probe_mtp.measuring.environment import environment
+from jax_probe_mtp.measuring.report import alignment_report
 from jax_probe_mtp.model.fingerprint import model_identity
 
 

@@ -14,8 +14,9 @@ from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.errors import local_file, local_path
 from jax_probe_mtp.files.questions import read_questions
 from jax_probe_mtp.files.whole_files import check_files, write_json
-from jax_probe_mtp.measuring import bench, bench_record, bench_report
+from jax_probe_mtp.measuring import bench, bench_record
 from jax_probe_mtp.measuring.environment import environment
+from jax_probe_mtp.measuring.report import bench_report
 from jax_probe_mtp.measuring.runs import parse_runs
 from jax_probe_mtp.model.fingerprint import identity
 from jax_probe_mtp.model.mesh import check_mesh, make_mesh, parse_mesh

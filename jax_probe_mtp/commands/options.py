@@ -136,7 +136,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
         type=local_file,
         required=True,
         metavar="F.jsonl",
-        help="Spec-Bench's format; first turns are asked",
+        help="as Spec-Bench, SPEED-Bench, BFCL or OpenAI write them (docs/benchmark.md); first turns are asked",
     )
     parser.add_argument("--per-category", type=int, metavar="N", help="the first N of each category (default: all)")
 

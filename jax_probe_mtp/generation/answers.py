@@ -1,6 +1,8 @@
 """What comes of prompts: one answer each, and the sums over a run."""
 
 import dataclasses
+import html
+from collections.abc import Mapping
 from typing import Any
 
 from jax_probe_mtp.decoding.settings import Prompt, Settings
@@ -47,6 +49,20 @@ class Generation:
     prompt_logprobs: list[float | None] | None = None
     prompt_top_logprobs: list[list[tuple[int, float]] | None] | None = None
     error: str | None = None
+
+    def _repr_html_(self) -> str:
+        """Shows the answer in a notebook: its text, and what it took."""
+        depths = ", ".join(
+            f"{count} at depth {depth}" for depth, count in enumerate(self.accepted_by_depth, 1) if count
+        )
+        facts = {
+            "finish reason": self.finish_reason if self.error is None else f"{self.finish_reason}: {self.error}",
+            "tokens": len(self.token_ids),
+            "calls": self.calls,
+            "tau": f"{self.committed / self.calls:.3f}" if self.calls else "no call",
+            f"drafts of {self.draft} accepted": depths or "none",
+        }
+        return f'<pre style="white-space: pre-wrap">{html.escape(self.text)}</pre>{_html_table(facts)}'
 
 
 @dataclasses.dataclass
@@ -122,6 +138,27 @@ class Stats:
             f"({self.new_tokens} tokens in {self.seconds:.2f} s, and {self.compile_seconds:.1f} s of compilation)"
             + (f"; time by {', '.join(shares)}" if shares else "")
         )
+
+    def _repr_html_(self) -> str:
+        """Shows the sums in a notebook."""
+        known = self.as_json()
+        forms = {
+            "records": "d",
+            "errors": "d",
+            "calls": "d",
+            "new_tokens": "d",
+            "tau": ".3f",
+            "tokens_per_second": ".1f",
+        }
+        forms |= {"seconds": ".2f", "compile_seconds": ".1f"}
+        return _html_table(
+            {name.replace("_", " "): format(known[name], form) for name, form in forms.items() if known[name]}
+        )
+
+
+def _html_table(facts: Mapping[str, object]) -> str:
+    rows = [f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()]
+    return f"<table>{''.join(rows)}</table>"
 
 
 Item = Prompt | Generation  # a generation: a record that ended by an error before it began; it is passed on

@@ -1,1 +1,1 @@
-"""What decoding costs and gives: benches and reports."""
+"""What decoding costs and gives: benches, and in `report` what they look like."""

@@ -177,13 +177,16 @@ def read_prompts(
     """Encodes questions; gives the prompts, and the id of each question that is too long for the model -> why.
 
     Raises:
-      ValueError: if none is left.
+      ValueError: if none is left, or the chat template cannot take one.
     """
     prompts: list[Prompt] = []
     skipped: dict[str, str] = {}
     context = checkpoint.config.context_length
     for question in questions:
-        token_ids = tokenizer.encode(checkpoint.tokenizer, question.text, use_chat_template=use_chat_template)
+        try:
+            token_ids = _encoded(checkpoint.tokenizer, question, use_chat_template=use_chat_template)
+        except ValueError as error:
+            raise ValueError(f"question {question.id!r}: {error}") from None
         if len(token_ids) + max_new_tokens > context:
             size = f"{len(token_ids)} tokens and {max_new_tokens} new ones"
             skipped[str(question.id)] = f"{size} are more than the model's context of {context}."
@@ -192,3 +195,10 @@ def read_prompts(
     if not prompts:
         raise ValueError(f"none of the questions can be asked; {next(iter(skipped))}: {next(iter(skipped.values()))}")
     return prompts, skipped
+
+
+def _encoded(of: Any, question: Question, *, use_chat_template: bool) -> list[int]:
+    """Gives the tokens of a question by this tokenizer."""
+    if not use_chat_template:
+        return tokenizer.encode(of, question.text, use_chat_template=False)
+    return tokenizer.encode_messages(of, question.messages, tools=question.tools)

@@ -29,7 +29,9 @@ _RESULT = {
 _RUN = {
     "run": _TEXT,
     **dict.fromkeys(("rows_per_call", "calls", "ties"), _COUNT),
-    **dict.fromkeys(("tau", "call_reduction", "exact_match", "seconds", "speedup_vs_ar"), _MEASURE),
+    **dict.fromkeys(
+        ("tau", "call_reduction", "exact_match", "seconds", "tokens_per_second", "speedup_vs_ar"), _MEASURE
+    ),
     "tau_by_category": {str: _MEASURE},
     "speedup_vs_ar_by_category": {str: _MEASURE},
     "speedup_quartiles": [_MEASURE] * 3,
@@ -125,6 +127,9 @@ def _check_consistent(record: dict[str, Any]) -> None:
     num_questions = len(record["questions"])
     if not record["runs"]:
         raise ValueError("runs is empty")
+    ends = record["settings"].get("eos_token_ids")  # earlier versions did not write it
+    if ends is not None and not isinstance(ends, list):
+        raise ValueError(f"settings.eos_token_ids is {excerpt(ends)}")
     if any(str(question) not in record["categories"] for question in record["questions"]):
         raise ValueError("a question has no category")
     for run in record["runs"]:

@@ -167,12 +167,18 @@ def test_bench_says_with_its_exit_code_that_tokens_differ(run, model, questions,
     ("line", "says"),
     [
         ("{", "line 5 is not JSON"),
-        ("[1]", 'must be an object with a "question_id"'),
-        ('{"category": "a", "turns": ["x"]}', 'must be an object with a "question_id"'),
-        ('{"question_id": 2, "category": "a", "turns": ["x"]}', "has the question_id 2 of line 2; ids must differ"),
+        (
+            "[1]",
+            'must be an object with "turns" (Spec-Bench, SPEED-Bench), "question" and "function" (BFCL) or "messages"',
+        ),
+        ('{"category": "a", "turns": ["x"]}', "id must be a text or a whole number, got null"),
+        ('{"question_id": 2, "category": "a", "turns": ["x"]}', "has the id 2 of line 2; ids must differ"),
         ('{"question_id": 1.5, "category": "a", "turns": ["x"]}', "id must be a text or a whole number, got 1.5"),
         ('{"question_id": 9, "turns": ["x"]}', 'must have a text "category", got null'),
-        ('{"question_id": 9, "category": "a"}', 'must have "turns", a list that begins with a text, got null'),
+        (
+            '{"question_id": 9, "category": "a", "turns": null}',
+            'must have "turns", a list that begins with a text, got null',
+        ),
         ('{"question_id": 9, "category": "a", "turns": []}', "begins with a text, got []"),
         ('{"question_id": 9, "category": "a", "turns": [3]}', "begins with a text, got [3]"),
         ('{"question_id": 9, "category": "a", "turns": ["\\ud800"]}', "half of a surrogate pair"),
@@ -213,8 +219,8 @@ def test_report_and_align_write_their_files(run, model, questions, tmp_path):
     assert run("bench", "--model", model, "--questions", questions, "--output", output, *RUNS, *FAST)[0] == 0
     code, out, _ = run("bench", "report", output, "--output", tmp_path / "report")
     assert code == 0
-    assert str(tmp_path / "report" / "report.md") in out.splitlines()
-    assert "| ngram:3 | 4 |" in (tmp_path / "report" / "report.md").read_text()
+    assert [str(tmp_path / "report" / f"report.{end}") for end in ("html", "md")] == out.splitlines()[:2]
+    assert "| ngram:3 | " in (tmp_path / "report" / "report.md").read_text()
     args = ["--model", model, "--questions", questions, "--per-category", "1", "--tree", "5", *FAST]
     code, out, _ = run("align", *args, "--output", tmp_path / "align")
     assert code == 0

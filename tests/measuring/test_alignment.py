@@ -18,7 +18,8 @@ from jax_probe_mtp.decoding.batch import make_batch
 from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
 from jax_probe_mtp.decoding.trace import trace
 from jax_probe_mtp.drafting import Plain, Probe
-from jax_probe_mtp.measuring import alignment, alignment_report
+from jax_probe_mtp.measuring import alignment
+from jax_probe_mtp.measuring.report import alignment_report
 from jax_probe_mtp.model import layers, transformer
 
 PROMPTS = [Prompt(id="a", token_ids=[5, 9, 2, 44, 17, 3, 3]), Prompt(id=7, token_ids=[60, 1, 33, 8])]

@@ -5,17 +5,23 @@ import json
 
 import pytest
 import reference
-from checkpoints import EOS, make_checkpoint, words
+from checkpoints import EOS, make_checkpoint, word, words
 
 from jax_probe_mtp.decoding.settings import Prompt, Settings, record_seed
 from jax_probe_mtp.files.questions import Question
-from jax_probe_mtp.measuring.bench import Bench
+from jax_probe_mtp.measuring.bench import Bench, read_prompts
 from jax_probe_mtp.measuring.runs import parse_runs
 from jax_probe_mtp.measuring.timed_batch import TimedBatches
 
 PROMPTS = {"a": [7], "b": [5, 9, 2, 44, 17, 3, 3], "c": [60, 1, 33, 8], "d": [12, 13, 14]}
 CATEGORY = {"a": "first", "b": "second", "c": "second", "d": "first"}
-QUESTIONS = [Question(id=name, category=CATEGORY[name], text=words(*prompt)) for name, prompt in PROMPTS.items()]
+
+
+def question(name, category, *token_ids):
+    return Question(id=name, category=category, messages=[{"role": "user", "content": words(*token_ids)}])
+
+
+QUESTIONS = [question(name, CATEGORY[name], *prompt) for name, prompt in PROMPTS.items()]
 RUNS = "probe:7+3;ngram:4;recycle:12"
 SETTINGS = Settings(max_new_tokens=20, capacity=64, prompt_slots=16)
 PROBE = {"tree": (7, 3), "num_masks": 2, "block_complexity": None, "prune": True, "mask_init": "mean", "mask_offset": 5}
@@ -222,13 +228,37 @@ def test_a_wrong_token_is_found(checkpoint, monkeypatch):
 
 
 def test_questions_that_do_not_fit_are_skipped_by_id(checkpoint):
-    long = Question(id=9, category="first", text=words(*[5] * 600))
+    long = question(9, "first", *[5] * 600)
     measured = make_bench(checkpoint, questions=[QUESTIONS[0], long], settings=Settings(max_new_tokens=20))
     assert list(measured.skipped) == ["9"]
     assert measured.skipped["9"] == "600 tokens and 20 new ones are more than the model's context of 512."
     assert measured.num_questions == 1
     with pytest.raises(ValueError, match="none of the questions can be asked; 9: 600 tokens"):
         make_bench(checkpoint, questions=[long], settings=Settings(max_new_tokens=20))
+
+
+def test_a_conversation_and_its_tools_go_through_the_chat_template(tiny):
+    template = (
+        "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}"
+        "{% for message in messages %}{{ message.content }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
+    )
+    messages = [{"role": "system", "content": word(11)}, {"role": "user", "content": word(12)}]
+    tools = [{"type": "function", "function": {"name": word(13)}}]
+    asked = [
+        Question(id=1, category="a", messages=messages, tools=tools),
+        Question(id=2, category="a", messages=messages),
+        question(3, "a", 7, 8),
+    ]
+    checkpoint = make_checkpoint(tiny, template=template)
+    prompts, _ = read_prompts(checkpoint, asked, 4, use_chat_template=True)
+    assert [list(prompt.token_ids) for prompt in prompts] == [[13, 11, 12, 9], [11, 12, 9], [7, 8, 9]]
+    with pytest.raises(
+        ValueError, match=r"^question 2: this is a conversation or has tools, which need the chat template"
+    ):
+        read_prompts(checkpoint, asked[1:], 4, use_chat_template=False)
+    without = make_checkpoint(tiny, template="{{ messages[0].content }}")
+    with pytest.raises(ValueError, match=r"^question 1: the chat template knows no tools, so it would change nothing"):
+        read_prompts(without, asked, 4, use_chat_template=True)
 
 
 def test_questions_that_do_not_fit_the_settings_stop_the_bench(checkpoint):

@@ -5,7 +5,8 @@ import copy
 import pytest
 from support.measuring.bench_records import make_record, make_run, write
 
-from jax_probe_mtp.measuring import bench_record, bench_report, figures
+from jax_probe_mtp.measuring import bench_record
+from jax_probe_mtp.measuring.report import bench_report, figures
 
 
 def changed(where, value):
@@ -67,8 +68,8 @@ def every_place(value, path=()):
 
 
 def test_no_other_shape_gets_past_the_checks(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "heatmap", lambda *args: "")  # quick; both get only what was checked
-    monkeypatch.setattr(figures, "scatter", lambda *args, **labels: "")
+    monkeypatch.setattr(figures, "heatmap", lambda *args: "<svg />")  # quick; both get only what was checked
+    monkeypatch.setattr(figures, "scatter", lambda *args, **labels: "<svg />")
     run = make_run("probe:14", accepted_by_depth=[1], exact_match=2 / 3, ties=1, differences={"81": "tie"})
     record = make_record(run, skipped={"161": "too long"}, questions=[81, 82, "x"])
     num_refused = 0

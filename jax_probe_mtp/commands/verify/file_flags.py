@@ -13,8 +13,8 @@ from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.remote.address import file_or_address
 from jax_probe_mtp.files.whole_files import write_files
-from jax_probe_mtp.measuring import figures
-from jax_probe_mtp.measuring.verify_figure import VerifyFigure
+from jax_probe_mtp.measuring.report import figures
+from jax_probe_mtp.measuring.report.verify_figure import VerifyFigure
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.params import WEIGHTS
 from jax_probe_mtp.sameness.file_report import FileReport

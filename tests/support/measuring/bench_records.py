@@ -3,7 +3,7 @@
 import json
 import xml.etree.ElementTree as ElementTree
 
-from jax_probe_mtp.measuring import bench_report
+from jax_probe_mtp.measuring.report import bench_report
 
 NAMES = ["record1_tau.svg", "record1_speedup.svg", "record1_rows.svg", "record1_depth.svg"]
 
@@ -65,6 +65,7 @@ def make_record(*runs, **changed):
             "seed": 0,
             "batch_size": 4,
             "capacity": None,
+            "eos_token_ids": None,
             "use_chat_template": True,
         },
         "is_complete": True,

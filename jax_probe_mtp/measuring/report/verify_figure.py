@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from jax_probe_mtp.measuring import figures
-from jax_probe_mtp.measuring.figures import Line, Panel
+from jax_probe_mtp.measuring.report import figures
+from jax_probe_mtp.measuring.report.figures import Line, Panel
 from jax_probe_mtp.sameness.given_outputs import Examined
 
 _STYLE = {"color": "#0072B2", "linewidth": 1.6}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jax_probe_mtp.measuring import figures
+from jax_probe_mtp.measuring.report import figures
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jax_probe_mtp.decoding.settings import Prompt
-from jax_probe_mtp.measuring import figures, verify_figure
-from jax_probe_mtp.measuring.verify_figure import VerifyFigure
+from jax_probe_mtp.measuring.report import figures, verify_figure
+from jax_probe_mtp.measuring.report.verify_figure import VerifyFigure
 from jax_probe_mtp.sameness.given_outputs import Examined, Output
 from jax_probe_mtp.sameness.own_choices import Choices
 from jax_probe_mtp.sameness.verdicts import Verdict

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from jax_probe_mtp.drafting.spec import source_name
 from jax_probe_mtp.files.markdown import number, printable, ratio
-from jax_probe_mtp.measuring import figures
 from jax_probe_mtp.measuring.bench_record import categories
-from jax_probe_mtp.measuring.figures import Cell, Point
+from jax_probe_mtp.measuring.report import figures
+from jax_probe_mtp.measuring.report.figures import Cell, Point
 
 
 class Figure(NamedTuple):
@@ -30,7 +30,7 @@ def _tau(record: dict[str, Any]) -> Figure:
     def cell(tau: float | None) -> Cell:
         return Cell(number(tau, ".2f"), 0.0 if tau is None else (tau - 1) / span)
 
-    caption = "tau by run and category; the darker, the more tokens a call"
+    caption = "tau by run and category; the bluer, the more tokens a call"
     return Figure("tau", caption, _category_heatmap(record, [[cell(tau) for tau in row] for row in values]))
 
 

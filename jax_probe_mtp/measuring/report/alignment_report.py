@@ -9,9 +9,9 @@ from typing import Any
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.files.markdown import number, table
 from jax_probe_mtp.files.whole_files import write_files
-from jax_probe_mtp.measuring import figures
 from jax_probe_mtp.measuring.alignment import CLASSES, KINDS, Alignment
-from jax_probe_mtp.measuring.figures import Line, Panel
+from jax_probe_mtp.measuring.report import figures
+from jax_probe_mtp.measuring.report.figures import Line, Panel
 
 _FORMAT = 1
 _LINE_STYLES = {"accepted": "-", "rejected": "--"}

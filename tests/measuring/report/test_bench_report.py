@@ -8,11 +8,11 @@ import pytest
 from support.measuring.bench_records import NAMES, make_record, make_report, make_run, texts, write
 
 from jax_probe_mtp.files import whole_files
-from jax_probe_mtp.measuring import bench_report
+from jax_probe_mtp.measuring.report import bench_report
 
 COLUMNS = (
-    "| run | rows a call | tau | call reduction | accepted by depth | outputs equal to plain decoding | seconds "
-    "| speed-up (summed time) | median speed-up (quartiles) | median ms a call (quartiles) |"
+    "| run | tau | calls | tokens a second | speed-up (summed time) | outputs equal to plain decoding "
+    "| median speed-up (quartiles) | median ms a call (quartiles) | rows a call | call reduction | seconds |"
 )
 
 
@@ -27,7 +27,7 @@ def test_a_whole_report(made):
     head, *sections = text.split("## ")
     assert head.startswith("# Bench report\n\ntau: tokens a decode call gives.")
     captions = [
-        "tau by run and category; the darker, the more tokens a call",
+        "tau by run and category; the bluer, the more tokens a call",
         "speed-up against plain decoding by run and category (summed wall time); blue is faster, red is slower",
         "tau against rows a call; one colour a method, whose line joins its best run at each number of rows",
         "acceptance by depth: share of the calls in which a draft of that depth was accepted",
@@ -36,14 +36,15 @@ def test_a_whole_report(made):
     assert sections == [
         f"""1. tiny_model.gguf, float32, NVIDIA H200, batch size 4, temperature 0.0
 
-3 questions of spec_bench.jsonl (categories: 2, 1 to 2 of each), at most 100 new tokens. Record: r0.json.
+**For tiny_model.gguf on NVIDIA H200: the best draft is probe:15+4, with 1.25 tokens a call and 1.50 times plain decoding's \
+speed; all outputs (3) are plain decoding's.**
 
-jax_probe_mtp 0.2.0 (git commit abc123), jax 0.11.2, jaxlib 0.11.1, numpy 2.4.6, python 3.11.9, backend gpu.
+Runs:
 
 {COLUMNS}
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-| plain | 1 | 1.000 | 0.0% | none | 3/3 | 2.00 | 1.00 | 1.00 (1.00 to 1.00) | 10.00 (9.50 to 10.26) |
-| probe:15+4 | 60 | 1.250 | 20.0% | 25, 4 | 3/3 | 1.33 | 1.50 | 1.50 (1.40 to 1.60) | 10.00 (9.50 to 10.26) |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| plain | 1.000 | 100 | 50.0 | 1.00 | 3/3 | 1.00 (1.00 to 1.00) | 10.00 (9.50 to 10.26) | 1 | 0.0% | 2.00 |
+| probe:15+4 | 1.250 | 100 | 50.0 | 1.50 | 3/3 | 1.50 (1.40 to 1.60) | 10.00 (9.50 to 10.26) | 60 | 20.0% | 1.33 |
 
 tau by category:
 
@@ -52,14 +53,31 @@ tau by category:
 | plain | 1.000 | 1.000 |
 | probe:15+4 | 1.350 | 1.150 |
 
+Drafts accepted at each depth:
+
+| run | calls | depth 1 | depth 2 |
+| --- | --- | --- | --- |
+| probe:15+4 | 100 | 25 (25.0%) | 4 (4.0%) |
+
 """
         + "\n".join(figures)
+        + """
+3 questions of spec_bench.jsonl (categories: 2, 1 to 2 of each), at most 100 new tokens. Record: r0.json.
+
+jax_probe_mtp 0.2.0 (git commit abc123), jax 0.11.2, jaxlib 0.11.1, numpy 2.4.6, python 3.11.9, backend gpu.
+
+To run it again:
+
+    jax-probe-mtp bench --model tiny_model.gguf --dtype float32 --questions spec_bench.jsonl --per-category 2 \
+--runs 'plain;probe:15+4' --max-new-tokens 100 --batch-size 4 --output R.json
+    jax-probe-mtp bench report R.json --output FOLDER
+"""
     ]
 
 
 def test_a_reduction_of_next_to_nothing_has_no_sign(made):
     text, _ = made(make_record(make_run("plain"), make_run("probe:14", 30, call_reduction=-1e-6)))
-    assert "| probe:14 | 30 | 1.000 | 0.0% |" in text
+    assert "| 30 | 0.0% | 2.00 |" in text
 
 
 def test_the_settings_that_matter_are_named(made):
@@ -87,7 +105,7 @@ def test_skipped_questions_and_differences_are_listed(made):
         make_run("ngram", exact_match=2 / 3, differences={"x": "diverged"}),
     ]
     text, _ = made(make_record(*runs, skipped={"161": "prompt of 900 tokens\nis too long"}))
-    equal = [line.split(" | ")[5] for line in text.split("\n") if line.startswith("| ") and line.count("|") == 11][2:]
+    equal = [line.split(" | ")[5] for line in text.split("\n") if line.startswith("| ") and line.count("|") == 12][2:]
     assert equal == ["3/3", "1/3 (1 tie, 1 diverged)", "1/3 (2 ties)", "2/3 (1 tie)", "2/3 (1 diverged)"]
     assert "Questions skipped (1):\n\n- 161: prompt of 900 tokens is too long\n\n" in text
     assert (
@@ -99,12 +117,14 @@ def test_skipped_questions_and_differences_are_listed(made):
 def test_sources_are_told_apart_where_there_are_several(made):
     sources = {"probe": 20, "ngram": 9}
     run = make_run("mix:14", accepted_by_depth=[20, 9], accepted_by_source=sources)
-    assert "| 20, 9 (probe 20, ngram 9) |" in made(make_record(make_run("plain"), run))[0]
+    text, _ = made(make_record(make_run("plain"), run))
+    assert "| run | calls | depth 1 | depth 2 | by source |" in text
+    assert "| mix:14 | 100 | 20 (20.0%) | 9 (9.0%) | probe 20, ngram 9 |" in text
 
 
 def test_what_was_not_measured_is_not_a_number(made):
     run = make_run("probe:14", 30) | {
-        **dict.fromkeys(("tau", "call_reduction", "exact_match", "seconds", "speedup_vs_ar")),
+        **dict.fromkeys(("tau", "call_reduction", "exact_match", "seconds", "tokens_per_second", "speedup_vs_ar")),
         "calls": 0,
         "accepted_by_depth": [0],
         "tau_by_category": {},
@@ -113,8 +133,9 @@ def test_what_was_not_measured_is_not_a_number(made):
         "ms_per_call_quartiles": [None] * 3,
     }
     text, folder = made(make_record(make_run("plain"), run))
-    row = "| probe:14 | 30 | n/a | n/a | 0 | 3/3 | n/a | n/a | n/a | n/a |"
-    assert row in text
+    assert "| probe:14 | n/a | 0 | n/a | n/a | 3/3 | n/a | n/a | 30 | n/a | n/a |" in text
+    assert "| probe:14 | 0 | 0 |" in text
+    assert "no draft was measured beside plain decoding." in text
     assert "| probe:14 | n/a | n/a |" in text
     assert texts(folder / "record1_speedup.svg").count("n/a") == 3
     assert "probe:14" not in texts(folder / "record1_rows.svg")
@@ -136,7 +157,7 @@ def test_what_was_not_measured_is_not_a_number(made):
 )
 def test_a_speedup_near_1_shows_on_which_side_it_is(made, ratio, text):
     row = made(make_record(make_run("plain"), make_run("probe:14", speedup=ratio)))[0].split("| probe:14 |")[1]
-    assert row.split(" | ")[6] == text
+    assert row.split(" | ")[3] == text
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path, monkeypatch):
@@ -146,7 +167,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "black")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     second = bench_report.write_report([path], tmp_path / "b")
-    assert [file.name for file in first] == [file.name for file in second] == ["report.md", *NAMES]
+    assert [file.name for file in first] == [file.name for file in second] == ["report.html", "report.md", *NAMES]
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
     assert matplotlib.rcParams["font.size"] == 30.0
     assert "matplotlib.pyplot" not in sys.modules
@@ -159,15 +180,15 @@ def test_each_record_has_its_section_and_its_figures(tmp_path):
     write(paths[1], other)
     files = bench_report.write_report(paths, tmp_path / "new" / "out")
     names = [file.name for file in files]
-    assert names == ["report.md", *NAMES, "record2_tau.svg", "record2_speedup.svg", "record2_rows.svg"]
+    assert names == ["report.html", "report.md", *NAMES, "record2_tau.svg", "record2_speedup.svg", "record2_rows.svg"]
     assert sorted(file.name for file in (tmp_path / "new" / "out").iterdir()) == sorted(names)
-    _, first, second = files[0].read_text(encoding="utf-8").split("\n## ")
+    _, first, second = files[1].read_text(encoding="utf-8").split("\n## ")
     assert first.startswith("1. tiny_model.gguf")
     assert second.startswith("2. other")
-    assert [first.count(f"({name})") for name in names[1:]] == [1, 1, 1, 1, 0, 0, 0]
-    assert [second.count(f"({name})") for name in names[1:]] == [0, 0, 0, 0, 1, 1, 1]
-    assert "ngram:7" in texts(files[5])
-    assert "ngram:7" not in texts(files[1])
+    assert [first.count(f"({name})") for name in names[2:]] == [1, 1, 1, 1, 0, 0, 0]
+    assert [second.count(f"({name})") for name in names[2:]] == [0, 0, 0, 0, 1, 1, 1]
+    assert "ngram:7" in texts(files[6])
+    assert "ngram:7" not in texts(files[2])
 
 
 def test_odd_names_break_neither_the_table_nor_the_figures(made):
@@ -175,7 +196,7 @@ def test_odd_names_break_neither_the_table_nor_the_figures(made):
     record["model"]["name"] = "my|mo\\|del\n*"
     text, folder = made(record)
     assert "## 1. my\\|mo\\\\\\|del \\*, float32" in text
-    assert "\n| a\\|b$x$\\<\\&\ufffd\ufffd | 2 | 1.100 |" in text
+    assert "\n| a\\|b$x$\\<\\&\ufffd\ufffd | 1.100 | 100 |" in text
     for name in NAMES[:3]:
         assert "a|b$x$<&\ufffd\ufffd" in texts(folder / name)
 
