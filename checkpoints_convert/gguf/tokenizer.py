@@ -12,6 +12,7 @@ from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.spm import sentencepiece_tokenizer
 from checkpoints_convert.gguf.vocabulary import Vocabulary, read_vocabulary
 from checkpoints_convert.mapping.surroundings import set_surroundings
+from checkpoints_convert.tokenizer_class import tokenizer_class
 from jax_probe_mtp.errors import one_line
 
 _logger = logging.getLogger("jax_probe_mtp")
@@ -99,9 +100,7 @@ def _set_template(
 
 
 def _wrap(tokenizer: Tokenizer, special: dict[str, str], chat_template: str | None, context_length: int) -> Any:
-    from transformers import PreTrainedTokenizerFast  # slow to import, and `info` does without
-
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = tokenizer_class()(
         tokenizer_object=tokenizer,
         model_max_length=context_length,
         clean_up_tokenization_spaces=False,

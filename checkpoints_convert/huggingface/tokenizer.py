@@ -6,6 +6,7 @@ from typing import Any
 from checkpoints_convert.errors import CheckpointError, is_failure
 from checkpoints_convert.mapping.fields import Fields, read_json
 from checkpoints_convert.mapping.surroundings import read_surroundings, set_surroundings
+from checkpoints_convert.tokenizer_class import tokenizer_class
 from jax_probe_mtp.errors import one_line
 
 _MAX_BYTES, _MAX_VALUES = 16 << 20, 1 << 19  # of 30,000 added tokens: 5 MB, 200,000 values
@@ -20,8 +21,6 @@ def load_hf_tokenizer(folder: Path) -> Any:
     Raises:
       CheckpointError: if there is no tokenizer.json, transformers cannot load it, or a token is to be added that has no name.
     """
-    from transformers import PreTrainedTokenizerFast  # slow to import, and `info` does without
-
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json; make one with transformers' AutoTokenizer.from_pretrained(...)"
@@ -35,7 +34,7 @@ def load_hf_tokenizer(folder: Path) -> Any:
     try:
         # Not AutoTokenizer: the classes it chooses rebuild parts of the tokenizer, in some versions not as tokenizer.json
         # has them, and that file alone says all but what is added around a text.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = tokenizer_class().from_pretrained(str(folder), local_files_only=True)
         _add_as_told(tokenizer, Fields(settings, str(path)))
     except BaseException as error:  # tokenizers raises plain Exception, transformers many kinds
         if isinstance(error, CheckpointError) or not is_failure(error):

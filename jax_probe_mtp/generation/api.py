@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tqdm import tqdm
+
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import DEFAULT_DRAFT, parse_draft
@@ -25,6 +27,7 @@ def generate(
     continue_final_message: bool = False,
     template_kwargs: Mapping[str, Any] | None = None,
     shared: Any = None,
+    progress: bool = False,
 ) -> list[Generation]:
     """Answers each prompt; the tokens are plain decoding's, in fewer calls.
 
@@ -41,6 +44,7 @@ def generate(
         it, such a conversation is refused.
       template_kwargs: variables of the chat template, such as `{"enable_thinking": False}`.
       shared: arrays that the draft source brings for all rows, such as tuned masks; what it begins with when None.
+      progress: True shows a bar of the answers on stderr.
 
     Returns:
       One `Generation` a prompt, in order, their ids counted from 0 but for those of `Prompt`s.
@@ -62,7 +66,8 @@ def generate(
         )
         for number, prompt in enumerate(prompts)
     ]
-    return list(decoder.run(records, Settings() if settings is None else settings))
+    answers = decoder.run(records, Settings() if settings is None else settings)
+    return list(tqdm(answers, total=len(records), unit=" answers", disable=not progress))
 
 
 def stream(

@@ -289,3 +289,11 @@ class Bare(DraftSource):
 def test_a_source_that_is_no_frozen_dataclass_is_refused(checkpoint):
     with pytest.raises(ValueError, match=r"Bare is no frozen dataclass; put @dataclasses"):
         generate(checkpoint, [[5]], draft=Bare())
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_counts_the_answers_if_asked(checkpoint, plain, capsys, progress):
+    answers = generate(checkpoint, [[1, 17, 4], [1, 9]], settings=SETTINGS, progress=progress)
+    assert len(answers) == 2
+    err = capsys.readouterr().err
+    assert ("2/2" in err and "answers" in err) if progress else not err
