@@ -12,7 +12,7 @@ from jax_probe_mtp.commands import align, bench, demo, generate, merge, tune_mas
 from jax_probe_mtp.commands.cache_folder import cache_folder
 from jax_probe_mtp.commands.verify import command as verify
 from jax_probe_mtp.errors import Parser, exit_status, one_line
-from jax_probe_mtp.generation.programs import keep_programs
+from jax_probe_mtp.generation.programs import CompileClock, keep_programs
 
 NEWEST_JAX = (0, 12)  # that the tests pass on
 
@@ -25,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _set_up_process()
         return int(args.command(args))
 
-    return exit_status(run)
+    status = exit_status(run)
+    if CompileClock.num_waiting:
+        print("waiting for a program that is being compiled: the next run begins with it", file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +56,8 @@ def _set_up_process() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torch, which is not needed here
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not jax.config.values["jax_compilation_cache_dir"]:  # which JAX takes from the environment, too
+    known = jax.config.values  # which JAX takes from the environment, too
+    if known["jax_enable_compilation_cache"] and not known["jax_compilation_cache_dir"]:
         folder = cache_folder() / "compiled"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ class Chunks:
     Attributes:
       under_way: the chunk that the device is at; None where it is at none.
       call_seconds: time of the newest chunk's calls, which `wait` gave; 0 where nobody chose their size.
-      is_quiet: whether nothing was compiled in the background when the newest chunk began, so that its time says something.
+      is_quiet: whether nothing was compiled beside the newest chunk, so that its time says something.
     """
 
     def __init__(self, programs: Programs, params: Params, settings: Settings, decode_cfg: DecodeConfig) -> None:
@@ -113,6 +113,7 @@ class Chunks:
         self._prefixes: dict[tuple[int, ...], Prefix] = {}  # the newest last
         self._compile_seconds = 0.0  # before the chunk under way
         self.call_seconds, self.is_quiet = 0.0, True
+        self._began = 0.0  # the chunk under way
 
     @contextlib.contextmanager
     def running(self, idle: Request, shared: Any) -> Iterator[None]:
@@ -135,6 +136,7 @@ class Chunks:
                 yield
             finally:
                 self._thread = self._last = self.under_way = None  # the cache is no longer held
+                self._programs.clock.give_up_later()
         self._prefixes.clear()
 
     @property
@@ -176,7 +178,6 @@ class Chunks:
         else:
             rest.append(place(np.int32(turn.calls), EVERYWHERE))
             calls = self._program(run_some_calls, request, state, *rest, **self._of_calls(turn.source))
-        self.is_quiet = not self._programs.clock.is_busy
 
         def run() -> _Ended:
             rows, after = request, state
@@ -195,6 +196,7 @@ class Chunks:
         self._compile_seconds = self._programs.clock.since(last.at)
         stats.compile_seconds += self._compile_seconds
         stats.host_seconds += time.perf_counter() - last.at - self._compile_seconds
+        self._began = time.perf_counter()
         self.under_way = thread.submit(run)
 
     def has(self, source: DraftSource) -> bool:
@@ -280,6 +282,7 @@ class Chunks:
         assert self._last is not None
         before, self._last = self._last, self.under_way.result()
         self.under_way, self.call_seconds = None, self._last.call_seconds
+        self.is_quiet = self._programs.clock.was_quiet_since(self._began)
         stats.seconds += self._last.at - before.at - self._compile_seconds
         assert self._last.report is not None
         return self._last.report, self._last.prompts

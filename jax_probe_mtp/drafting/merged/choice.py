@@ -109,7 +109,7 @@ class Choice:
         self._seconds, self._num_chunks = 0.0, 0  # of all so far
 
     def turn(self, has: Callable[[DraftSource], bool] = lambda size: True) -> Turn:
-        """Says what the next chunk is; asked again before `note`, it says the same.
+        """Says what the next chunk is.
 
         Args:
           has: says whether the program of a size is there, and has it made if not; always of the size without drafts.

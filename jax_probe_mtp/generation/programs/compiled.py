@@ -5,8 +5,9 @@ Where the checkpoint's parameters lie on a mesh, a program is one `jax.shard_map
 
 import concurrent.futures
 import functools
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,46 +20,18 @@ from jax_probe_mtp.decoding.state import DecodeState
 from jax_probe_mtp.drafting.merged.choice import Choice
 from jax_probe_mtp.drafting.merged.costs import Costs
 from jax_probe_mtp.drafting.source import DraftSource, SourceState, begin_shared
-from jax_probe_mtp.drafting.spec import PLAIN, parse_draft
+from jax_probe_mtp.drafting.spec import PLAIN, draft_name, parse_draft
+from jax_probe_mtp.errors import one_line
+from jax_probe_mtp.generation.programs.clock import CompileClock
 from jax_probe_mtp.generation.programs.kept import kept_or_compiled
+from jax_probe_mtp.generation.programs.key import has_own_settings
 from jax_probe_mtp.generation.programs.on_mesh import EVERYWHERE, REQUEST, ROWS, STATE, Function, Program, on_mesh
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DATA
 from jax_probe_mtp.model.mesh import local_config, mesh_of
 from jax_probe_mtp.model.params import partition_specs, weights_of
 
-
-class CompileClock:
-    """When programs were compiled, and who compiles in the background; several `Programs` of one host may share it."""
-
-    def __init__(self) -> None:
-        """Begins with nothing compiled."""
-        self._spans: list[tuple[float, float]] = []
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._later: concurrent.futures.Future[None] | None = None  # the last one that `later` got
-
-    def later(self, compile_it: Callable[[], None]) -> "concurrent.futures.Future[None]":
-        """Has something compiled in the background, whose time is nobody's, after what `later` got before."""
-        self._later = self._thread.submit(compile_it)
-        return self._later
-
-    @property
-    def is_busy(self) -> bool:
-        """Says whether something is being compiled in the background, which slows down all else."""
-        return self._later is not None and not self._later.done()
-
-    def note(self, start: float) -> None:
-        """Notes that something was compiled from `start`, of `time.perf_counter`, until now."""
-        self._spans.append((start, time.perf_counter()))
-
-    @property
-    def seconds(self) -> float:
-        """Gives the seconds of all compilation so far."""
-        return self.since(0.0)
-
-    def since(self, moment: float) -> float:
-        """Gives the seconds of compilation after a moment."""
-        return sum(max(0.0, end - max(start, moment)) for start, end in self._spans)
+_logger = logging.getLogger("jax_probe_mtp")
 
 
 class Programs:
@@ -186,10 +159,7 @@ class Programs:
         key = _key(function, args, static)
         if key not in self._compiled:
             start = time.perf_counter()
-            if key in self._begun:
-                self._begun[key].result()
-            else:
-                self._get(key, function, args, takes, gives, donate, static)
+            self._get(key, function, args, takes, gives, donate, static)
             self.clock.note(start)
         return self._compiled[key]
 
@@ -204,15 +174,28 @@ class Programs:
     ) -> bool:
         """Says whether `get` would give this program at once; if not, has it compiled in the background.
 
+        One that cannot be compiled is never there, which is said once. In a `with` block that changes JAX's settings, which
+        the background's thread does not see, `get` is to compile it.
+
         Args: those of `get`.
         """
         key = _key(function, args, static)
-        if key not in self._compiled and key not in self._begun:
+        if key in self._compiled or has_own_settings():
+            return True
+        begun = self._begun.get(key)
+        if begun is None or begun.cancelled():
             shapes = jax.tree.map(_shape, args)  # the arrays may be gone when their turn comes
-            self._begun[key] = self.clock.later(
-                functools.partial(self._get, key, function, shapes, takes, gives, donate, static)
+            self._begun[key] = begun = self.clock.later(
+                functools.partial(self._try, key, function, shapes, takes, gives, donate, static)
             )
-        return key in self._compiled or self._begun[key].done()
+        return key in self._compiled
+
+    def _try(self, key: Any, function: Function, *how: Any) -> None:
+        try:
+            self._get(key, function, *how)
+        except Exception as error:  # out of memory, as a rule: what is there goes on
+            source = {**self._static, **how[-1]}["source"]
+            _logger.warning("%s cannot be compiled, and is left out: %s", draft_name(source), one_line(error))
 
     def _get(
         self,
