@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.command(args))
 
     status = exit_status(run)
-    if CompileClock.num_waiting:
+    if CompileClock.waiting:
         print("waiting for a program that is being compiled: the next run begins with it", file=sys.stderr)
     return status
 

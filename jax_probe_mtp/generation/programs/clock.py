@@ -3,17 +3,18 @@
 import concurrent.futures
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 
 class CompileClock:
     """When programs were compiled, and who compiles in the background; several `Programs` of one host may share it.
 
     Attributes:
-      num_waiting: programs of all clocks that are compiled in the background or wait for it: the end of the process waits for
-        the one that has begun.
+      waiting: what all clocks have in the background, under way or before it. The end of the process waits for what is under
+        way.
     """
 
-    num_waiting = 0
+    waiting: ClassVar[set["concurrent.futures.Future[None]"]] = set()
 
     def __init__(self) -> None:
         """Begins with nothing compiled."""
@@ -37,15 +38,15 @@ class CompileClock:
 
     def later(self, compile_it: Callable[[], None]) -> "concurrent.futures.Future[None]":
         """Has something compiled in the background, whose time is nobody's, after what `later` got before."""
-        CompileClock.num_waiting += 1
         self._disturbed = time.perf_counter()
         future = self._thread.submit(compile_it)
+        self.waiting.add(future)
         self._later = [*(earlier for earlier in self._later if not earlier.done()), future]
         future.add_done_callback(self._ended)
         return future
 
-    def _ended(self, _: object) -> None:
-        CompileClock.num_waiting -= 1
+    def _ended(self, future: "concurrent.futures.Future[None]") -> None:
+        self.waiting.discard(future)
         self._disturbed = time.perf_counter()
 
     def give_up_later(self) -> None:

@@ -95,11 +95,11 @@ def test_plain_calls_go_on_while_a_size_is_compiled(tiny, monkeypatch):
         answers.append(answer)
         if len(answers) == 2:
             clock = decoder.groups.programs[0].clock
-            assert CompileClock.num_waiting
+            assert CompileClock.waiting
             waited, begun = decoder.stats.compile_seconds, time.perf_counter()
             assert not clock.was_quiet_since(begun)
             may_go_on.set()
-            while CompileClock.num_waiting:
+            while CompileClock.waiting:
                 time.sleep(0.01)
             assert not clock.was_quiet_since(begun), "it has just ended"
             assert decoder.stats.compile_seconds == waited, "nobody waited for it"
