@@ -161,6 +161,7 @@ def test_a_speedup_near_1_shows_on_which_side_it_is(made, ratio, text):
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # of a test before
     path = write(tmp_path / "r.json", make_record())
     first = bench_report.write_report([path], tmp_path / "a")
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 30.0)  # a user's own style
