@@ -1,6 +1,6 @@
 """Draws one call of a real decode as text: the root, the drafts, who owned masks, and what was accepted.
 
-    python scripts/draw_call.py --model MODEL --prompt TEXT --draft merged:24 --call 31
+    python scripts/draw_call.py --model MODEL --prompt TEXT --draft merged:16 --call 17
 
 Call 0 is the prefill's, which drafts nothing. The text so far comes first, then the tree (`jax_probe_mtp.decoding.trace.draw`).
 """

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     status = exit_status(run)
     if CompileClock.waiting:
-        print("waiting for a program that is being compiled: the next run begins with it", file=sys.stderr)
+        print("waiting for a program that is still being compiled", file=sys.stderr)
     return status
 
 
@@ -53,7 +53,9 @@ def _set_up_process() -> None:
     if jax.__version_info__[:2] > NEWEST_JAX:
         newest = ".".join(map(str, NEWEST_JAX))
         print(f"JAX {jax.__version__} is newer than {newest}, the newest that was tested", file=sys.stderr)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torch, which is not needed here
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # what it has to say is of models, which are not its own here
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
     known = jax.config.values  # which JAX takes from the environment, too

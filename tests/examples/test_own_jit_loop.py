@@ -7,21 +7,13 @@ import pytest
 import reference
 from checkpoints import EOS, make_checkpoint, write_folder
 from own_jit_loop import best_sample, decode_within
+from support.generation.row_streams import OF_REFERENCE, PROBE
 
-from jax_probe_mtp import Probe, Prompt, Settings, make_batch
+from jax_probe_mtp import Prompt, Settings, make_batch
 from jax_probe_mtp.decoding.settings import sample_seed
 from jax_probe_mtp.drafting import Plain
 
 PROMPTS = [[5, 9, 2, 44, 17, 3, 3], [60, 1, 33, 8]]
-PROBE = Probe(widths=(7, 3), mask_init="mean")
-TREE = {
-    "tree": (7, 3),
-    "num_masks": 2,
-    "block_complexity": None,
-    "prune": True,
-    "mask_init": "mean",
-    "mask_offset": 5.0,
-}
 NEW = 24
 
 
@@ -45,7 +37,7 @@ def test_the_likeliest_sample_is_picked_inside_the_program(tiny):
         plain, gap = reference.plain_decode(tiny.reference, PROMPTS[0], **draw)
         assert gap > 1e-3, "choose another prompt: rounding could decide this one"
         means.append(-costs(tiny.reference, PROMPTS[0], plain).mean())
-        accepted.append(sum(reference.probe_decode(tiny.reference, PROMPTS[0], TREE, **draw)[2]))
+        accepted.append(sum(reference.probe_decode(tiny.reference, PROMPTS[0], OF_REFERENCE, **draw)[2]))
     np.testing.assert_allclose(mean_B, means, atol=1e-4)
     assert int(best) == int(np.argmax(means))
     assert accepted_B.tolist() == accepted
@@ -70,7 +62,7 @@ def test_a_budget_ends_the_text_at_the_token_that_breaks_it(tiny, budget):
             assert int(num[row]) == kept
             assert tokens[row, len(prompt) : len(prompt) + kept].tolist() == plain[:kept]
         emitted = 1
-        for accepted in reference.probe_decode(tiny.reference, prompt, TREE, **how)[2]:
+        for accepted in reference.probe_decode(tiny.reference, prompt, OF_REFERENCE, **how)[2]:
             if emitted < kept:
                 expected_calls[accepted] += 1
                 emitted += accepted + 1

@@ -4,10 +4,10 @@ Where the checkpoint's parameters lie on a mesh, a program is one `jax.shard_map
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -137,41 +137,22 @@ class Programs:
     def __len__(self) -> int:
         return len(self._compiled)
 
-    def get(
-        self,
-        function: Function,
-        *args: Any,
-        takes: tuple[Any, ...] | None = None,
-        gives: Any = None,
-        donate: tuple[int, ...] = (),
-        **static: Any,
-    ) -> Program:
+    def get(self, function: Function, *args: Any, **how: Any) -> Program:
         """Gives the program of `function(params, *args)` for arguments of these shapes; several threads may ask at a time.
 
         Args:
           function: what to compile; its `cfg` and `source` are the checkpoint's and the drafts'.
           args: arrays, trees of them, or their shapes; the parameters come before them.
-          takes: how `args` lie on a mesh, a prefix of each one's tree; when left out, rows are split.
-          gives: how its results lie on a mesh, a prefix of their tree; not read on one device.
-          donate: numbers of the arguments whose memory it may take, the parameters being 0.
-          static: its other static arguments, or others than these programs' own.
+          how: the fields of `_Asked`, and its other static arguments, or others than these programs' own.
         """
-        key = _key(function, args, static)
-        if key not in self._compiled:
+        asked = _asked(function, *args, **how)
+        if asked.key not in self._compiled:
             start = time.perf_counter()
-            self._get(key, function, args, takes, gives, donate, static)
+            self._make(asked)
             self.clock.note(start)
-        return self._compiled[key]
+        return self._compiled[asked.key]
 
-    def is_there(
-        self,
-        function: Function,
-        *args: Any,
-        takes: tuple[Any, ...] | None = None,
-        gives: Any = None,
-        donate: tuple[int, ...] = (),
-        **static: Any,
-    ) -> bool:
+    def is_there(self, function: Function, *args: Any, **how: Any) -> bool:
         """Says whether `get` would give this program at once; if not, has it compiled in the background.
 
         One that cannot be compiled is never there, which is said once. In a `with` block that changes JAX's settings, which
@@ -179,66 +160,50 @@ class Programs:
 
         Args: those of `get`.
         """
-        key = _key(function, args, static)
-        if key in self._compiled or has_own_settings():
-            return True
-        begun = self._begun.get(key)
-        if begun is None or begun.cancelled():
-            shapes = jax.tree.map(_shape, args)  # the arrays may be gone when their turn comes
-            self._begun[key] = begun = self.clock.later(
-                functools.partial(self._try, key, function, shapes, takes, gives, donate, static)
-            )
-        return key in self._compiled
+        asked = _asked(function, *args, **how)
+        begun = self._begun.get(asked.key)
+        if asked.key not in self._compiled and (begun is None or begun.cancelled()):
+            if has_own_settings():
+                return True
+            shapes = jax.tree.map(_shape, asked.args)  # the arrays may be gone when their turn comes
+            later = dataclasses.replace(asked, args=shapes)
+            self._begun[asked.key] = self.clock.later(functools.partial(self._try, later))
+        return asked.key in self._compiled
 
-    def _try(self, key: Any, function: Function, *how: Any) -> None:
+    def _try(self, asked: "_Asked") -> None:
         try:
-            self._get(key, function, *how)
+            self._make(asked)
         except Exception as error:  # out of memory, as a rule: what is there goes on
-            source = {**self._static, **how[-1]}["source"]
+            source = {**self._static, **asked.static}["source"]
             _logger.warning("%s cannot be compiled, and is left out: %s", draft_name(source), one_line(error))
 
-    def _get(
-        self,
-        key: Any,
-        function: Function,
-        args: Any,
-        takes: Any,
-        gives: Any,
-        donate: tuple[int, ...],
-        static: Mapping[str, Any],
-    ) -> None:
-        make = functools.partial(self._compile, function, args, takes, gives, donate, static)
+    def _make(self, asked: "_Asked") -> None:
+        compile_it = functools.partial(self._compile, asked)
         if self.mesh is None:
-            own = {**self._static, **static}
-            self._compiled[key] = kept_or_compiled(make, function, own, self._params, *args, donate=donate)
+            static, args = {**self._static, **asked.static}, (self._params, *asked.args)
+            program = kept_or_compiled(compile_it, asked.function, static, *args, donate=asked.donate)
         else:
-            self._compiled[key] = make(function.__name__)
+            program = compile_it(asked.function.__name__)
+        self._compiled[asked.key] = program
 
-    def _compile(
-        self,
-        function: Function,
-        args: Any,
-        takes: Any,
-        gives: Any,
-        donate: tuple[int, ...],
-        static: Mapping[str, Any],
-        name: str,
-    ) -> Program:
-        bound: Any = self.bind(function, *args, takes=takes, gives=gives, **static)
+    def _compile(self, asked: "_Asked", name: str) -> Program:
+        bound: Any = self._bound(asked)
         bound.__name__ = name
         # Unused parameters are kept: it is they that say on which device it runs.
-        jitted = jax.jit(bound, donate_argnums=donate, keep_unused=True)
-        return jitted.lower(self._params, *args).compile()
+        jitted = jax.jit(bound, donate_argnums=asked.donate, keep_unused=True)
+        return jitted.lower(self._params, *asked.args).compile()
 
-    def bind(
-        self, function: Function, *args: Any, takes: tuple[Any, ...] | None = None, gives: Any = None, **static: Any
-    ) -> Function:
+    def bind(self, function: Function, *args: Any, **how: Any) -> Function:
         """Gives `function(params, *args)` with its static arguments, to be compiled; the arguments are those of `get`."""
-        bound = functools.partial(function, **{**self._static, **static})
+        return self._bound(_asked(function, *args, **how))
+
+    def _bound(self, asked: "_Asked") -> Function:
+        bound = functools.partial(asked.function, **{**self._static, **asked.static})
         if self.mesh is None:
             return bound
-        specs = partition_specs(self._whole_config, weights_of(self._params)), *(takes or map(self._spec, args))
-        return on_mesh(bound, self.mesh, specs, gives)
+        takes = asked.takes or map(self._spec, asked.args)
+        specs = partition_specs(self._whole_config, weights_of(self._params)), *takes
+        return on_mesh(bound, self.mesh, specs, asked.gives)
 
     def place(self, arg: Any, spec: Any = None) -> Any:
         """Lays an argument from the host out as the programs take it; every process gives all of it."""
@@ -264,9 +229,43 @@ class Programs:
         return self.state if isinstance(arg, DecodeState) else ROWS
 
 
-def _key(function: Function, args: Any, static: Mapping[str, Any]) -> Any:
-    leaves, tree = jax.tree.flatten(args)
-    return function, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), tuple(static.items())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is to be compiled.
+
+    Attributes:
+      function: its parameters come first.
+      args: its other arrays, trees of them, or their shapes.
+      takes: how `args` lie on a mesh, a prefix of each one's tree; when None, rows are split.
+      gives: how its results lie on a mesh, a prefix of their tree; not read on one device.
+      donate: numbers of the arguments whose memory it may take, the parameters being 0.
+      static: its static arguments that are not those of all programs.
+    """
+
+    function: Function
+    args: tuple[Any, ...]
+    takes: tuple[Any, ...] | None
+    gives: Any
+    donate: tuple[int, ...]
+    static: dict[str, Any]
+
+    @functools.cached_property
+    def key(self) -> Any:
+        """Tells it from all else that the same `Programs` are asked for."""
+        leaves, tree = jax.tree.flatten(self.args)
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        return self.function, tree, shapes, tuple(self.static.items())
+
+
+def _asked(
+    function: Function,
+    *args: Any,
+    takes: tuple[Any, ...] | None = None,
+    gives: Any = None,
+    donate: tuple[int, ...] = (),
+    **static: Any,
+) -> _Asked:
+    return _Asked(function=function, args=args, takes=takes, gives=gives, donate=donate, static=static)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -83,10 +83,10 @@ def test_sizes_in_turn_give_plain_decodings_text(tiny, monkeypatch, case):
 def test_plain_calls_go_on_while_a_size_is_compiled(tiny, monkeypatch):
     may_go_on, honest = threading.Event(), compiled.Programs._compile
 
-    def slow(self, function, args, takes, gives, donate, static, name):
-        if function is run_some_calls and static["source"].max_depth:
+    def slow(self, asked, name):
+        if asked.function is run_some_calls and asked.static["source"].max_depth:
             assert may_go_on.wait(60)
-        return honest(self, function, args, takes, gives, donate, static, name)
+        return honest(self, asked, name)
 
     monkeypatch.setattr(compiled.Programs, "_compile", slow)
     decoder = Decoder(make_checkpoint(tiny), Auto(rows=16, mask_init="mean"))
@@ -115,12 +115,12 @@ def test_plain_calls_go_on_while_a_size_is_compiled(tiny, monkeypatch):
 def test_a_size_that_cannot_be_compiled_is_left_out(tiny, monkeypatch, caplog, fails):
     honest, tried = compiled.Programs._compile, []
 
-    def fail(self, function, *args):
-        source = args[-2].get("source")
+    def fail(self, asked, name):
+        source = asked.static.get("source")
         if source is not None and draft_name(source) == f"{fails}@mask_init=mean":
             tried.append(source)
             raise RuntimeError("out of memory")
-        return honest(self, function, *args)
+        return honest(self, asked, name)
 
     monkeypatch.setattr(compiled.Programs, "_compile", fail)
     decoder = Decoder(make_checkpoint(tiny), Auto(rows=32, mask_init="mean"))
