@@ -12,7 +12,7 @@ from checkpoints_convert.gguf.header import GGUFFields
 from checkpoints_convert.gguf.spm import sentencepiece_tokenizer
 from checkpoints_convert.gguf.vocabulary import Vocabulary, read_vocabulary
 from checkpoints_convert.mapping.surroundings import set_surroundings
-from checkpoints_convert.tokenizer_class import tokenizer_class
+from checkpoints_convert.mapping.tokenizer_class import tokenizer_class
 from jax_probe_mtp.errors import one_line
 
 _logger = logging.getLogger("jax_probe_mtp")

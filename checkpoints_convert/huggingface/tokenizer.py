@@ -6,7 +6,7 @@ from typing import Any
 from checkpoints_convert.errors import CheckpointError, is_failure
 from checkpoints_convert.mapping.fields import Fields, read_json
 from checkpoints_convert.mapping.surroundings import read_surroundings, set_surroundings
-from checkpoints_convert.tokenizer_class import tokenizer_class
+from checkpoints_convert.mapping.tokenizer_class import tokenizer_class
 from jax_probe_mtp.errors import one_line
 
 _MAX_BYTES, _MAX_VALUES = 16 << 20, 1 << 19  # of 30,000 added tokens: 5 MB, 200,000 values

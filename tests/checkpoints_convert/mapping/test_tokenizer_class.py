@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from checkpoints_convert.tokenizer_class import tokenizer_class
+from checkpoints_convert.mapping.tokenizer_class import tokenizer_class
 
 NO_TORCH = """
 import importlib.util
@@ -23,7 +23,7 @@ def stderr_of(code):
 
 def test_nothing_is_said_of_a_missing_torch():
     assert "PyTorch was not found" in stderr_of("import transformers")
-    assert stderr_of("from checkpoints_convert.tokenizer_class import tokenizer_class; tokenizer_class()") == ""
+    assert stderr_of("from checkpoints_convert.mapping.tokenizer_class import tokenizer_class; tokenizer_class()") == ""
 
 
 @pytest.mark.parametrize("asked", [None, "0"])
