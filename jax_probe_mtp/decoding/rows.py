@@ -1,12 +1,13 @@
 """A batch whose rows come and go: a prompt enters a free row, then all rows are decoded for a few calls, and so on.
 
-What one row holds never depends on the others: a prompt is prefilled alone, at a padded length that its own alone
-decides, and every product of a call treats its rows alike. In float32, at one batch size and capacity, its tokens are
-therefore the same bit for bit beside any neighbour and after any.
+What one row holds never depends on the others: a prompt is prefilled at a padded length that its own alone decides, in a
+program of one shape however many prompts come, and every product treats its rows alike. In float32, at one batch size
+and capacity, its tokens are therefore the same bit for bit beside any neighbour and after any.
 
 All functions are pure, take any number of rows, and run under `jax.shard_map` as well, each device on its rows.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,9 +60,9 @@ def empty(
 
 def admit(
     params: Params,
-    prompt_1T: jax.Array,
+    prompt_NT: jax.Array,
     arriving: Request,
-    row_1: jax.Array,
+    row_N: jax.Array,
     request: Request,
     state: DecodeState,
     cfg: ModelConfig,
@@ -70,13 +71,13 @@ def admit(
     prefix: Prefix | None = None,
     rest_chunk: int | None = None,
 ) -> tuple[Request, DecodeState]:
-    """Puts a prompt into a row, over whatever was there; the other rows stay as they are, bit for bit.
+    """Puts prompts into rows, over whatever was there; the other rows stay as they are, bit for bit.
 
     Args:
       params: the model's parameters.
-      prompt_1T: int32 [1, T], padded on the right; T - 1 within the capacity.
-      arriving: the prompt's request, of one row. With `max_new_tokens` 0 nothing arrives, and no row changes.
-      row_1: int32 [1], where it goes.
+      prompt_NT: int32 [N, T], padded on the right; T - 1 within the capacity.
+      arriving: the prompts' request, of N rows. Where `max_new_tokens` is 0 nothing arrives, and no row changes.
+      row_N: int32 [N], where they go: all different, but for those that do not arrive.
       request: of all rows; donate it, as `state`.
       state: of all rows.
       cfg: the model; static.
@@ -85,25 +86,16 @@ def admit(
       prefix, rest_chunk: as for `prefill`.
 
     Returns:
-      The request and the state with the row replaced.
+      The request and the state with the rows replaced.
     """
-    slots = max(prompt_1T.shape[1] - 1, 1)
+    slots = max(prompt_NT.shape[1] - 1, 1)
     shared = state.source.shared
-    fresh = prefill(params, prompt_1T, arriving, cfg, source, decode_cfg, shared, slots, prefix, rest_chunk)
-    row, is_empty = row_1[0], arriving.max_new_tokens_B[0] < 1
-
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        start: Sequence[Any] = (
-            row,
-            *[jnp.zeros_like(row)] * (new.ndim - 1),  # of its own dtype, whatever JAX takes a 0 for
-        )  # of axes that are shorter in `new`, the rest lies behind the text
-        new = jnp.where(is_empty, jax.lax.dynamic_slice(old, start, new.shape), new)
-        return jax.lax.dynamic_update_slice(old, new, start)
-
+    fresh = prefill(params, prompt_NT, arriving, cfg, source, decode_cfg, shared, slots, prefix, rest_chunk)
+    put = functools.partial(_put, row_N, arriving.max_new_tokens_B < 1)
     cache = state.cache.replace(
         k=tuple(map(put, state.cache.k, fresh.cache.k)), v=tuple(map(put, state.cache.v, fresh.cache.v))
     )
-    # What is shared is what the arriving prompt left of it, all else is of the row alone.
+    # What is shared is what the arriving prompts left of it, all else is of the rows alone.
     begun = fresh.source.replace(rows=jax.tree.map(put, state.source.rows, fresh.source.rows))
     rest = jax.tree.map(put, state.replace(cache=None, source=None), fresh.replace(cache=None, source=None))
     request = request.replace(
@@ -113,6 +105,22 @@ def admit(
         penalties=jax.tree.map(put, request.penalties, arriving.penalties),
     )
     return request, rest.replace(cache=cache, source=begun)
+
+
+def _put(row_N: jax.Array, is_empty_N: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    """Puts entries of `new` [N, ...] into those of `old` [B, ...]; of axes that are shorter in `new`, the rest lies behind
+    the text."""
+    if len(row_N) > 1:
+        to_N = jnp.where(is_empty_N, len(old), row_N)  # outside: dropped
+        return old.at[(to_N, *map(slice, new.shape[1:]))].set(new, mode="drop")
+    # One row is no special case but in speed: a slice is written in place everywhere, a scatter is not.
+    row = row_N[0]
+    start: Sequence[Any] = (
+        row,
+        *[jnp.zeros_like(row)] * (new.ndim - 1),  # of its own dtype, whatever JAX takes a 0 for
+    )
+    new = jnp.where(is_empty_N[0], jax.lax.dynamic_slice(old, start, new.shape), new)
+    return jax.lax.dynamic_update_slice(old, new, start)
 
 
 def admit_after(
@@ -134,25 +142,25 @@ def admit_after(
 
 def prompt_logprobs(
     params: Params,
-    row_1: jax.Array,
+    row_N: jax.Array,
     state: DecodeState,
     cfg: ModelConfig,
     source: DraftSource,
     decode_cfg: DecodeConfig,
     num_slots: int,
 ) -> tuple[jax.Array, TopTokens | None]:
-    """Looks up the log-probabilities of the prompt that was put into a row, with `has_prompt_logprobs`.
+    """Looks up the log-probabilities of the prompts that were put into rows, with `has_prompt_logprobs`.
 
     Args:
       params, cfg, source, decode_cfg: as for `admit`; not read.
-      row_1: int32 [1], the row.
+      row_N: int32 [N], the rows.
       state: of all rows.
       num_slots: T; static.
 
     Returns:
-      Those of the tokens in the first T places, float32 [D, T], and the most likely ones there, [D, T, C]: of all D shards.
+      Those of the tokens in the first T places, float32 [D N, T], and the most likely ones there, [D N, T, C]: of all D shards.
     """
-    found = jax.tree.map(lambda x: x[row_1, :num_slots], (state.logprob_BT, state.top_BTC))
+    found = jax.tree.map(lambda x: x[row_N, :num_slots], (state.logprob_BT, state.top_BTC))
     if cfg.is_sharded:  # every process reads all of it
         found = jax.tree.map(lambda x: jax.lax.all_gather(x, DATA, tiled=True), found)
     return found

@@ -21,50 +21,11 @@ from jax_probe_mtp.drafting.merged.choice import Turn
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.programs import EVERYWHERE, PREFIX, REQUEST, ROWS, Function, Program, Programs, results_of
-from jax_probe_mtp.generation.row import WaitingPrompt
+from jax_probe_mtp.generation.row import Arrival
 from jax_probe_mtp.model.params import Params
 from jax_probe_mtp.model.sampling import Sampling
 
 MOST_PREFIXES = 4  # that are kept on the device
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Arrival:
-    """Prompts that go into free rows, one on each of D shards.
-
-    Attributes:
-      prompt_DT: int32 [D, T], of one padded length.
-      request: of these rows.
-      row_D: int32 [D], where they go.
-      prefix: tokens that are read once for all prompts which begin with them; none where there are several shards.
-    """
-
-    prompt_DT: np.ndarray
-    request: Request
-    row_D: np.ndarray
-    prefix: tuple[int, ...] = ()
-
-
-def join_arrival(
-    group: dict[int, tuple[int, WaitingPrompt]], num_shards: int, idle: Request, *, shares_prefix: bool
-) -> Arrival:
-    """Puts together prompts of one padded length: of some shards a row and who goes there; the others get `idle`."""
-    nobody = 0, np.zeros((1, padded_length(group)), np.int32), idle
-    places = [
-        (group[d][0], group[d][1].batch.prompt_BT, group[d][1].batch.request) if d in group else nobody
-        for d in range(num_shards)
-    ]
-    return Arrival(
-        prompt_DT=np.concatenate([prompt_1T for _, prompt_1T, _ in places]),
-        request=join_requests([request for _, _, request in places]),
-        row_D=np.asarray([row for row, _, _ in places], np.int32),
-        prefix=group[0][1].prefix if shares_prefix else (),
-    )
-
-
-def padded_length(group: dict[int, tuple[int, WaitingPrompt]]) -> int:
-    """Gives T, which all of a group have."""
-    return next(iter(group.values()))[1].padded_length
 
 
 Put = Callable[[Request, DecodeState], tuple[Request, DecodeState]]
@@ -228,11 +189,11 @@ class Chunks:
     def _put(self, arrival: Arrival, request: Request, state: DecodeState, stats: Stats) -> Put:
         """Gives what puts who arrives into the rows, and counts what it copies; compiles what is new."""
         place, params, prefix = self._programs.place, self._params, arrival.prefix
-        args = place(arrival.prompt_DT), place(arrival.request), place(arrival.row_D)
+        args = place(arrival.prompt_AT), place(arrival.request), place(arrival.row_A)
         gives = REQUEST, self._programs.state
         num_left, most = int(arrival.request.prompt_length_B[0]) - 1 - len(prefix), self._decode_cfg.prefill_chunk
         rest_chunk = min(SMALLEST_BUCKET if num_left <= SMALLEST_BUCKET else most, most)
-        if not prefix or rest_chunk >= arrival.prompt_DT.shape[1]:  # then the rest's one piece is the whole prompt
+        if not prefix or rest_chunk >= arrival.prompt_AT.shape[1]:  # then the rest's one piece is the whole prompt
             program = self._program(admit, *args, request, state, gives=gives, donate=(4, 5))
             return lambda rows, after: program(params, *args, rows, after)
         token_1T = np.zeros((1, bucket(len(prefix))), np.int32)
@@ -267,10 +228,10 @@ class Chunks:
 
     def _look(self, arrival: Arrival, state: DecodeState) -> Callable[[DecodeState], Any]:
         """Gives what looks up the log-probabilities of prompts that have been put into their rows."""
-        row_D = self._programs.place(arrival.row_D)
-        gives, num_slots = (EVERYWHERE, EVERYWHERE), arrival.prompt_DT.shape[1]
-        program = self._program(prompt_logprobs, row_D, state, gives=gives, num_slots=num_slots)
-        return lambda after: program(self._params, row_D, after)
+        row_A = self._programs.place(arrival.row_A)
+        gives, num_slots = (EVERYWHERE, EVERYWHERE), arrival.prompt_AT.shape[1]
+        program = self._program(prompt_logprobs, row_A, state, gives=gives, num_slots=num_slots)
+        return lambda after: program(self._params, row_A, after)
 
     def wait(self, stats: Stats) -> tuple[Report, list[Any]]:
         """Gives what the chunk under way tells the host, of the prompts that arrived too, and counts its time.

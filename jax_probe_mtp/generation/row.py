@@ -1,10 +1,15 @@
-"""One row of a running batch on the host: the prompt that waits for it, then the text it has given, and what ends that."""
+"""Rows of a running batch on the host: prompts that wait for one and enter, then the text of each, and what ends it."""
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
+import jax
+import numpy as np
+
 from jax_probe_mtp.decoding.batch import Batch
+from jax_probe_mtp.decoding.request import Request, join_requests
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.decoding.state import TopTokens
 from jax_probe_mtp.generation.answers import Generation, make_generation
@@ -12,6 +17,8 @@ from jax_probe_mtp.generation.text_stream import TextStream
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 Top = list[tuple[int, float]]  # most likely tokens of a place, with their log-probabilities
+TOGETHER = 4  # prompts that enter in one program where that costs a GPU hardly more than one
+MOST_WEIGHTS = 300_000_000  # of a model of which this holds: its prefill waits for kernels to start, not for products
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,87 @@ class WaitingPrompt:
     def prefix(self) -> tuple[int, ...]:
         """Gives the tokens that other prompts begin with as well."""
         return tuple(self.prompt.token_ids[: self.prompt.num_shared])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """Prompts that go into free rows in one program, up to N on each of D shards.
+
+    Attributes:
+      prompt_AT: int32 [A, T], A = D N, of one padded length; shard after shard.
+      request: of these rows; where nobody comes, one that asks for nothing.
+      row_A: int32 [A], where they go, of the rows of their shard.
+      prefix: tokens that are read once for all prompts which begin with them; none where there are several prompts.
+    """
+
+    prompt_AT: np.ndarray
+    request: Request
+    row_A: np.ndarray
+    prefix: tuple[int, ...] = ()
+
+
+def num_together(checkpoint: Checkpoint, num_rows: int) -> int:
+    """Says how many prompts of a padded length enter the rows of a device in one program, N.
+
+    It is the same for all of a run, however many come: the bits of a prompt's keys and values depend on the program's shape.
+    """
+    leaves = jax.tree.leaves(checkpoint.params)
+    is_gpu = next(iter(leaves[0].devices())).platform == "gpu"
+    return min(TOGETHER, num_rows) if is_gpu and sum(leaf.size for leaf in leaves) <= MOST_WEIGHTS else 1
+
+
+def join_arrivals(
+    newcomers: Iterable[tuple[int, int, WaitingPrompt]],
+    *,
+    num_shards: int,
+    together: int,
+    idle: Request,
+    shares_prefix: bool,
+) -> list[Arrival]:
+    """Puts together who enters in one program.
+
+    Args:
+      newcomers: shard, row of it, and who goes there.
+      num_shards: D.
+      together: N, of `num_together`.
+      idle: a request of one row that asks for nothing.
+      shares_prefix: whether prompts with a prefix of others enter alone, after it.
+    """
+    arrivals: list[Arrival] = []
+    groups: list[_Group] = []
+    for shard, row, waiting in newcomers:
+        if shares_prefix and waiting.prefix:
+            arrivals.append(_arrival({0: (row, waiting)}, 1, idle, waiting.prefix))
+            continue
+        for group in groups:
+            free = [p for p in range(shard * together, (shard + 1) * together) if p not in group]
+            if free and _padded_length(group) == waiting.padded_length:
+                group[free[0]] = row, waiting
+                break
+        else:
+            groups.append({shard * together: (row, waiting)})
+    return arrivals + [_arrival(group, num_shards * together, idle) for group in groups]
+
+
+_Group = dict[int, tuple[int, WaitingPrompt]]  # place in a program -> row of the shard and who goes there
+
+
+def _padded_length(group: _Group) -> int:
+    return next(iter(group.values()))[1].padded_length
+
+
+def _arrival(group: _Group, num_places: int, idle: Request, prefix: tuple[int, ...] = ()) -> Arrival:
+    nobody = 0, np.zeros((1, _padded_length(group)), np.int32), idle
+    places = [
+        (group[p][0], group[p][1].batch.prompt_BT, group[p][1].batch.request) if p in group else nobody
+        for p in range(num_places)
+    ]
+    return Arrival(
+        prompt_AT=np.concatenate([prompt_1T for _, prompt_1T, _ in places]),
+        request=join_requests([request for _, _, request in places]),
+        row_A=np.asarray([row for row, _, _ in places], np.int32),
+        prefix=prefix,
+    )
 
 
 class RowText:

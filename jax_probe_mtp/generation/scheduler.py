@@ -19,9 +19,9 @@ from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation import exact_check, one_text
 from jax_probe_mtp.generation.answers import Generation, Item, Numbered, Stats, make_refusal
-from jax_probe_mtp.generation.chunks import Arrival, Chunks, join_arrival, padded_length
+from jax_probe_mtp.generation.chunks import Chunks
 from jax_probe_mtp.generation.programs import Programs
-from jax_probe_mtp.generation.row import RowText, WaitingPrompt, pairs
+from jax_probe_mtp.generation.row import Arrival, RowText, WaitingPrompt, join_arrivals, num_together, pairs
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 MOST_REFUSALS = 1000  # that are kept before they are handed on
@@ -103,6 +103,7 @@ class ContinuousDecoder:
             penalized=checkpoint.config.vocab_size if is_penalized else None,
             max_accept=settings.max_accept,
         )
+        self._together = num_together(checkpoint, settings.batch_size // self._programs.num_shards)
         self._choice: Choice | None = None
         if source.sizes:
             self._choice = self._programs.choice(settings.batch_size, capacity, settings.calls_per_chunk)
@@ -218,22 +219,21 @@ class ContinuousDecoder:
             exact_check.check(self._programs, self._checkpoint, self._source, self._decode_cfg, len(self._rows))
 
     def _arriving(self) -> list[Arrival]:
-        """Gives the free rows to those who wait: one prompt a shard at a time, all padded to the same length."""
+        """Gives the free rows to those who wait, in turn on each shard."""
         D, B = self._programs.num_shards, len(self._rows)
         per_shard = B // D
         free = sorted((r for r in range(B) if self._rows[r] is None), key=lambda r: r % per_shard)
-        groups: list[dict[int, tuple[int, WaitingPrompt]]] = []  # shard -> its row and who goes there
-        for r in free[: len(self._waiting)]:
-            waiting, shard = self._waiting.popleft(), r // per_shard
-            self._rows[r] = self._row_text(waiting)
-            self._is_stopped_B[r] = False
-            fits = (g for g in groups if shard not in g and padded_length(g) == waiting.padded_length)
-            group = next(fits, None)
-            if group is None:
-                groups.append(group := {})
-            group[shard] = r % per_shard, waiting
-        shares = D == 1 and not self._settings.is_exact
-        return [join_arrival(group, D, self._idle, shares_prefix=shares) for group in groups]
+        newcomers = [(*divmod(r, per_shard), self._waiting.popleft()) for r in free[: len(self._waiting)]]
+        for shard, row, waiting in newcomers:
+            r = shard * per_shard + row
+            self._rows[r], self._is_stopped_B[r] = self._row_text(waiting), False
+        return join_arrivals(
+            newcomers,
+            num_shards=D,
+            together=self._together,
+            idle=self._idle,
+            shares_prefix=D == 1 and not self._settings.is_exact,
+        )
 
     def _row_text(self, waiting: WaitingPrompt) -> RowText:
         stop = waiting.prompt.of("stop", self._settings)
@@ -243,12 +243,13 @@ class ContinuousDecoder:
         """Takes the log-probabilities of the prompts that were put into their rows, where they were asked for."""
         if not self._settings.prompt_logprobs:
             return
-        per_shard = len(self._rows) // self._programs.num_shards
-        for arrival, (logprob_DT, top_DTC) in zip(arrived, prompts, strict=True):
-            for d in np.flatnonzero(np.asarray(arrival.request.max_new_tokens_B)).tolist():  # the others are idle
-                row = self._rows[d * per_shard + arrival.row_D[d]]
+        D = self._programs.num_shards
+        for arrival, (logprob_AT, top_ATC) in zip(arrived, prompts, strict=True):
+            for a in np.flatnonzero(np.asarray(arrival.request.max_new_tokens_B)).tolist():  # the others are idle
+                shard = a * D // len(arrival.row_A)
+                row = self._rows[shard * len(self._rows) // D + arrival.row_A[a]]
                 assert row is not None
-                row.take_prompt(logprob_DT[d].tolist(), pairs(top_DTC, d, logprob_DT.shape[1]))
+                row.take_prompt(logprob_AT[a].tolist(), pairs(top_ATC, a, logprob_AT.shape[1]))
 
     def _read(self, report: Report, turn: Turn | None) -> None:
         """Takes what the calls gave each row, and ends the rows that are done."""

@@ -27,7 +27,7 @@ from support.decoding.row_batches import (
     rows_of,
 )
 
-from jax_probe_mtp.decoding.request import idle_request
+from jax_probe_mtp.decoding.request import idle_request, join_requests
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,44 @@ def test_nobody_changes_nothing(busy, source, has_prompt):
         arriving = batch.arriving(C)
         nobody = arriving.prompt_BT, arriving.request.replace(max_new_tokens_B=jnp.zeros(1, jnp.int32))
     for row in range(B):
-        after.put(row, *nobody)
+        after.put([row], *nobody)
+    before_leaves, after_leaves = (jax.tree.leaves((one.request, one.state)) for one in (batch, after))
+    for old, new in zip(before_leaves, after_leaves, strict=True):
+        assert bits(old) == bits(new)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_several_newcomers_enter_as_one_after_the_other(busy, source):
+    """The reference is `admit` of one row at a time, which is another program: floats may differ by rounding."""
+    batch = busy(source)
+    one_by_one, together = copy_of(batch), copy_of(batch)
+    for row, text in ((2, C), (0, A)):
+        one_by_one.admit(row, text)
+    nobody = jnp.zeros((1, T), jnp.int32), idle_request(1, [EOS], is_sampled=True)
+    coming = [(arriving.prompt_BT, arriving.request) for arriving in map(batch.arriving, (C, A))]
+    prompts, requests = zip(coming[0], nobody, coming[1], strict=True)
+    together.put([2, 1, 0], jnp.concatenate(prompts), join_requests(requests))
+
+    def committed(batch):
+        """Leaves out what lies behind the texts in the cache, which means nothing."""
+        is_text_BS = np.arange(S)[None] < np.asarray(batch.state.length_B)[:, None]
+        cut = lambda x: jnp.where(is_text_BS[:, None, :, None], x[:, :, :S], 0)  # noqa: E731
+        return batch.request, batch.state.replace(cache=jax.tree.map(cut, (batch.state.cache.k, batch.state.cache.v)))
+
+    (expected, _), (got, _) = (jax.tree.flatten(committed(one)) for one in (one_by_one, together))
+    for a, b in zip(expected, got, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    before_rows, after_rows = rows_of((batch.request, batch.state)), rows_of((together.request, together.state))
+    for name, old in before_rows.items():
+        assert bits(old[1]) == bits(after_rows[name][1]), name
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_several_nobodies_change_nothing(busy, source):
+    batch = busy(source)
+    after = copy_of(batch)
+    after.put([0, 0], jnp.zeros((2, T), jnp.int32), idle_request(2, [EOS], is_sampled=True))
     before_leaves, after_leaves = (jax.tree.leaves((one.request, one.state)) for one in (batch, after))
     for old, new in zip(before_leaves, after_leaves, strict=True):
         assert bits(old) == bits(new)

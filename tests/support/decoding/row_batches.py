@@ -79,13 +79,13 @@ class RowBatch:
             **text.draw,
         )
 
-    def put(self, row, prompt_1T, request):
-        args = (prompt_1T, request, np.asarray([row], np.int32), self.request, self.state)
+    def put(self, rows, prompt_NT, request):
+        args = (prompt_NT, request, np.asarray(rows, np.int32), self.request, self.state)
         self.request, self.state = jit_admit(self.tiny.params, *args, **self.static)
 
     def admit(self, row, text, slots=T):
         batch = self.arriving(text, slots)
-        self.put(row, batch.prompt_BT, batch.request)
+        self.put([row], batch.prompt_BT, batch.request)
         self.texts[row] = text
 
     def run(self, num_calls=Q, stopped=()):
