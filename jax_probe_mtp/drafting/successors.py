@@ -11,7 +11,8 @@ from jax_probe_mtp.model.logits import Logits
 from jax_probe_mtp.model.sampling import Sampling
 
 NUM_SUCCESSORS = 8
-PIECE = 64  # prompt tokens whose logits, [B, 64, V], are in memory at a time
+PIECE = 64  # prompt tokens of a row whose logits are in memory at a time, or more of few rows:
+PIECE_ROWS = 256  # in all, for a GPU waits more for the kernels of a piece to start than for its products
 Kept = TypeVar("Kept")
 Keep = Callable[[Kept, jax.Array, jax.Array, jax.Array, Logits], Kept]
 
@@ -31,7 +32,7 @@ def best_successors(logits: Logits, sampling: Sampling | None) -> tuple[jax.Arra
 
 
 def read_pieces(chunk: PromptChunk, keep: Keep[Kept], kept: Kept) -> Kept:
-    """Goes through a chunk of the prompts 64 tokens at a time.
+    """Goes through a chunk of the prompts 64 tokens at a time, or 256 of one row.
 
     Args:
       chunk: of the prompts.
@@ -39,8 +40,8 @@ def read_pieces(chunk: PromptChunk, keep: Keep[Kept], kept: Kept) -> Kept:
         [B, R, V] logits after them) -> what is kept.
       kept: what the first piece is added to.
     """
-    U = chunk.token_BU.shape[1]
-    size = min(U, PIECE)
+    B, U = chunk.token_BU.shape
+    size = min(U, max(PIECE, PIECE_ROWS // B))
 
     def read(i: jax.Array, kept: Kept) -> Kept:
         first = jnp.minimum(i * size, U - size)  # the last piece may overlap the one before and be read again

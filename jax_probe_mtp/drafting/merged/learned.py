@@ -59,21 +59,24 @@ def read_prompts(learned: Learned, prompts: Prompts) -> Learned:
     """Keeps the n-grams of whole prompts; where all rows share the tables, one row after the other."""
     B, T = prompts.token_BT.shape
     Y = learned.memory.token_YSE.shape[0]
-    size = min(T, NGRAM_TOKENS)
-    num_pieces = -(-T // size)
-    before_and_behind = ((0, 0), (CONTEXT, num_pieces * size - T))
-    token_BT = jnp.pad(prompts.token_BT, before_and_behind, constant_values=NO_TOKEN)
+    before_BT = jnp.pad(prompts.token_BT, ((0, 0), (CONTEXT, 0)), constant_values=NO_TOKEN)
+    is_used_BT = last_axis(T, 2) < prompts.length_B[:, None]
+    num_places = B // Y * T
+    size = min(num_places, NGRAM_TOKENS)
+    num_pieces = -(-num_places // size)
 
-    def read_piece(memory: Memory, i: jax.Array) -> tuple[Memory, None]:
-        row, first = i // num_pieces, i % num_pieces * size
-        text_YT = jax.lax.dynamic_slice_in_dim(token_BT, first, CONTEXT + size, axis=1)
-        length_Y = prompts.length_B
-        if Y < B:
-            text_YT, length_Y = (jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0) for x in (text_YT, length_Y))
-        is_used_YR = first + last_axis(size, 2) < length_Y[:, None]
-        return keep_ngrams(memory, keys_of(_contexts(text_YT)), text_YT[:, CONTEXT:], is_used_YR), None
+    def in_pieces(x_BT: jax.Array) -> jax.Array:
+        """Gives [pieces, Y, size, ...]: a piece may hold the end of a row and the next one's start."""
+        x_YR = x_BT.reshape(Y, num_places, *x_BT.shape[2:])
+        x_YR = jnp.pad(x_YR, ((0, 0), (0, num_pieces * size - num_places), *[(0, 0)] * (x_YR.ndim - 2)))
+        return jnp.moveaxis(x_YR.reshape(Y, num_pieces, size, *x_YR.shape[2:]), 1, 0)
 
-    memory, _ = jax.lax.scan(read_piece, learned.memory, jnp.arange(B // Y * num_pieces, dtype=jnp.int32))
+    def read_piece(memory: Memory, piece: tuple[jax.Array, ...]) -> tuple[Memory, None]:
+        context_YRL, token_YR, is_used_YR = piece
+        return keep_ngrams(memory, keys_of(context_YRL), token_YR, is_used_YR), None
+
+    pieces = tuple(map(in_pieces, (_contexts(before_BT), prompts.token_BT, is_used_BT)))
+    memory, _ = jax.lax.scan(read_piece, learned.memory, pieces)
     return learned.replace(memory=memory)
 
 
