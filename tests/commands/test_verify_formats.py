@@ -140,6 +140,20 @@ def test_an_array_of_answers(run, model, plain, tmp_path):
     assert (code, verdicts_of(out)[-1], err) == (0, "3 same, 0 tie, 0 diverged", "")
 
 
+def test_a_padded_batch_of_transformers_is_a_record_a_prompt(verify, plain):
+    size = max(map(len, PROMPTS.values()))
+    ids = [[EOS] * (size - len(prompt)) + prompt for prompt in PROMPTS.values()]
+    mask = [[0] * (size - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS.values()]
+    rows = [row + plain[name] + [EOS] * (NEW - len(plain[name])) for name, row in zip(PROMPTS, ids, strict=True)]
+    batch = {"id": list(PROMPTS), "input_ids": ids, "attention_mask": mask, "sequences": rows}
+    code, out, _ = verify([batch])
+    assert (code, verdicts_of(out)[-1]) == (0, "3 same, 0 tie, 0 diverged")
+    swapped = [rows[0], rows[2], rows[1]]
+    code, out, _ = verify([batch | {"sequences": swapped}])
+    assert (code, out.count(": unchecked: the output is to begin with its prompt")) == (2, 2)
+    assert_refused(verify([batch | {"id": ["a", "b", "b"]}]), "has the id 'b' of ")
+
+
 def test_prompts_of_completions_pass_no_chat_template_and_those_of_chats_do(verify, plain):
     prompts = [{"id": name, "prompt": words(*ids)} for name, ids in PROMPTS.items()]
     values = [completion(name, tokens) for name, tokens in plain.items()]

@@ -1,6 +1,6 @@
 """Reads dumps of vLLM's `RequestOutput`, of which each holds the outputs of one prompt.
 
-The names are those of vLLM's `vllm/outputs.py` and `vllm/sampling_params.py`.
+The names are those of vLLM's `vllm/outputs.py`, `vllm/logprobs.py` and `vllm/sampling_params.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -86,9 +86,30 @@ def sampling(where: str, params: object) -> dict[str, Any]:
 
 
 def _logprobs(places: object, token_ids: list[int]) -> list[float] | None:
-    """Gives the log-probability of each token out of objects that have one for each of several tokens, by their ids."""
+    """Gives the log-probability of each token, out of those that each place has for several tokens, by their ids."""
+    if isinstance(places, dict):
+        places = _places(places)
     if not isinstance(places, list) or len(places) != len(token_ids):
         return None
     pairs = zip(places, token_ids, strict=True)
     found = [place.get(str(token)) if isinstance(place, dict) else None for place, token in pairs]
     return all_numbers([each.get("logprob") if isinstance(each, dict) else each for each in found])
+
+
+def _places(flat: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Gives the places of `FlatLogprobs`, which keeps those of all places in one list; None where the lists do not fit.
+
+    Place i has the tokens from `start_indices[i]` to the one before `end_indices[i]`.
+    """
+    starts, ends, ids, logprobs = (flat.get(n) for n in ("start_indices", "end_indices", "token_ids", "logprobs"))
+    if not (
+        isinstance(starts, list) and isinstance(ends, list) and isinstance(ids, list) and isinstance(logprobs, list)
+    ):
+        return None
+    if len(starts) != len(ends) or len(ids) != len(logprobs):
+        return None
+    ranges = list(zip(starts, ends, strict=True))
+    if not all(type(n) is int for pair in ranges for n in pair) or any(not 0 <= a <= b <= len(ids) for a, b in ranges):
+        return None
+    tokens = list(map(str, ids))
+    return [dict(zip(tokens[a:b], logprobs[a:b], strict=True)) for a, b in ranges]

@@ -1,6 +1,6 @@
 """Dumps of vLLM's RequestOutput.
 
-Fixtures follow vLLM's vllm/outputs.py (RequestOutput, CompletionOutput), vllm/logprobs.py (Logprob) and
+Fixtures follow vLLM's vllm/outputs.py (RequestOutput, CompletionOutput), vllm/logprobs.py (Logprob, FlatLogprobs) and
 vllm/sampling_params.py (SamplingParams, which leaves defaults out of a dump), releases 0.11 and later.
 """
 
@@ -77,13 +77,53 @@ def test_no_ids_no_name():
     assert (output.record.id, output.is_named) == (ITEM.number, False)
 
 
+FLAT = {  # FlatLogprobs: two tokens at the first place, one at the second
+    "start_indices": [0, 2],
+    "end_indices": [2, 3],
+    "token_ids": [7, 3, 2],
+    "logprobs": [-0.25, -2.5, 0.0],
+    "ranks": [1, 2, 1],
+    "decoded_tokens": [" seven", " three", "</s>"],
+}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"token_ids": [3, 7, 2], "logprobs": [-2.5, -0.25, 0.0]},  # the order within a place does not count
+        {"start_indices": [1, 0], "end_indices": [3, 1], "token_ids": [2, 7, 5], "logprobs": [0.0, -0.25, -1.0]},
+        {"ranks": None, "decoded_tokens": None},
+    ],
+)
+def test_flat_log_probabilities(columns):
+    flat = FLAT | columns
+    [output] = read(vllm, REQUEST | {"outputs": [ONE | {"logprobs": flat}]})
+    assert output.logprobs == [-0.25, 0.0]
+
+
 @pytest.mark.parametrize(
     "logprobs",
     [
         [PLACES[0]],  # of another number of tokens
         [PLACES[0], {}],
         [PLACES[0], {"2": {"logprob": None}}],
-        {"token_ids": [7, 2], "logprobs": [-0.25, 0.0]},  # FlatLogprobs
+        {"token_ids": [7, 2], "logprobs": [-0.25, 0.0]},
+        *(
+            FLAT | columns
+            for columns in (
+                {"start_indices": [0], "end_indices": [2]},  # of another number of tokens
+                {"end_indices": [2]},
+                {"end_indices": [2, 4]},
+                {"start_indices": [-3, 2]},
+                {"start_indices": [2, 2], "end_indices": [0, 3]},
+                {"start_indices": ["0", 2]},
+                {"start_indices": 0},
+                {"logprobs": [-0.25, -2.5]},
+                {"logprobs": [-0.25, -2.5, None]},
+                {"token_ids": [6, 3, 2]},  # the token is not among them
+            )
+        ),
     ],
 )
 def test_log_probabilities_that_are_not_all_there_are_left_out(logprobs):
