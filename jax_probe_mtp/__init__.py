@@ -9,6 +9,7 @@ from jax_probe_mtp.generation.api import generate, stream
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.model.params import abstract_params, check_params, quantize_params
+from jax_probe_mtp.sameness.verified_file import verify_file
 
 __all__ = [
     "Checkpoint",
@@ -24,4 +25,5 @@ __all__ = [
     "make_batch",
     "quantize_params",
     "stream",
+    "verify_file",
 ]

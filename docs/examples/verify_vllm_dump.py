@@ -8,37 +8,20 @@ fetches; answers of its original in bfloat16 differ.
     jax-probe-mtp verify --model SmolLM2-135M-Instruct.Q4_1.gguf --outputs vllm_dump.jsonl
     python verify_vllm_dump.py --model SmolLM2-135M-Instruct.Q4_1.gguf
 
-`verdicts_of_file` runs the command and reads its `--json`: every format, prompts of `--input`, statistics and causes of the
-whole file (docs/verify.md). `verdicts_of_ids` checks token ids that are in memory, with no file and no process.
+`verify_file` reads every format, prompts of a file of their own, statistics and causes of the whole file (docs/verify.md).
+`verdicts_of_ids` checks token ids that are in memory, with no file.
 """
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from checkpoints_convert import load_checkpoint
-from jax_probe_mtp import Checkpoint, Prompt, Settings
-from jax_probe_mtp.commands.main import main as jax_probe_mtp
-from jax_probe_mtp.sameness.given_outputs import Output, judge
+from jax_probe_mtp import Checkpoint, Prompt, Settings, verify_file
+from jax_probe_mtp.sameness.given_outputs import Output, examine
 
 DUMP = Path(__file__).parent / "vllm_dump.jsonl"
-
-
-def verdicts_of_file(model: str, outputs: Path, *flags: str) -> tuple[int, dict[str, Any]]:
-    """Gives the command's exit status, 1 where an output diverged, and what it found.
-
-    Of what it found, `records` holds a verdict for each output, `summary` the counts, `file` what the tokens say together.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        files = ["--outputs", str(outputs), "--json", str(report)]
-        status = jax_probe_mtp(["verify", "--model", model, *files, *flags])
-        if not report.exists():
-            raise ValueError(f"verify ended with {status}; it says why on stderr.")
-        return status, json.loads(report.read_text(encoding="utf-8"))
 
 
 def verdicts_of_ids(checkpoint: Checkpoint, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[str]:
@@ -47,7 +30,7 @@ def verdicts_of_ids(checkpoint: Checkpoint, pairs: Sequence[tuple[Sequence[int],
         Output(prompt=Prompt(id=number, token_ids=prompt_ids), token_ids=token_ids, limit=len(token_ids))
         for number, (prompt_ids, token_ids) in enumerate(pairs)
     ]
-    return [verdict.kind for verdict in judge(checkpoint, outputs, Settings())]
+    return [found.verdict.kind for found in examine(checkpoint, outputs, Settings())]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,19 +39,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--outputs", type=Path, default=DUMP)
     args = parser.parse_args(argv)
 
-    status, found = verdicts_of_file(args.model, args.outputs)
-    print(f"exit status {status}, {found['summary']['diverged']} of {len(found['records'])} outputs diverged")
-    for record in found["records"]:
-        if record["kind"] == "diverged":
-            place = record["difference"]
-            print(
-                f"{record['id']}: token {place['position']} is {place['token']}, the model's own {place['plain_token']},"
-            )
-            print(f"which it likes more by {place['gap']:.2f} nats; a tie is up to {place['tolerance']:.1e}")
+    checkpoint = load_checkpoint(args.model, dtype="float32")
+    found = verify_file(checkpoint, args.outputs)
+    print(*found.says, *found.lines, sep="\n")
+    print(f"status {found.status}, {found.counts['diverged']} of {len(found.verdicts)} outputs diverged")
+    for verdict in found.verdicts:
+        if verdict.kind == "diverged" and (place := verdict.difference) is not None:
+            print(f"{verdict.id}: token {place.position} is {place.other_token}, the model's own {place.plain_token},")
+            print(f"which it likes more by {place.gap:.2f} nats; a tie is up to {place.tolerance:.1e}")
 
     requests = [json.loads(line) for line in args.outputs.read_text(encoding="utf-8").splitlines()]
     pairs = [(each["prompt_token_ids"], each["outputs"][0]["token_ids"]) for each in requests]
-    print(verdicts_of_ids(load_checkpoint(args.model, dtype="float32"), pairs))
+    print(verdicts_of_ids(checkpoint, pairs))
 
 
 if __name__ == "__main__":

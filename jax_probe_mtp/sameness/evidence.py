@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy  # its parts are imported where they are used: they take a second, which no other command should wait for
 
 from jax_probe_mtp.sameness.token_scores import BORDER, TokenScores
 
@@ -148,7 +148,7 @@ class Evidence:
     @property
     def p_likelihood(self) -> float:
         """Gives the two-sided p-value of `z`."""
-        return float(2 * special.ndtr(-abs(self.z)))
+        return float(2 * scipy.special.ndtr(-abs(self.z)))
 
     @property
     def p_uniform(self) -> float:
@@ -157,7 +157,7 @@ class Evidence:
         if total < 5 * PIT_BINS:  # too few for a bin
             return math.nan
         expected = total / PIT_BINS
-        return float(special.chdtrc(PIT_BINS - 1, ((self._pit - expected) ** 2 / expected).sum()))
+        return float(scipy.special.chdtrc(PIT_BINS - 1, ((self._pit - expected) ** 2 / expected).sum()))
 
     @property
     def p_draws(self) -> float:
@@ -222,7 +222,7 @@ class Evidence:
 
 def wilson(rate: float, count: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Gives Wilson's interval of a rate (Wilson, 1927); `count` need not be whole."""
-    z2 = float(special.ndtri(0.5 + confidence / 2)) ** 2
+    z2 = float(scipy.special.ndtri(0.5 + confidence / 2)) ** 2
     middle = (rate + z2 / (2 * count)) / (1 + z2 / count)
     half = math.sqrt(z2 * (rate * (1 - rate) / count + z2 / (4 * count * count))) / (1 + z2 / count)
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -242,9 +242,7 @@ def p_of_same(found: Evidence, baseline: Evidence) -> float:
             f"too few to tell from the baseline: {n} and {m} blocks of {BLOCK} tokens, give 5 and 5 or more."
         )
     alternative = "two-sided" if found.is_drawn else "greater"
-    from scipy import stats  # importing it takes a second, which no other command should wait for
-
-    return float(stats.mannwhitneyu(found.blocks, baseline.blocks, alternative=alternative).pvalue)
+    return float(scipy.stats.mannwhitneyu(found.blocks, baseline.blocks, alternative=alternative).pvalue)
 
 
 class Likelihoods:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax_probe_mtp.sameness.causes import FITS, Causes
 from jax_probe_mtp.sameness.evidence import BLOCK, FALSE_ALARM, Evidence, Likelihoods, p_of_same
 from jax_probe_mtp.sameness.given_outputs import Examined, Output, examine
 from jax_probe_mtp.sameness.token_scores import GREEDY_TEMPERATURE
-from jax_probe_mtp.sameness.verdicts import Verdict, counts_line, summary
+from jax_probe_mtp.sameness.verdicts import Verdict, counts_line, status_of, summary
 
 _AROUND = 8  # tokens before a difference that are shown
 
@@ -148,10 +149,17 @@ class FileReport:
         return self._found_causes
 
     @property
-    def is_told_apart(self) -> bool:
-        """Says whether a test with an error rate speaks against the file: draws' likelihood, or the baseline."""
-        p_values = [self.drawn.p_draws, *(p for _, p, _ in self._against_baseline() if p is not None)]
-        return any(p < FALSE_ALARM for p in p_values)
+    def p_values(self) -> dict[str, float]:
+        """Gives the p-values of the tests with an error rate that could be made: of draws alone, and against the baseline."""
+        found = {"draws": self.drawn.p_draws}
+        for is_drawn, p, _ in self._against_baseline():
+            if p is not None:
+                found["drawn_against_baseline" if is_drawn else "greedy_against_baseline"] = p
+        return {name: p for name, p in found.items() if not math.isnan(p)}
+
+    def status(self, totals: dict[str, Any]) -> int:
+        """Gives the exit status: 1 where one of `p_values` speaks against the file, else that of the counts of its verdicts."""
+        return 1 if any(p < FALSE_ALARM for p in self.p_values.values()) else status_of(totals)
 
     def _against_baseline(self) -> Iterator[tuple[bool, float | None, str]]:
         if self._baseline is None:

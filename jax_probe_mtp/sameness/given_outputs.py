@@ -74,17 +74,11 @@ class Examined:
     next_token: int | None = None
 
 
-def judge(checkpoint: Checkpoint, outputs: Iterable[Output], settings: Settings) -> Iterator[Verdict]:
-    """Gives a verdict for every output, in the order given: see `examine`."""
-    return (found.verdict for found in examine(checkpoint, outputs, settings, is_scored=False))
-
-
 def examine(
     checkpoint: Checkpoint,
     outputs: Iterable[Output],
     settings: Settings,
     *,
-    is_scored: bool = True,
     knows_seeds: bool = True,
 ) -> Iterator[Examined]:
     """Examines every output, in the order given.
@@ -96,7 +90,6 @@ def examine(
       checkpoint: the model.
       outputs: what to check.
       settings: sampling and stop texts of outputs that have none of their own; `batch_size` texts are checked at a time.
-      is_scored: whether the tokens are scored as well.
       knows_seeds: False where the seeds of drawn outputs are not known: then only what the cuts leave out is wrong.
     """
     if settings.batch_size < 1:
@@ -105,13 +98,13 @@ def examine(
     for output in outputs:
         window.append(output)
         if len(window) == settings.batch_size * BATCHES_A_WINDOW:
-            yield from _examine(checkpoint, window, settings, is_scored, knows_seeds)
+            yield from _examine(checkpoint, window, settings, knows_seeds)
             window = []
-    yield from _examine(checkpoint, window, settings, is_scored, knows_seeds)
+    yield from _examine(checkpoint, window, settings, knows_seeds)
 
 
 def _examine(
-    checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings, is_scored: bool, knows_seeds: bool
+    checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings, knows_seeds: bool
 ) -> list[Examined]:
     examined: list[Examined | None] = [None] * len(outputs)
     draws: dict[int, Sampling] = {}
@@ -128,7 +121,7 @@ def _examine(
             del draws[n]
     numbers = sorted(draws)
     parts = {n: whole_part(checkpoint, outputs[n], settings) for n in numbers}
-    behind = {n: _behind(checkpoint, outputs[n], *parts[n]) if is_scored else [] for n in numbers}
+    behind = {n: _behind(checkpoint, outputs[n], *parts[n]) for n in numbers}
     texts = [(outputs[n].prompt.token_ids, [*outputs[n].token_ids, *behind[n]]) for n in numbers]
     is_sampled = any(draws[n].temperature_B[0] > 0 for n in numbers)
     of_texts = [draws[n] for n in numbers] if is_sampled else None
@@ -141,7 +134,7 @@ def _examine(
 
     penalized = (penalties_of,) if any(each.is_penalized for each in own) else ()
     for place, choices in choices_of(
-        checkpoint, texts, of_texts, batch_size, *penalized, is_scored=is_scored, is_noisy=knows_seeds
+        checkpoint, texts, of_texts, batch_size, *penalized, is_scored=True, is_noisy=knows_seeds
     ):
         n = numbers[place]
         draw = draws[n] if is_sampled else None

@@ -8,8 +8,9 @@ import verify_vllm_dump
 from checkpoints import EOS, make_checkpoint, words, write_folder
 from support.commands import write
 from support.files.outputs import read
-from verify_vllm_dump import DUMP, verdicts_of_file, verdicts_of_ids
+from verify_vllm_dump import DUMP, verdicts_of_ids
 
+from jax_probe_mtp import verify_file
 from jax_probe_mtp.files.formats import vllm
 
 PROMPTS = {"a": [7], "b": [5, 9, 2, 44, 17, 3, 3], "changed": [60, 1, 33, 8]}
@@ -51,13 +52,11 @@ def test_the_dump_has_vllms_form():
         assert given.finish_reason in ("stop", "length")
 
 
-def test_the_verdict_is_read_from_the_commands_report(model, requests, own_caches, tmp_path):
-    status, found = verdicts_of_file(model, write(tmp_path / "o.jsonl", requests))
-    kinds = {record["id"]: record["kind"] for record in found["records"]}
-    assert (status, kinds) == (1, {"a": "same", "b": "same", "changed": "diverged"})
-    assert found["records"][2]["difference"]["position"] == PLACE
-    status, found = verdicts_of_file(model, write(tmp_path / "good.jsonl", requests[:2]))
-    assert (status, found["summary"]["same"]) == (0, 2)
+def test_the_verdict_of_a_file(tiny, requests, tmp_path):
+    found = verify_file(make_checkpoint(tiny), write(tmp_path / "o.jsonl", requests))
+    kinds = {verdict.id: verdict.kind for verdict in found.verdicts}
+    assert (found.status, kinds) == (1, {"a": "same", "b": "same", "changed": "diverged"})
+    assert found.verdicts[2].difference.position == PLACE
 
 
 def test_ids_in_memory_get_the_same_verdicts(tiny, requests):
@@ -65,15 +64,10 @@ def test_ids_in_memory_get_the_same_verdicts(tiny, requests):
     assert verdicts_of_ids(make_checkpoint(tiny), pairs) == ["same", "same", "diverged"]
 
 
-def test_a_file_that_cannot_be_read_raises(model, own_caches, tmp_path):
-    with pytest.raises(ValueError, match=r"verify ended with 2; it says why on stderr\.\Z"):
-        verdicts_of_file(model, tmp_path / "none.jsonl")
-
-
-def test_it_runs_as_a_command(model, requests, own_caches, tmp_path, capsys):
+def test_it_runs_as_a_command(model, requests, tmp_path, capsys):
     verify_vllm_dump.main(["--model", model, "--outputs", str(write(tmp_path / "o.jsonl", requests))])
     lines = capsys.readouterr().out.splitlines()
-    assert "exit status 1, 1 of 3 outputs diverged" in lines
+    assert "status 1, 1 of 3 outputs diverged" in lines
     plain = requests[2]["outputs"][0]["token_ids"][PLACE]
     assert f"changed: token {PLACE} is {plain}, the model's own {(plain - 1) % 50}," in lines
     assert lines[-1] == "['same', 'same', 'diverged']"

@@ -13,7 +13,7 @@ from checkpoints import EOS, make_checkpoint, words
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.sameness import given_outputs, verdicts
 from jax_probe_mtp.sameness.first_difference import Difference
-from jax_probe_mtp.sameness.given_outputs import Output, judge
+from jax_probe_mtp.sameness.given_outputs import Output, examine
 from jax_probe_mtp.sameness.verdicts import Verdict
 
 PROMPT = [5, 9, 2, 44, 17, 3, 3]
@@ -36,6 +36,10 @@ def plain(tiny):
 def output(token_ids, *, limit=12, prompt=PROMPT, name="a", **more):
     own = {key: more.pop(key) for key in ("temperature", "top_k", "top_p", "seed", "stop") if key in more}
     return Output(prompt=Prompt(id=name, token_ids=prompt, **own), token_ids=token_ids, limit=limit, **more)
+
+
+def judge(checkpoint, given, settings):
+    return [found.verdict for found in examine(checkpoint, given, settings)]
 
 
 def verdict(checkpoint, *args, settings=SETTINGS, **more):
@@ -179,7 +183,7 @@ def test_what_cannot_be_checked_costs_itself_alone(checkpoint, plain):
         output([], name="empty"),
         output(plain, name="last"),
     ]
-    found = list(judge(checkpoint, given, SETTINGS))
+    found = judge(checkpoint, given, SETTINGS)
     assert [each.id for each in found] == [each.prompt.id for each in given]
     kinds = [each.kind for each in found]
     assert kinds == ["same", *["unchecked"] * 5, "incomplete", "same"]
@@ -193,7 +197,7 @@ def test_any_number_of_outputs_in_order(checkpoint, tiny, plain, monkeypatch):
     monkeypatch.setattr(given_outputs, "BATCHES_A_WINDOW", 2)
     given = [output(plain[: 1 + n % 12], limit=1 + n % 12, name=n) for n in range(17)]  # two windows and a half
     given[9] = output([*plain[:2], (plain[2] + 1) % 26], limit=3, name=9)
-    found = list(judge(checkpoint, given, SETTINGS))
+    found = judge(checkpoint, given, SETTINGS)
     assert [each.id for each in found] == list(range(17))
     assert [each.id for each in found if each.kind != "same"] == [9]
 
@@ -207,7 +211,7 @@ def test_a_batch_is_no_larger_than_what_there_is(checkpoint, plain, monkeypatch)
     assert [each.kind for each in judge(checkpoint, given, Settings(batch_size=3000))] == ["same", "same"]
     assert sizes == [2]
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        list(judge(checkpoint, given, Settings(batch_size=0)))
+        judge(checkpoint, given, Settings(batch_size=0))
 
 
 def test_sampled_outputs_with_their_seeds_are_checked_token_for_token(checkpoint, tiny):
@@ -216,7 +220,7 @@ def test_sampled_outputs_with_their_seeds_are_checked_token_for_token(checkpoint
     assert gap > 2e-3
     greedy = output(reference.plain_decode(tiny.reference, PROMPT, max_new_tokens=12)[0], name="greedy", temperature=0)
     right, wrong = output(tokens, **draw), output(tokens, **(draw | {"seed": 12}), name="b")
-    found = list(judge(checkpoint, [right, wrong, greedy], SETTINGS))
+    found = judge(checkpoint, [right, wrong, greedy], SETTINGS)
     assert [each.kind for each in found] == ["same", "diverged", "same"]
     cut = dataclasses.replace(SETTINGS, temperature=0.8, top_k=1)  # one token is left everywhere
     assert verdict(checkpoint, tokens, settings=cut, seed=11).difference.gap == math.inf

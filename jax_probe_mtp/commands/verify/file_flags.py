@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jax_probe_mtp.commands import options
@@ -13,14 +13,16 @@ from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import local_file
 from jax_probe_mtp.files.remote.address import file_or_address
 from jax_probe_mtp.files.whole_files import write_files
+from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.measuring.report import figures
 from jax_probe_mtp.measuring.report.verify_figure import VerifyFigure
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.params import WEIGHTS
 from jax_probe_mtp.sameness.file_report import FileReport
-from jax_probe_mtp.sameness.given_outputs import Examined, Output
+from jax_probe_mtp.sameness.given_outputs import Examined
 from jax_probe_mtp.sameness.token_table import TokenTable, check_table
-from jax_probe_mtp.sameness.verdicts import UNCHECKED, summary
+from jax_probe_mtp.sameness.verdicts import UNCHECKED
+from jax_probe_mtp.sameness.verified_file import FilesToVerify
 
 FLAGS = (
     "unknown_seeds",
@@ -133,10 +135,10 @@ class WholeFile:
         """Gives it as a report holds it."""
         return self.report.as_json()
 
-    def status(self, status: int, totals: dict[str, Any]) -> int:
+    def status(self, totals: dict[str, Any]) -> int:
         """Gives the exit status: with --fail-below that of the match rate, else the verdicts' or, where worse, the tests'."""
         if self.args.fail_below is None:
-            return 1 if self.report.is_told_apart else status
+            return self.report.status(totals)
         rate = self.report.match_rate
         if math.isnan(rate) or totals[UNCHECKED]:
             unchecked = f"{totals[UNCHECKED]} outputs were not checked"
@@ -147,28 +149,18 @@ class WholeFile:
 
 
 def whole_file(
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    settings: Settings,
-    knows_seeds: bool,
-    baseline: tuple[Iterable[Output], bool] | None,
+    args: argparse.Namespace, files: FilesToVerify, checkpoint: Checkpoint, encode: Encoder, settings: Settings
 ) -> WholeFile:
     """Makes the report on a file; the baseline, if there is one, is examined here.
 
     Args:
       args: the flags.
+      files: the file, and the baseline.
       checkpoint: the model.
+      encode: turns records into tokens.
       settings: those of outputs that have none of their own.
-      knows_seeds: False where the seeds of drawn outputs are not known.
-      baseline: outputs that are known to be good, and whether their seeds are known.
     """
-    of_file: dict[str, Any] = {"checkpoint": checkpoint, "settings": settings, "knows_seeds": knows_seeds}
-    report = FileReport(**of_file, other=_other_model(args, checkpoint))
-    if baseline is not None:
-        good_outputs, knows = baseline
-        good = FileReport(**of_file | {"knows_seeds": knows})
-        good.totals = summary(good.verdicts(good_outputs))
-        report.compare_with(good)
+    report = files.report(checkpoint, encode, settings, other=_other_model(args, checkpoint))
     return WholeFile(report, _named(checkpoint), args)
 
 

@@ -62,8 +62,7 @@ def report(
     if args.markdown:
         text = verdicts.markdown(title, run, totals, kept, lines)
         write_files(args.markdown.parent, {args.markdown.name: text})
-    status = verdicts.status_of(totals)
-    return whole.status(status, totals) if whole else status
+    return whole.status(totals) if whole else verdicts.status_of(totals)
 
 
 def described_run(args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
