@@ -64,6 +64,12 @@ def test_positions_of_a_drawn_block():
     np.testing.assert_array_equal(position, [nodes + masks])
 
 
+def test_nodes_without_masks_sit_at_their_depth_too():
+    depth = jnp.asarray([[0, 1, 1, 2], [0, 1, 2, 2]])
+    position = block_positions(depth, jnp.asarray([10, 0]), num_masks=0)
+    np.testing.assert_array_equal(position, [[10, 11, 11, 12], [0, 1, 2, 2]])
+
+
 def test_a_block_of_owners_has_masks_behind_these_alone():
     # root -> child -> grandchild: the first row's root and grandchild own a mask each, the second's child and root.
     is_ancestor = ancestors_or_self(jnp.asarray([[NO_PARENT, 0, 1]] * 2), max_depth=2)

@@ -47,6 +47,13 @@ def test_reads_prompts(tmp_path, content, ids, prompts):
     assert (file.max_temperature, file.unused_fields) == (None, ())
 
 
+def test_one_record_with_penalties_anywhere_needs_a_program_with_them(tmp_path):
+    plain, penalized = '{"prompt": "a"}\n', '{"prompt": "b", "presence_penalty": 0.5}\n'
+    for lines in (penalized + plain, plain + penalized, plain + penalized + plain):
+        assert PromptFile(write(tmp_path, lines)).is_penalized
+    assert not PromptFile(write(tmp_path, plain)).is_penalized
+
+
 FIELDS = {"max_new_tokens": 9, "temperature": 1, "top_p": 1, "top_k": 0, "seed": 2**32 - 1, "stop": ["x", "\n"]}
 
 

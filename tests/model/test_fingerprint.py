@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint
-from conftest import FAMILIES
+from conftest import FAMILIES, make_tiny
 
 from jax_probe_mtp.model.fingerprint import local_weights_digest, model_identity, weights_digest
 from jax_probe_mtp.model.params import abstract_params, random_params
@@ -71,6 +71,19 @@ def test_a_digest_sees_every_bit_of_every_weight(tiny, change):
     here, other = local_weights_digest(tiny.params), local_weights_digest(changed(tiny.params, change))
     assert here[0] == other[0]
     assert here[1] != other[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_digest_sees_every_tensor(family):
+    """Vectors too: norms, and the biases of Qwen2."""
+    params = make_tiny(FAMILIES[family], seed=2).params
+    leaves, tree = jax.tree.flatten(params)
+    seen = {weights_digest(params)}
+    for place, leaf in enumerate(leaves):
+        nudged = np.array(leaf)
+        nudged.flat[-1] = np.nextafter(nudged.flat[-1], np.float32(1e9))
+        seen.add(weights_digest(jax.tree.unflatten(tree, [*leaves[:place], jnp.asarray(nudged), *leaves[place + 1 :]])))
+    assert len(seen) == 1 + len(leaves)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

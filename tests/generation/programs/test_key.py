@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial, wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -93,6 +94,14 @@ def test_all_else_that_decides_a_program_counts(tiny, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(keys, "source_digest", lambda *_: "another source")
     seen.append(key(tiny))
+    monkeypatch.undo()
+    devices = [("gpu", "H100", "13", ""), ("gpu", "H200", "13", ""), ("gpu", "H100", "12", "")]
+    for platform, kind, version, cpu in [*devices, ("cpu", "cpu", "13", "one"), ("cpu", "cpu", "13", "another")]:
+        client = SimpleNamespace(platform_version=version)
+        device = SimpleNamespace(platform=platform, device_kind=kind, client=client)
+        monkeypatch.setattr(keys, "device_of", lambda args, device=device: device)
+        monkeypatch.setattr(keys, "_cpu", lambda cpu=cpu: cpu)
+        seen.append(key(tiny))
     assert len(set(seen)) == len(seen)
     monkeypatch.undo()
     assert key(tiny) == seen[0]

@@ -137,6 +137,20 @@ def test_a_record_that_changed_is_refused_or_answered_anew(generate, tiny, tmp_p
     ]
 
 
+def test_changed_records_and_errors_are_answered_anew_together(generate, tiny, tmp_path):
+    output, failing = tmp_path / "answers.jsonl", {"id": "c", "prompt_ids": [61]}
+    assert generate(*files(tmp_path, [*NAMED, failing]), *SHORT)[0] == 3
+    before = {answer["id"]: answer for answer in answers_in(output)}
+    command = files(tmp_path, [NAMED[0] | {"prompt_ids": [5, 8]}, NAMED[1], failing])
+    code, _, err = generate(*command, *SHORT, "--redo-changed", "--retry-errors")
+    says = ["1 records have changed: answered anew", "1 records could not run: tried again"]
+    assert (code, err.splitlines()[:2]) == (3, [f"{output}: {each}" for each in says])
+    assert sorted(answer["id"] for answer in answers_in(output)) == ["a", "b", "c"]
+    after = {answer["id"]: answer for answer in answers_in(output)}
+    assert after["a"]["token_ids"] == plain(tiny, [5, 8], 4)
+    assert (after["b"], after["c"]) == (before["b"], before["c"])
+
+
 def test_answers_to_records_that_were_taken_out_stay_and_are_counted(generate, tmp_path):
     output = tmp_path / "answers.jsonl"
     assert generate(*files(tmp_path, NAMED), *SHORT)[0] == 0

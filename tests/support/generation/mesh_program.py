@@ -231,7 +231,8 @@ def measure_program():
         Programs(checkpoint, source),
         dataclasses.replace(SETTINGS, top_logprobs=0, prompt_logprobs=True),
     )
-    decoder = ContinuousDecoder(checkpoint, source, settings, capacity=64, is_sampled=True, programs=programs)
+    how = {"is_sampled": True, "is_penalized": True}  # by penalties that change nothing, but are split as rows are
+    decoder = ContinuousDecoder(checkpoint, source, settings, capacity=64, programs=programs, **how)
     prompts = [dataclasses.replace(prompt, temperature=(prompt.id % 2) * 1.0) for prompt in PROMPTS]
     ended = dict(item for update in decoder.run(enumerate(prompts)) for item in update.finished)
     return read_program(programs) | {
