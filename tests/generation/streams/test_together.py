@@ -96,7 +96,7 @@ def test_prompts_with_a_prefix_enter_alone_where_it_is_shared():
 
 @pytest.mark.parametrize(
     ("platform", "num_weights", "num_rows", "expected"),
-    [("gpu", 135e6, 8, 4), ("gpu", 135e6, 3, 3), ("gpu", 135e6, 1, 1), ("gpu", 8e9, 8, 1), ("cpu", 135e6, 8, 1)],
+    [("gpu", 135e6, 32, 4), ("gpu", 135e6, 8, 1), ("gpu", 8e9, 32, 1), ("cpu", 135e6, 32, 1)],
 )
 def test_a_small_models_prompts_enter_together_on_gpus(platform, num_weights, num_rows, expected):
     leaf = SimpleNamespace(size=num_weights / 2, devices=lambda: [SimpleNamespace(platform=platform)])
