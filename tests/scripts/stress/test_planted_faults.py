@@ -59,7 +59,8 @@ def root(tmp_path, monkeypatch):
         (root / folder).mkdir(parents=True)
     for file in planted_faults.COPIED_FILES:
         (root / file).write_text("")
-    for name, text in {SUMS: CODE, **TESTS}.items():
+    package = {"jax_probe_mtp/__init__.py": ""}  # else an installed one would be found first
+    for name, text in {**package, SUMS: CODE, **TESTS}.items():
         (root / name).write_text(text)
     monkeypatch.setattr(planted_faults, "ROOT", root)
     monkeypatch.setattr(planted_faults, "SETTLED", 0.0)
