@@ -17,9 +17,9 @@ from jax_probe_mtp.generation.text_stream import TextStream
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 Top = list[tuple[int, float]]  # most likely tokens of a place, with their log-probabilities
-TOGETHER = 4  # prompts that enter in one program where that costs a GPU less than one after the other, which takes
-MOST_WEIGHTS = 300_000_000  # a model whose prefill waits for kernels to start, not for products, and
-LEAST_ROWS = 32  # as many rows, of which several end at a time: with 8, places for nobody cost more than was saved
+TOGETHER = 4  # prompts that enter in one program, on GPUs where both of these hold:
+MOST_WEIGHTS = 300_000_000  # the model is so small that its prefill waits for kernels to start, not for products
+LEAST_ROWS = 32  # rows are so many that several end at a time: with 8, empty places cost more than was saved
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
