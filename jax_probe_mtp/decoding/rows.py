@@ -108,8 +108,7 @@ def admit(
 
 
 def _put(row_N: jax.Array, is_empty_N: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    """Puts entries of `new` [N, ...] into those of `old` [B, ...]; of axes that are shorter in `new`, the rest lies behind
-    the text."""
+    """Puts `new` [N, ...] into rows of `old` [B, ...]; of axes that are shorter in `new`, the rest lies behind the text."""
     if len(row_N) > 1:
         to_N = jnp.where(is_empty_N, len(old), row_N)  # outside: dropped
         return old.at[(to_N, *map(slice, new.shape[1:]))].set(new, mode="drop")

@@ -105,8 +105,9 @@ def test_several_newcomers_enter_as_one_after_the_other(busy, source):
     def committed(batch):
         """Leaves out what lies behind the texts in the cache, which means nothing."""
         is_text_BS = np.arange(S)[None] < np.asarray(batch.state.length_B)[:, None]
-        cut = lambda x: jnp.where(is_text_BS[:, None, :, None], x[:, :, :S], 0)  # noqa: E731
-        return batch.request, batch.state.replace(cache=jax.tree.map(cut, (batch.state.cache.k, batch.state.cache.v)))
+        slots = batch.state.cache.k + batch.state.cache.v
+        cut = tuple(jnp.where(is_text_BS[:, None, :, None], x[:, :, :S], 0) for x in slots)
+        return batch.request, batch.state.replace(cache=cut)
 
     (expected, _), (got, _) = (jax.tree.flatten(committed(one)) for one in (one_by_one, together))
     for a, b in zip(expected, got, strict=True):

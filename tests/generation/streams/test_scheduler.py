@@ -2,12 +2,11 @@
 
 import dataclasses
 import itertools
-import random
 
 import pytest
 import reference
 from checkpoints import EOS, SPECIAL, words
-from support.generation.row_streams import PROBE, PROMPTS, SETTINGS, S, answers, refused
+from support.generation.row_streams import PROBE, PROMPTS, SETTINGS, S, answers, refused, same_in_any_company
 
 from jax_probe_mtp import Prompt
 from jax_probe_mtp.generation import scheduler
@@ -58,12 +57,7 @@ def test_row_calls_are_counted_right_by_hand():
 
 def test_a_record_is_the_same_bit_for_bit_beside_any_neighbour(decode):
     """Alone, in other company and in another order: all fields, log-probabilities to the last bit."""
-    settings = dataclasses.replace(SETTINGS, logprobs=True)
-    together = answers(decode(PROMPTS, settings)[0])
-    shuffled = random.Random(4).sample(PROMPTS, len(PROMPTS))
-    assert answers(decode(shuffled, settings)[0]) == together
-    for prompt in PROMPTS[:6]:
-        assert answers(decode([prompt], settings)[0]) == {prompt.id: together[prompt.id]}
+    together = same_in_any_company(decode, dataclasses.replace(SETTINGS, logprobs=True))
     assert all(len(answer.logprobs) == len(answer.token_ids) for answer in together.values())
 
 

@@ -42,6 +42,16 @@ def answers(updates):
     return {generation.id: generation for update in updates for _, generation in update.finished}
 
 
+def same_in_any_company(decode, settings):
+    """Checks that records are the same to the last bit together, in another order and alone; gives them."""
+    together = answers(decode(PROMPTS, settings)[0])
+    shuffled = random.Random(4).sample(PROMPTS, len(PROMPTS))
+    assert answers(decode(shuffled, settings)[0]) == together
+    for prompt in PROMPTS[:6]:
+        assert answers(decode([prompt], settings)[0]) == {prompt.id: together[prompt.id]}
+    return together
+
+
 def refused(i):
     return Generation(
         id=f"no {i}",
