@@ -165,6 +165,19 @@ Item = Prompt | Generation  # a generation: a record that ended by an error befo
 Numbered = tuple[int, Generation]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Update:
+    """What a chunk of calls gave.
+
+    Attributes:
+      finished: (number, generation) of the records that ended, in the order in which they did.
+      new_text: (number, text to show) of the records whose text grew; only where texts are streamed.
+    """
+
+    finished: list[Numbered]
+    new_text: list[tuple[int, str]]
+
+
 def make_generation(
     checkpoint: Checkpoint, prompt: Prompt, settings: Settings, token_ids: list[int], *, calls: int, **more: Any
 ) -> Generation:

@@ -21,10 +21,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting.merged.costs import Costs
 from jax_probe_mtp.drafting.source import DraftSource
-from jax_probe_mtp.generation.answers import Generation, Item, Stats
+from jax_probe_mtp.generation.answers import Generation, Item, Stats, Update
 from jax_probe_mtp.generation.programs import CompileClock, Programs
 from jax_probe_mtp.generation.row import WaitingPrompt
-from jax_probe_mtp.generation.scheduler import ContinuousDecoder, Update
+from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import DATA, TENSOR
 from jax_probe_mtp.model.mesh import mesh_of

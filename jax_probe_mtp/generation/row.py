@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jax_probe_mtp.decoding.batch import Batch
+from jax_probe_mtp.decoding.config import DecodeConfig
 from jax_probe_mtp.decoding.request import Request, join_requests
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.decoding.state import TopTokens
@@ -17,9 +18,13 @@ from jax_probe_mtp.generation.text_stream import TextStream
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 Top = list[tuple[int, float]]  # most likely tokens of a place, with their log-probabilities
-TOGETHER = 4  # prompts that enter in one program, on GPUs where both of these hold:
-MOST_WEIGHTS = 300_000_000  # the model is so small that its prefill waits for kernels to start, not for products
+MOST_WEIGHTS = (
+    300_000_000  # of models so small that their prefill waits for a GPU's kernels to start, not for products:
+)
+TOGETHER = 4  # prompts of such a model enter in one program, on GPUs, where
 LEAST_ROWS = 32  # rows are so many that several end at a time: with 8, empty places cost more than was saved
+LONG_PIECE = 1024  # tokens of a prompt enter such a model at a time, on GPUs, where
+MOST_SLOTS = 8192  # rows have no more slots, with each of which a piece is multiplied
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +74,21 @@ def num_together(checkpoint: Checkpoint, num_rows: int) -> int:
 
     It is the same for all of a run, however many come: the bits of a prompt's keys and values depend on the program's shape.
     """
+    return TOGETHER if _waits_for_kernels(checkpoint) and num_rows >= LEAST_ROWS else 1
+
+
+def decode_config(checkpoint: Checkpoint, settings: Settings, capacity: int) -> DecodeConfig:
+    """Gives how rows of so many slots are decoded, on the model's device."""
+    usual = settings.decode_config(capacity)
+    if not _waits_for_kernels(checkpoint) or capacity > MOST_SLOTS:
+        return usual
+    return dataclasses.replace(usual, prefill_chunk=LONG_PIECE)
+
+
+def _waits_for_kernels(checkpoint: Checkpoint) -> bool:
     leaves = jax.tree.leaves(checkpoint.params)
     is_gpu = next(iter(leaves[0].devices())).platform == "gpu"
-    is_small = sum(leaf.size for leaf in leaves) <= MOST_WEIGHTS
-    return TOGETHER if is_gpu and is_small and num_rows >= LEAST_ROWS else 1
+    return is_gpu and sum(leaf.size for leaf in leaves) <= MOST_WEIGHTS
 
 
 def join_arrivals(

@@ -18,26 +18,21 @@ from jax_probe_mtp.drafting.merged.choice import Choice, Turn
 from jax_probe_mtp.drafting.source import DraftSource
 from jax_probe_mtp.drafting.spec import draft_name
 from jax_probe_mtp.generation import exact_check, one_text
-from jax_probe_mtp.generation.answers import Generation, Item, Numbered, Stats, make_refusal
+from jax_probe_mtp.generation.answers import Generation, Item, Numbered, Stats, Update, make_refusal
 from jax_probe_mtp.generation.chunks import Chunks
 from jax_probe_mtp.generation.programs import Programs
-from jax_probe_mtp.generation.row import Arrival, RowText, WaitingPrompt, join_arrivals, num_together, pairs
+from jax_probe_mtp.generation.row import (
+    Arrival,
+    RowText,
+    WaitingPrompt,
+    decode_config,
+    join_arrivals,
+    num_together,
+    pairs,
+)
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 MOST_REFUSALS = 1000  # that are kept before they are handed on
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Update:
-    """What a chunk of calls gave.
-
-    Attributes:
-      finished: (number, generation) of the records that ended, in the order in which they did.
-      new_text: (number, text to show) of the records whose text grew; only where texts are streamed.
-    """
-
-    finished: list[Numbered]
-    new_text: list[tuple[int, str]]
 
 
 class ContinuousDecoder:
@@ -91,7 +86,7 @@ class ContinuousDecoder:
         self._checkpoint, self._source = checkpoint, source
         self._is_sampled, self._is_penalized = is_sampled, is_penalized
         self._streams_text = streams_text
-        self._decode_cfg = settings.decode_config(capacity)
+        self._decode_cfg = decode_config(checkpoint, settings, capacity)
         self._draft_name = draft_name(source)
         self.stats = Stats() if stats is None else stats
         self._shared = self._programs.begin_shared(shared)
@@ -110,6 +105,7 @@ class ContinuousDecoder:
         self._rows: list[RowText | None] = [None] * settings.batch_size
         self._is_stopped_B = np.zeros(settings.batch_size, np.bool_)
         self._waiting = collections.deque[WaitingPrompt]() if waiting is None else waiting
+        self._ended: list[RowText] = []
         self._finished: list[Numbered] = []
         self._new_text: list[tuple[int, str]] = []
 
@@ -274,9 +270,7 @@ class ContinuousDecoder:
             )
             self._show(row.number, row.show())
             if is_stopped or report.is_done_B[r]:
-                generation, rest = row.finish(self._draft_name, self._settings)
-                self._show(row.number, rest)
-                self._finish(row.number, generation)
+                self._ended.append(row)
                 self._rows[r] = None
                 self._is_stopped_B[r] = is_stopped
         if self._choice is not None and turn is not None:
@@ -294,6 +288,10 @@ class ContinuousDecoder:
         self._finished.append((number, generation))
 
     def _update(self) -> Update:
+        for row in self._ended:  # not before the device is busy again: the text is made of the tokens here
+            generation, rest = row.finish(self._draft_name, self._settings)
+            self._show(row.number, rest)
+            self._finish(row.number, generation)
         update = Update(finished=self._finished, new_text=self._new_text)
-        self._finished, self._new_text = [], []
+        self._ended, self._finished, self._new_text = [], [], []
         return update

@@ -18,10 +18,9 @@ from jax_probe_mtp.files.prompt_file import PromptFile
 from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.files.remote.working_copy import WorkingCopy
 from jax_probe_mtp.files.run_file import COSTS, read_run, run_path, write_run
-from jax_probe_mtp.generation.answers import Generation, Item, Stats
+from jax_probe_mtp.generation.answers import Generation, Item, Stats, Update
 from jax_probe_mtp.generation.groups import Groups
 from jax_probe_mtp.generation.in_order import InOrder
-from jax_probe_mtp.generation.scheduler import Update
 from jax_probe_mtp.jobs import processes
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.jobs.kept import Kept

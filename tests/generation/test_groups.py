@@ -11,10 +11,10 @@ import pytest
 from support.generation.row_streams import PROBE, PROMPTS, SETTINGS, S, answers
 
 from jax_probe_mtp.decoding.rows import run_calls
-from jax_probe_mtp.generation.answers import Stats
+from jax_probe_mtp.generation.answers import Stats, Update
 from jax_probe_mtp.generation.groups import SideBySide
 from jax_probe_mtp.generation.programs import CompileClock
-from jax_probe_mtp.generation.scheduler import ContinuousDecoder, Update
+from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 
 
 class Group:

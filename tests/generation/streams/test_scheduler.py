@@ -11,6 +11,7 @@ from support.generation.row_streams import PROBE, PROMPTS, SETTINGS, S, answers,
 from jax_probe_mtp import Prompt
 from jax_probe_mtp.generation import scheduler
 from jax_probe_mtp.generation.decoder import Decoder
+from jax_probe_mtp.generation.row import RowText
 from jax_probe_mtp.generation.scheduler import ContinuousDecoder
 
 
@@ -149,6 +150,22 @@ def test_a_wish_to_stop_is_heard_among_refusals_without_end(checkpoint, programs
         got.extend(generation.id for _, generation in update.finished)
     assert 500 < len(got) < 600
     assert ("p0" in got) == bool(prompts)
+
+
+def test_texts_are_made_while_the_device_is_busy(checkpoint, programs, expected, monkeypatch):
+    decoder = ContinuousDecoder(checkpoint, PROBE, SETTINGS, capacity=S, is_sampled=True, programs=programs)
+    honest, is_busy = RowText.finish, []
+
+    def finish(*args):
+        is_busy.append(decoder.chunk is not None)
+        return honest(*args)
+
+    monkeypatch.setattr(RowText, "finish", finish)
+    updates = list(decoder.run(enumerate(PROMPTS)))
+    assert {name: got.token_ids for name, got in answers(updates).items()} == {n: t for n, (t, _) in expected.items()}
+    in_the_end = len(updates[-1].finished)
+    assert 0 < in_the_end < len(PROMPTS)
+    assert is_busy == [True] * (len(PROMPTS) - in_the_end) + [False] * in_the_end
 
 
 def test_prompts_are_taken_as_rows_become_free(checkpoint, programs):

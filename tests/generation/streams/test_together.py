@@ -94,5 +94,19 @@ def test_prompts_with_a_prefix_enter_alone_where_it_is_shared():
     [("gpu", 135e6, 32, 4), ("gpu", 135e6, 8, 1), ("gpu", 8e9, 32, 1), ("cpu", 135e6, 32, 1)],
 )
 def test_a_small_models_prompts_enter_together_on_gpus(platform, num_weights, num_rows, expected):
+    assert row.num_together(on(platform, num_weights), num_rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "num_weights", "capacity", "expected"),
+    [("gpu", 135e6, 8192, 1024), ("gpu", 135e6, 8193, 256), ("gpu", 8e9, 1024, 256), ("cpu", 135e6, 1024, 256)],
+)
+def test_a_small_models_prompts_enter_in_long_pieces_on_gpus(platform, num_weights, capacity, expected):
+    config = row.decode_config(on(platform, num_weights), dataclasses.replace(SETTINGS, logprobs=True), capacity)
+    assert (config.capacity, config.prefill_chunk, config.has_logprobs) == (capacity, expected, True)
+
+
+def on(platform: str, num_weights: float) -> SimpleNamespace:
+    """Stands for a checkpoint with so many weights there."""
     leaf = SimpleNamespace(size=num_weights / 2, devices=lambda: [SimpleNamespace(platform=platform)])
-    assert row.num_together(SimpleNamespace(params=[leaf, leaf]), num_rows) == expected
+    return SimpleNamespace(params=[leaf, leaf])
