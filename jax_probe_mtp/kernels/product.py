@@ -28,7 +28,9 @@ from jax.experimental.pallas import triton as plgpu
 
 from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
 
-MAX_ROWS = 64  # of more, XLA's products are faster
+MAX_ROWS = 64  # of more, XLA's products are faster, but with
+SMALL = 2**20  # numbers of a bfloat16 weight and fewer, for which they start more kernels
+MAX_SMALL_ROWS = 128
 MAX_PARTS = 8
 LARGE = 2**23  # numbers of a float32 weight, which XLA reads faster for one row, and multiplies faster with many
 MAX_LARGE_ROWS = 32
@@ -93,9 +95,13 @@ def choose_tiles(
 
 def is_supported(num_rows: int, x_dtype: jnp.dtype, *weights: jax.Array) -> bool:
     """Says whether the kernels take these weights, each [D, I], and are the fastest for so many rows."""
-    is_large = x_dtype == jnp.float32 and any(math.prod(weight.shape) > LARGE for weight in weights)
+    least, most, largest = 1, MAX_ROWS, max(math.prod(weight.shape) for weight in weights)
+    if x_dtype == jnp.float32 and largest > LARGE:
+        least, most = 2, MAX_LARGE_ROWS
+    elif x_dtype == jnp.bfloat16 and largest <= SMALL:
+        most = MAX_SMALL_ROWS
     return (
-        (1 < num_rows <= MAX_LARGE_ROWS if is_large else num_rows <= MAX_ROWS)
+        least <= num_rows <= most
         and all(weight.dtype == x_dtype for weight in weights)
         and all(choose_tiles(*weight.shape, dtype=x_dtype) is not None for weight in weights)
     )

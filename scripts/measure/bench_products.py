@@ -32,7 +32,14 @@ from shapes import SHAPES
 from jax_probe_mtp.errors import Parser, exit_status, one_line, positive
 from jax_probe_mtp.files.whole_files import check_files, write_json
 from jax_probe_mtp.kernels import int8_product
-from jax_probe_mtp.kernels.product import MAX_ROWS, Tiles, choose_tiles, gated_product, head_product, product_parts
+from jax_probe_mtp.kernels.product import (
+    MAX_SMALL_ROWS,
+    Tiles,
+    choose_tiles,
+    gated_product,
+    head_product,
+    product_parts,
+)
 from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model import layers
 from jax_probe_mtp.model.config import ModelConfig
@@ -81,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             in_eight_bits = jax.jit(quantize)
             weights = [tuple(part for array in weight for part in in_eight_bits(array.T)) for weight in weights]
         for rows in args.rows:
-            if how == "kernel" and rows > MAX_ROWS:
+            if how == "kernel" and rows > MAX_SMALL_ROWS:
                 continue
             if how == "int8" and not int8_product.is_supported(rows, jnp.dtype("bfloat16"), weights[0][0]):
                 continue

@@ -125,7 +125,7 @@ def normal(seed, *shape, dtype=jnp.bfloat16):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("M", [1, 16, 30, 64])
+@pytest.mark.parametrize("M", [1, 16, 30, 64, 128])
 @pytest.mark.parametrize("tiles", [None, Tiles(32, 4, 4, 4), Tiles(64, 1, 4, 2)], ids=["by choice", "parts", "whole"])
 def test_the_parts_of_a_product(M, tiles, dtype):
     x_MD, weight_DI = normal(0, M, 256, dtype=dtype), normal(1, 256, 192, dtype=dtype)
@@ -139,7 +139,7 @@ def test_the_parts_of_a_product(M, tiles, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("M", [1, 30, 64])
+@pytest.mark.parametrize("M", [1, 30, 64, 100])
 def test_the_gated_product(M, dtype):
     x_MD, gate_DF, up_DF = (normal(i, *shape, dtype=dtype) for i, shape in enumerate([(M, 128), (128, 96), (128, 96)]))
     got = gated_product(x_MD, gate_DF / 8, up_DF / 8, interpret=True)
@@ -161,6 +161,12 @@ def test_which_products_there_are_kernels_for():
     assert takes(1, 4096, 6144)
     assert takes(64, 4096, 14336)
     assert not takes(65, 4096, 6144)
+    assert [takes(rows, 576, 1536) for rows in (1, 128, 129)] == [True, True, False]  # small ones take more rows
+    assert not takes(65, 2048, 1024)
+    assert not product.is_supported(
+        65, jnp.bfloat16, *(jax.ShapeDtypeStruct((576, n), jnp.bfloat16) for n in (1536, 3072))
+    )
+    assert not takes(65, 576, 1536, dtype=jnp.float32)
     assert not takes(1, 4096 + 32, 6144)  # the summed axis is read 64 rows at a time
     assert not takes(1, 4096, 6144 + 16)
     assert takes(1, 512 + 32, 768 + 16, dtype=jnp.float32)  # half as many, and narrower tiles
