@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="B")
     parser.add_argument("--seed", type=count, default=26, metavar="S", help="of all draws (default: 26)")
+    parser.add_argument("--torch-device", default="cpu", metavar="NAME", help='as "cuda" (default: cpu)')
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="default: all")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args(argv)
@@ -190,7 +191,8 @@ class Maker:
         except ImportError as error:
             raise ValueError(f"{one_line(error)}; pip install '.[torch]' from a checkout installs it.") from error
         checkpoint, ends = self._checkpoint, list(self._checkpoint.eos_token_ids)
-        model = torch_model(checkpoint.config, checkpoint.params, kind.weights)
+        device = torch.device(self._args.torch_device)
+        model = torch_model(checkpoint.config, checkpoint.params, kind.weights).to(device)
         model.set_attn_implementation("sdpa")  # as transformers does by itself
         torch.manual_seed(seed)
         with torch.no_grad():
@@ -206,9 +208,9 @@ class Maker:
             size = max(len(prompt.token_ids) for prompt in prompts)
             shorter = [size - len(prompt.token_ids) for prompt in prompts]
             ids = [[ends[0]] * n + list(prompt.token_ids) for n, prompt in zip(shorter, prompts, strict=True)]
-            mask = torch.tensor([[0] * n + [1] * (size - n) for n in shorter])
+            mask = torch.tensor([[0] * n + [1] * (size - n) for n in shorter], device=device)
             with torch.no_grad():
-                news = model.generate(torch.tensor(ids), attention_mask=mask)[:, size:].tolist()
+                news = model.generate(torch.tensor(ids, device=device), attention_mask=mask)[:, size:].tolist()
             length = [next((n for n, token in enumerate(new, 1) if token in ends), len(new)) for new in news]
             return [new[:n] for new, n in zip(news, length, strict=True)]  # what fills a row behind its end is cut
 

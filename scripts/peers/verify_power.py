@@ -6,7 +6,7 @@
 Each KIND.jsonl of the folder is examined under the model in float32. A block is so many tokens in the order of the file; its
 clipped mean margin is compared with those of the honest kinds, whose names begin with "honest". Causes are asked of the whole
 file and of random halves of its answers. Kinds whose records state a temperature are judged as draws of unknown seeds, and,
-as NAME@greedy, as if they were greedy.
+as NAME@greedy, as if they were greedy. The honest kinds come first, and the record is written anew after each kind.
 """
 
 import argparse
@@ -47,22 +47,23 @@ def main() -> int:
     parser.add_argument("--output", type=Path, metavar="R.json")
     args = parser.parse_args()
     check_files({"--output": args.output}, [])
-    paths = sorted(args.outputs.glob("*.jsonl"))
-    if not any(path.name.startswith(HONEST) for path in paths):
+    paths = sorted(args.outputs.glob("*.jsonl"), key=lambda path: (not path.name.startswith(HONEST), path.name))
+    if not paths or not paths[0].name.startswith(HONEST):
         raise ValueError(f"{args.outputs} holds no {HONEST}*.jsonl, with which others are compared.")
     checkpoint = load_checkpoint(args.model, dtype="float32")
-    kinds, margins = {}, {}
+    record: dict[str, Any] = {"environment": environment("float32"), "batch_size": args.batch_size, "kinds": {}}
+    kinds, margins = record["kinds"], {}
     for path in paths:
         outputs = outputs_of(path)
         is_drawn = any(output.prompt.temperature for output in outputs)
         for name, greedy in [(path.stem, False), *([(f"{path.stem}@greedy", True)] if is_drawn else [])]:
             kinds[name], margins[name] = measure(checkpoint, outputs, args, greedy)
             print(name, kinds[name]["causes"] or "no cause", flush=True)
-    honest = [name for name in margins if name.startswith(HONEST)]
-    for name, found in kinds.items():
-        found["auc_by_tokens"] = {size: auc(margins, name, honest, size) for size in SIZES}
-    if args.output:
-        write_json(args.output, {"environment": environment("float32"), "batch_size": args.batch_size, "kinds": kinds})
+        honest = [name for name in margins if name.startswith(HONEST)]
+        for name, found in kinds.items():
+            found["auc_by_tokens"] = {size: auc(margins, name, honest, size) for size in SIZES}
+        if args.output:
+            write_json(args.output, record)
     return 0
 
 
