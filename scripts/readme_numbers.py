@@ -87,7 +87,7 @@ CLAIMS: dict[str, list[Value]] = {
         for pair in zip(F32, BF16, strict=True)
         for value in (_tau(pair[0], "ar"), _speed(pair[1], "ar"), _rate(pair[1]))
     ],
-    "| `probe:14`, the paper's mask | #, # | #, # |": _both("probe:14"),
+    "| `probe:14@mask_init=mean`, the paper | #, # | #, # |": _both("probe:14"),
     "| `ngram:10`, prompt lookup | #, # | #, # |": _both("ngram:10"),
     "| `recycle:30`, Token Recycling | #, # | #, # |": _both("recycle:30"),
     "| `merged:16`, all of them, tuned mask | #, **#** | #, **#** |": [
@@ -100,7 +100,7 @@ CLAIMS: dict[str, list[Value]] = {
         _tau(MERGED[0], "merged:64@mask_init=tuned"),
         _tau(MERGED[1], "merged:64@mask_init=tuned", 0),
     ],
-    "| transformers, compiled (#, # questions) | 1.00, # | 1.00, # |": [
+    "| transformers, compiled (# questions, #) | 1.00, # | 1.00, # |": [
         (TORCH[0], lambda found: len(found["runs"][0]["by_question"])),
         (TORCH[1], lambda found: len(found["runs"][0]["by_question"])),
         _of_torch(0, "static"),

@@ -54,7 +54,8 @@ def make_batch(
       source: where drafts come from.
       prompts: token ids of any lengths, as lists or arrays of NumPy or JAX, or `Prompt`s, whose own limits, sampling and
         seeds go before the settings'. Ids that are no `Prompt` have their number for an id.
-      settings: for all prompts; `Settings()` when left out. `batch_size` and what concerns a stream of prompts is only checked.
+      settings: for all prompts; `Settings()` when left out. Of these, `batch_size`, `calls_per_chunk`
+        and `stop` are of streams of prompts: they are checked, and do nothing here.
       eos_token_ids: ids that end a text; none means that only the limit does.
       rows: B, when it is more than the prompts: the rows behind them are idle.
       is_sampled: True for a program that draws though these prompts be greedy; when left out, the prompts decide.

@@ -70,7 +70,7 @@ def check_source(source: DraftSource, cfg: ModelConfig) -> None:
 def _check_sizes(source: DraftSource) -> None:
     hash(source)
     for name, least in (("num_candidates", 0), ("max_depth", 0), ("num_nodes", 1), ("num_masks", 0)):
-        value = getattr(source, name)
+        value = getattr(source, name, None)
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     if source.num_nodes > 1 + source.num_candidates:
@@ -187,6 +187,11 @@ def _check_kept(source: DraftSource, before: SourceState, after: SourceState, wh
 
 def _check_candidates(source: DraftSource, candidates: Candidates, B: int, V: int) -> None:
     P = source.num_candidates
+    if type(candidates) is not Candidates:
+        raise ValueError(f"propose must give Candidates, such as chain(token_BP), got {type(candidates).__name__}.")
+    if getattr(candidates.token_BP, "shape", None) != (B, P):
+        shape = getattr(candidates.token_BP, "shape", None)
+        raise ValueError(f"propose must give [B, num_candidates] = {[B, P]} tokens, got {shape}; say num_candidates.")
     for name, dtype in (
         ("token", "int32"),
         ("parent", "int32"),

@@ -187,7 +187,7 @@ def begin_shared(source: DraftSource, cfg: ModelConfig, shared: Any = None) -> A
     if structures[0] != structures[1] or _shapes(shared) != _shapes(own):
         raise ValueError(
             f"{source} begins with shared arrays of {_shapes(own)}, got {_shapes(shared)}; leave shared out, or give what "
-            f"the same source made for this model (of tuned masks: their .shared)."
+            f"the same source made for this model (of tuned masks: their .shared, with mask_init=tuned in the draft)."
         )
     return shared
 
