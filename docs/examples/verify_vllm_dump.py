@@ -19,7 +19,8 @@ from pathlib import Path
 
 from checkpoints_convert import load_checkpoint
 from jax_probe_mtp import Checkpoint, Prompt, Settings, verify_file
-from jax_probe_mtp.sameness.given_outputs import Output, examine
+from jax_probe_mtp.sameness.given_outputs import examine
+from jax_probe_mtp.sameness.output import Output
 
 DUMP = Path(__file__).parent / "vllm_dump.jsonl"
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.sameness.first_difference import MANTISSA_BITS
-from jax_probe_mtp.sameness.given_outputs import Examined
+from jax_probe_mtp.sameness.output import Examined
 from jax_probe_mtp.sameness.own_choices import choices_of
 from jax_probe_mtp.sameness.verdicts import DIVERGED
 
@@ -223,6 +223,7 @@ class Causes:
             return None
         if all("of record" in name for _, name, _ in fitting):
             pairs = ", ".join(f"{own!r} fits {name} ({rate:.0%})" for rate, name, own in fitting)
+            pairs += f", of {len(tried)} tried" if len(tried) < self.misfits else ""
             return f"outputs were swapped between records: {pairs}"
         rate, name, own = next(one for one in fitting if "of record" not in one[1])
         return (
@@ -276,5 +277,6 @@ def _of_temperature(checkpoint: Checkpoint, kept: Sequence[Examined], batch_size
     is_cut = (place_X > 1 - TAIL).sum() < tokens * TAIL / 2  # of draws the least likely ones are missing
     if temperature >= LEAST_TEMPERATURE or is_cut:
         cut = ", and the least likely tokens are missing, as with top-p or top-k" if is_cut else ""
-        return f"the outputs look sampled, not greedy: {says}{cut}; state --temperature"
+        only_if = "give --temperature only if their maker states it: another model's greedy text looks alike"
+        return f"the outputs look sampled, not greedy: {says}{cut}; {only_if}"
     return f"weights that differ much, as those of four or five bits do, or draws at a low temperature: {says}"

@@ -12,9 +12,10 @@ from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.sameness.causes import FITS, Causes
 from jax_probe_mtp.sameness.evidence import BLOCK, FALSE_ALARM, Evidence, Likelihoods, p_of_same
-from jax_probe_mtp.sameness.given_outputs import Examined, Output, examine
+from jax_probe_mtp.sameness.given_outputs import examine
+from jax_probe_mtp.sameness.output import Examined, Output
 from jax_probe_mtp.sameness.token_scores import GREEDY_TEMPERATURE
-from jax_probe_mtp.sameness.verdicts import Verdict, counts_line, status_of, summary
+from jax_probe_mtp.sameness.verdicts import DIVERGED, INCOMPLETE, UNCHECKED, Verdict, counts_line, status_of, summary
 
 _AROUND = 8  # tokens before a difference that are shown
 
@@ -156,6 +157,25 @@ class FileReport:
             if p is not None:
                 found["drawn_against_baseline" if is_drawn else "greedy_against_baseline"] = p
         return {name: p for name, p in found.items() if not math.isnan(p)}
+
+    def conclusion(self, totals: dict[str, Any]) -> str:
+        """Says in one line whether the model made the file, as far as it was examined; `totals` of its verdicts."""
+        records, p_values = totals["records"], self.p_values
+        others = {name: p for name, p in p_values.items() if p < FALSE_ALARM}
+        if totals[DIVERGED]:
+            causes = "; the causes say what may explain them" if self.causes else ""
+            return f"not this model's as stated: {totals[DIVERGED]} of {records} outputs differ by more than rounding{causes}"
+        if others:
+            name, p = min(others.items(), key=lambda other: other[1])
+            return f"not this model's as stated: p = {p:.2g} ({name.replace('_', ' ')})"
+        if totals[UNCHECKED] or not records:
+            return f"not known: {totals[UNCHECKED]} of {records} outputs could not be checked"
+        if totals[INCOMPLETE]:
+            return f"what is there is this model's, but {totals[INCOMPLETE]} of {records} outputs are no whole answers"
+        if self.drawn.tokens:
+            says = f" (p = {p_values['draws']:.2g})" if "draws" in p_values else ""
+            return f"nothing speaks against this model{says}, which does not prove that it drew them"
+        return "this model's: every token that was compared is its own choice, or ties with it"
 
     def status(self, totals: dict[str, Any]) -> int:
         """Gives the exit status: 1 where one of `p_values` speaks against the file, else that of the counts of its verdicts."""

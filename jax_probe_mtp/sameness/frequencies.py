@@ -18,7 +18,8 @@ from jax_probe_mtp.errors import one_line
 from jax_probe_mtp.model import sampling
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.sameness.first_difference import penalized_logits
-from jax_probe_mtp.sameness.given_outputs import Output, how_drawn
+from jax_probe_mtp.sameness.given_outputs import how_drawn
+from jax_probe_mtp.sameness.output import Output
 from jax_probe_mtp.sameness.verdicts import DIVERGED, INCOMPLETE, SAME, UNCHECKED, Verdict
 
 FALSE_ALARM = 1e-3  # q: how often answers that are drawn rightly may fail, at most

@@ -4,7 +4,8 @@ Each is checked in one pass over its text.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,66 +13,19 @@ import numpy as np
 
 from jax_probe_mtp.decoding.penalties import Penalties
 from jax_probe_mtp.decoding.request import Request, make_penalties
-from jax_probe_mtp.decoding.settings import Prompt, Settings
+from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.errors import one_line
-from jax_probe_mtp.generation.text_stream import TextStream
-from jax_probe_mtp.jobs.text_ids import is_other_cut
+from jax_probe_mtp.jobs.text_ids import TextIds, cut_with, is_other_cut, shown_bytes
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.sampling import Sampling
 from jax_probe_mtp.sameness.first_difference import OTHER_FRAMEWORK_TIE, Difference, request_of, rounding
+from jax_probe_mtp.sameness.output import Examined, Output, whole_part
 from jax_probe_mtp.sameness.own_choices import Choices, choices_of
 from jax_probe_mtp.sameness.token_scores import BORDER
 from jax_probe_mtp.sameness.verdicts import DIVERGED, INCOMPLETE, SCORED, UNCHECKED, Verdict, kind_of
 
+MOST_CUTS = 16  # places of a text that are cut anew, one after the other
 BATCHES_A_WINDOW = 32  # records are sorted by length within so many batches: a file is never in memory as a whole
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Output:
-    """What some framework gave for a prompt.
-
-    Attributes:
-      prompt: the prompt, with settings of its own where it has some.
-      token_ids: the new tokens, the end-of-text token included where it was generated.
-      limit: tokens that it was asked for; None if nobody says.
-      category: a name to sum up by.
-      error: why the prompt could not be read; then nothing else counts.
-      logprobs: log-probability of each token as the framework states it, NaN where it does not; None if it states none.
-      is_ambiguous: of each token, True where the output is a text that does not tell whether it was this one; None where all
-        are certain.
-      is_from_text: True where the tokens were made of a text.
-      other_prompts: gives other ways in which the prompt may have been put, in tokens, by name; it is asked for few outputs.
-    """
-
-    prompt: Prompt
-    token_ids: Sequence[int]
-    limit: int | None = None
-    category: str | None = None
-    error: str | None = None
-    logprobs: Sequence[float] | None = None
-    is_ambiguous: Sequence[bool] | None = None
-    is_from_text: bool = False
-    other_prompts: Callable[[], Mapping[str, Sequence[int]]] = dict
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Examined:
-    """What was found of an output.
-
-    Attributes:
-      output: the output.
-      verdict: the verdict.
-      choices: the model's own at each of the A compared places, NumPy arrays, scores among them; None where nothing could be
-        compared.
-      is_ambiguous: bool [A], places that another cut of the same text may explain.
-      next_token: what the model would say behind an output that is short of an end; None where that does not matter.
-    """
-
-    output: Output
-    verdict: Verdict
-    choices: Choices | None = None
-    is_ambiguous: np.ndarray | None = None
-    next_token: int | None = None
 
 
 def examine(
@@ -104,6 +58,54 @@ def examine(
 
 
 def _examine(
+    checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings, knows_seeds: bool
+) -> list[Examined]:
+    """Examines outputs; texts that differ behind a place at which the model cuts them otherwise, in its own cut as well."""
+    found = _examine_once(checkpoint, outputs, settings, knows_seeds)
+    newest = dict(enumerate(found))
+    for _ in range(MOST_CUTS):
+        anew = {n: cut for n, each in newest.items() if (cut := _in_the_models_cut(checkpoint, each)) is not None}
+        if not anew:
+            break
+        newest = dict(zip(anew, _examine_once(checkpoint, [*anew.values()], settings, knows_seeds), strict=True))
+        for n, each in newest.items():
+            if _bytes_alike(checkpoint, each) > _bytes_alike(checkpoint, found[n]):
+                found[n] = each
+    return found
+
+
+def _in_the_models_cut(checkpoint: Checkpoint, found: Examined) -> Output | None:
+    """Gives a text with the model's own token in the first place where that cuts it otherwise, and the rest cut anew.
+
+    What the model says behind such a place it says behind other tokens than those that it wrote. None where no such place is
+    before a difference, or the output's tokens are known.
+    """
+    output, difference = found.output, found.verdict.difference
+    if found.verdict.kind != DIVERGED or not output.is_from_text or output.logprobs is not None:
+        return None
+    if found.choices is None or difference is None:
+        return None
+    ids, best = np.asarray(output.token_ids[: difference.position], np.int64), found.choices.best_BA
+    now = TextIds(list(output.token_ids), list(output.is_ambiguous or [False] * len(output.token_ids)))
+    for place in np.flatnonzero(best[: len(ids)] != ids).tolist():
+        cut = cut_with(checkpoint.tokenizer, now, place, int(best[place]))
+        if cut is not None:
+            size, limit = len(cut.token_ids), output.limit
+            if limit is not None:  # one that was reached still is
+                limit = size if limit == len(output.token_ids) else max(limit, size)
+            return dataclasses.replace(output, token_ids=cut.token_ids, is_ambiguous=cut.is_ambiguous, limit=limit)
+    return None
+
+
+def _bytes_alike(checkpoint: Checkpoint, found: Examined) -> float:
+    """Counts the bytes of a text before the first place that is not the model's."""
+    difference = found.verdict.difference
+    if difference is None:
+        return math.inf
+    return len(shown_bytes(checkpoint.tokenizer, found.output.token_ids[: difference.position]))
+
+
+def _examine_once(
     checkpoint: Checkpoint, outputs: Sequence[Output], settings: Settings, knows_seeds: bool
 ) -> list[Examined]:
     examined: list[Examined | None] = [None] * len(outputs)
@@ -253,31 +255,6 @@ def _of_draw(
     if reason is not None:
         return _verdict(output, INCOMPLETE, num_compared=0, reason=reason, more=f" ({likely})")
     return _verdict(output, SCORED, num_compared=0, reason=f"{size} tokens, {likely}.")
-
-
-def whole_part(checkpoint: Checkpoint, output: Output, settings: Settings) -> tuple[int, str | None]:
-    """Counts the tokens of an output that belong to the answer, and says why it is no whole one.
-
-    It is whole, and the reason is None, where it ends with its only end of text, or at the stated limit.
-    """
-    ids, limit = output.token_ids, output.limit
-    if not ids:
-        return 0, "the output is empty."
-    ends = output.prompt.own_settings(settings).ends(checkpoint.eos_token_ids)
-    end = next((n for n, token in enumerate(ids, 1) if token in ends), None)
-    if stop := output.prompt.of("stop", settings):
-        stream = TextStream(checkpoint.tokenizer, stop)
-        stopped = next((n for n, token in enumerate(ids[:end], 1) if stream.add(token)), None)
-        end = stopped if stopped is not None else end
-    if end is not None and end < len(ids):
-        return end, f"{len(ids) - end} of {len(ids)} tokens are behind the end of the text."
-    if limit is not None and len(ids) > limit:
-        return limit, f"{len(ids)} tokens are more than the limit of {limit}."
-    if end is None and limit is None:
-        return len(ids), f"{len(ids)} tokens without an end of text, and no limit is known; state max_new_tokens."
-    if end is None and limit is not None and len(ids) < limit:
-        return len(ids), f"ends after {len(ids)} tokens, short of an end of text and of the limit of {limit}."
-    return len(ids), None
 
 
 def _verdict(output: Output, kind: str, **more: Any) -> Verdict:

@@ -11,7 +11,7 @@ from jax_probe_mtp.files.records.record import Record
 from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.jobs.text_ids import TextIds, given_ids, without_prompt, without_second_bos
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.sameness.given_outputs import Output
+from jax_probe_mtp.sameness.output import Output
 
 _USUAL = "You are a helpful assistant."
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 
 from jax_probe_mtp.files.whole_files import partial_path
-from jax_probe_mtp.sameness.given_outputs import Examined
+from jax_probe_mtp.sameness.output import Examined
 
 PARQUET = ".parquet"
 ROWS = 20_000  # of Parquet that are in memory at a time

@@ -14,7 +14,7 @@ from jax_probe_mtp.jobs.encode import Encoder
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.sameness.file_report import FileReport
-from jax_probe_mtp.sameness.given_outputs import Output
+from jax_probe_mtp.sameness.output import Output
 from jax_probe_mtp.sameness.outputs_in_tokens import outputs_of
 from jax_probe_mtp.sameness.verdicts import Verdict, summary
 
@@ -32,6 +32,7 @@ class VerifiedFile:
       causes: what explains the differences, a line each; empty where nothing does.
       report: all statistics; `file` of the command's `--json`.
       lines: the same for people.
+      conclusion: whether the model made the file, in one line; `conclusion` of the command's `--json`.
       says: how the file was read, a line each.
       status: the command's exit status: 1 where an output diverged or is incomplete, or a p-value speaks against the file, 2
         where an output could not be checked, else 0.
@@ -44,6 +45,7 @@ class VerifiedFile:
     causes: list[str]
     report: dict[str, Any]
     lines: list[str]
+    conclusion: str
     says: list[str]
     status: int
 
@@ -106,6 +108,7 @@ def verify_file(
         causes=report.causes,
         report=report.as_json(),
         lines=report.lines(checkpoint.name),
+        conclusion=report.conclusion(counts),
         says=files.says,
         status=report.status(counts),
     )

@@ -27,7 +27,7 @@ from jax_probe_mtp.measuring.environment import environment
 from jax_probe_mtp.model.fingerprint import model_identity
 from jax_probe_mtp.sameness import verdicts
 from jax_probe_mtp.sameness.file_report import FileReport
-from jax_probe_mtp.sameness.given_outputs import Output
+from jax_probe_mtp.sameness.output import Output
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.sameness import verdicts
 from jax_probe_mtp.sameness.evidence import MARGIN_CLIP
 from jax_probe_mtp.sameness.file_report import FileReport
-from jax_probe_mtp.sameness.given_outputs import Examined, Output
+from jax_probe_mtp.sameness.output import Examined, Output
 
 SIZES = (25, 50, 100, 150, 300)
 HONEST = "honest"

@@ -33,9 +33,10 @@ def test_outputs_that_are_the_models_own(verify, plain):
     code, out, err = verify(outputs_of(plain), "--batch-size", "2")
     assert (code, err) == (0, "")
     lines = [f"{name}: same {len(tokens)} tokens" for name, tokens in plain.items()]
-    *found, of_file, counts = out.splitlines()
+    *found, of_file, conclusion, counts = out.splitlines()
     assert (found, counts) == (lines, "3 same, 0 tie, 0 diverged")
     assert of_file.startswith(f"{sum(map(len, plain.values()))} tokens: 1.0000 are the model's best (")
+    assert conclusion == "verdict: this model's: every token that was compared is its own choice, or ties with it"
 
 
 def test_reports_of_outputs_one_of_which_diverged(verify, plain, tmp_path):
@@ -51,6 +52,9 @@ def test_reports_of_outputs_one_of_which_diverged(verify, plain, tmp_path):
     assert (out.splitlines()[2], out.splitlines()[-1]) == (says, "1 same, 0 tie, 1 diverged, 1 incomplete")
     record = json.loads(reports[0].read_text())
     assert (record["summary"]["records"], record["summary"]["diverged"]) == (3, 1)
+    assert record["conclusion"].startswith("not this model's as stated: 1 of 3 outputs differ by more than rounding")
+    assert f"verdict: {record['conclusion']}" in reports[1].read_text()
+    assert re.fullmatch("[0-9a-f]{64}", record["run"]["outputs_sha256"])
     assert record["summary"]["by_category"]["y"]["incomplete"] == 1
     assert [each["kind"] for each in record["records"]] == ["same", "diverged", "incomplete"]
     assert record["records"][1]["difference"]["position"] == 4
@@ -180,8 +184,9 @@ def test_a_stop_text_may_hold_a_special_token(run, model, plain, tmp_path):
     assert (code, out.splitlines()[0][:18]) == (0, "0: same 3 tokens; ")
     outputs = [{"id": n, "prompt_ids": PROMPTS["c"], "token_ids": plain["c"][:n]} for n in (2, 3, 4)]
     code, out, _ = run("verify", *flags, "--outputs", write(tmp_path / "o.jsonl", outputs))
-    short, whole, behind, _, counts = out.splitlines()
+    short, whole, behind, _, conclusion, counts = out.splitlines()
     assert (code, whole, counts) == (1, "3: same 3 tokens", "1 same, 0 tie, 0 diverged, 2 incomplete")
+    assert conclusion == "verdict: what is there is this model's, but 2 of 3 outputs are no whole answers"
     assert short.endswith("ends after 2 tokens, short of an end of text and of the limit of 24.")
     assert behind.endswith("1 of 4 tokens are behind the end of the text.")
 

@@ -185,7 +185,11 @@ BROKEN = {
     ),
     "fewer than it says": (
         with_candidates(lambda c, text: jax.tree.map(lambda x: x[:, :2], c)),
-        "propose gives token_BP: ",
+        "propose must give [B, num_candidates] = [3, 3] tokens, got (3, 2)",
+    ),
+    "an array": (
+        with_candidates(lambda c, text: c.token_BP),
+        "propose must give Candidates, such as chain(token_BP), got ",
     ),
     "a row that looks at its neighbour": (
         with_candidates(lambda c, text: c.replace(token_BP=jnp.roll(c.token_BP, 1, axis=0))),

@@ -15,7 +15,7 @@ from jax_probe_mtp.drafting import Plain
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.sameness.causes import TEMPERATURES
 from jax_probe_mtp.sameness.file_report import FileReport
-from jax_probe_mtp.sameness.given_outputs import Output
+from jax_probe_mtp.sameness.output import Output
 
 LIMIT = 60
 SETTINGS = Settings(batch_size=24, max_new_tokens=LIMIT)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import weakref
 
 import numpy as np
@@ -14,7 +15,9 @@ from jax_probe_mtp.drafting import Plain
 from jax_probe_mtp.generation.decoder import Decoder
 from jax_probe_mtp.sameness.evidence import BLOCK
 from jax_probe_mtp.sameness.file_report import FALSE_ALARM, FileReport
-from jax_probe_mtp.sameness.given_outputs import BATCHES_A_WINDOW, Output
+from jax_probe_mtp.sameness.given_outputs import BATCHES_A_WINDOW
+from jax_probe_mtp.sameness.output import Output
+from jax_probe_mtp.sameness.verdicts import summary
 
 LIMIT = 60
 SETTINGS = Settings(batch_size=16, max_new_tokens=LIMIT)
@@ -198,6 +201,31 @@ def test_reports_of_odd_files_have_values_or_none(models):
         models["A"], [dataclasses.replace(odd[0], token_ids=[3, EOS])], **drawn_as(temperature=1.0, top_k=1)
     )
     assert_readable(certain)
+
+
+def test_the_conclusion_is_one_line(models, answers):
+    def concluded(given, model="A", **how):
+        report, verdicts = read(models[model], given, **how)
+        return report.conclusion(summary(verdicts))
+
+    honest, other, drawn = answers("A"), answers("B"), answers("A", seed=3, **DRAW)
+    assert (
+        concluded(outputs(honest)) == "this model's: every token that was compared is its own choice, or ties with it"
+    )
+    assert concluded(outputs(other)).startswith(
+        f"not this model's as stated: {len(other)} of {len(other)} outputs differ"
+    )
+    [first] = outputs(honest[:1])
+    short = dataclasses.replace(first, token_ids=first.token_ids[:4])
+    assert concluded([first, short]) == "what is there is this model's, but 1 of 2 outputs are no whole answers"
+    unreadable = dataclasses.replace(first, token_ids=[10**6])
+    assert concluded([first, unreadable]) == "not known: 1 of 2 outputs could not be checked"
+    assert concluded([]) == "not known: 0 of 0 outputs could not be checked"
+    right, wrong = (concluded(outputs(drawn), model, **drawn_as(**DRAW)) for model in "AB")
+    assert re.fullmatch(
+        r"nothing speaks against this model \(p = 0?\.\d+\), which does not prove that it drew them", right
+    )
+    assert wrong.startswith("not this model's as stated: ")
 
 
 def test_a_file_without_a_comparable_token_is_not_passed_in_silence(models):

@@ -9,7 +9,7 @@ from checkpoints import make_checkpoint
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.model.sampling import Sampling
 from jax_probe_mtp.sameness.frequencies import FALSE_ALARM, distance, distribution, judge_frequencies
-from jax_probe_mtp.sameness.given_outputs import Output
+from jax_probe_mtp.sameness.output import Output
 
 PROMPT = [5, 9, 2, 44]
 CUTS = [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.5, 0, 0.8)]  # temperature, top-k, top-p

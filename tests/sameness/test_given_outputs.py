@@ -13,7 +13,8 @@ from checkpoints import EOS, make_checkpoint, words
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.sameness import given_outputs, verdicts
 from jax_probe_mtp.sameness.first_difference import Difference
-from jax_probe_mtp.sameness.given_outputs import Output, examine
+from jax_probe_mtp.sameness.given_outputs import examine
+from jax_probe_mtp.sameness.output import Output
 from jax_probe_mtp.sameness.verdicts import Verdict
 
 PROMPT = [5, 9, 2, 44, 17, 3, 3]

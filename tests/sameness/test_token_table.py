@@ -10,7 +10,8 @@ from checkpoints import make_checkpoint
 
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.sameness import token_table
-from jax_probe_mtp.sameness.given_outputs import Output, examine
+from jax_probe_mtp.sameness.given_outputs import examine
+from jax_probe_mtp.sameness.output import Output
 from jax_probe_mtp.sameness.token_table import COLUMNS, TokenTable
 
 PROMPT = [5, 9, 2, 44, 17, 3, 3]

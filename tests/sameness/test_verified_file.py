@@ -58,8 +58,9 @@ def test_it_gives_what_the_command_writes(checkpoint, plain, run, tmp_path):
     written = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     records = [verdict.as_json() for verdict in found.verdicts]
     assert [found.counts, found.report, records] == [written["summary"], written["file"], written["records"]]
+    assert found.conclusion == written["conclusion"]
     assert (found.status, found.says) == (code, err.splitlines())
-    printed = [*map(str, found.verdicts), *found.lines]
+    printed = [*map(str, found.verdicts), *found.lines, f"verdict: {found.conclusion}"]
     assert printed == out.splitlines()[:-1]  # the counts are the last line
     assert [(verdict.id, verdict.kind) for verdict in found.verdicts] == [("a", "same"), ("b", "diverged")]
     assert (found.status, found.counts["diverged"]) == (1, 1)

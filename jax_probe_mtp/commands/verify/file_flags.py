@@ -19,7 +19,7 @@ from jax_probe_mtp.measuring.report.verify_figure import VerifyFigure
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.model.params import WEIGHTS
 from jax_probe_mtp.sameness.file_report import FileReport
-from jax_probe_mtp.sameness.given_outputs import Examined
+from jax_probe_mtp.sameness.output import Examined
 from jax_probe_mtp.sameness.token_table import TokenTable, check_table
 from jax_probe_mtp.sameness.verdicts import UNCHECKED
 from jax_probe_mtp.sameness.verified_file import FilesToVerify

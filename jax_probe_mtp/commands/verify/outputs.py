@@ -1,7 +1,10 @@
 """Judges a file of outputs that any framework made."""
 
 import argparse
+import datetime
+import hashlib
 import sys
+from pathlib import Path
 
 from jax_probe_mtp.commands import draft_options, model_defaults, options
 from jax_probe_mtp.commands.verify.file_flags import whole_file
@@ -9,6 +12,15 @@ from jax_probe_mtp.commands.verify.report import described_run, report
 from jax_probe_mtp.files.formats.known import AUTO
 from jax_probe_mtp.sameness.frequencies import judge_frequencies
 from jax_probe_mtp.sameness.verified_file import FilesToVerify
+
+
+def _seen(outputs: Path) -> dict[str, str]:
+    """Says when a file was judged, and what it held then."""
+    found = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    if outputs.is_file():
+        with outputs.open("rb") as file:
+            found["outputs_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def verify_outputs(args: argparse.Namespace) -> int:
@@ -46,7 +58,7 @@ def verify_outputs(args: argparse.Namespace) -> int:
     files.check(opened.config, settings)
     checkpoint = opened.load()
     encode = options.encoder(args, opened.tokenizer)
-    run = described_run(args, checkpoint, settings) | {"outputs": args.outputs.name}
+    run = described_run(args, checkpoint, settings) | {"outputs": args.outputs.name, **_seen(args.outputs)}
     if args.frequencies:
         found = judge_frequencies(checkpoint, files.outputs(checkpoint, encode, settings), settings)
         return report(found, f"First tokens of {args.outputs.name}", run, args)

@@ -50,13 +50,13 @@ def report(
             yield verdict
 
     totals = verdicts.summary(shown())
-    lines = whole.lines() if whole else []
+    of_file = {"conclusion": whole.report.conclusion(totals), "file": whole.as_json()} if whole else {}
+    lines = [*whole.lines(), f"verdict: {of_file['conclusion']}"] if whole else []
     for line in [*lines, verdicts.counts_line(totals)]:
         print(line, flush=True)
     if args.outputs and totals[verdicts.DIVERGED] and DEFAULTS in run:  # elsewhere neither side applies them
         print(model_defaults.say_may_be_why(run["model"]["name"], run[DEFAULTS]), file=sys.stderr)
     if args.json:
-        of_file = {"file": whole.as_json()} if whole else {}
         records = [verdict.as_json() for verdict in kept]
         write_json(args.json, {"run": run, "summary": totals, **of_file, "records": records})
     if args.markdown:

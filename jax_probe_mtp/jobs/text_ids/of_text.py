@@ -87,6 +87,46 @@ def is_other_cut(tokenizer: Any, token_ids: Sequence[int], place: int, other: in
     return bool(rest and data) and (rest.startswith(data) or data.startswith(rest))
 
 
+def cut_with(tokenizer: Any, found: TextIds, place: int, other: int) -> TextIds | None:
+    """Gives tokens that spell the same text with another token at a place, and those behind it cut anew.
+
+    A character that the token cuts through is spelled to its end by itself; a special token that ends the text stays.
+
+    Args:
+      tokenizer: a `transformers.PreTrainedTokenizerFast`.
+      found: the tokens so far.
+      place: index of the token in whose place `other` stands.
+      other: the other token.
+
+    Returns:
+      None where the token does not spell the text's next bytes, or no tokens spell what is behind it.
+    """
+    if not is_other_cut(tokenizer, found.token_ids, place, other):
+        return None
+    known = token_bytes(tokenizer)
+    rest, data = known.shown(found.token_ids[place:]), known.of(other)
+    if not rest.startswith(data):
+        return None
+    behind = rest[len(data) :]
+    size = next((i for i, byte in enumerate(behind) if byte & 0xC0 != 0x80), len(behind))  # of a character begun before
+    text = behind[size:].decode(errors="replace")
+    begun, whole = known.spelled(behind[:size]), _behind_something(tokenizer, known, text) if text else []
+    if begun is None or whole is None:
+        return None
+    end = next((i for i in range(place, len(found.token_ids)) if found.token_ids[i] in known.specials), None)
+    ids_after, unsure_after = ([], []) if end is None else (found.token_ids[end:], found.is_ambiguous[end:])
+    anew = [other, *begun, *whole]
+    return TextIds(
+        [*found.token_ids[:place], *anew, *ids_after],
+        [*found.is_ambiguous[:place], *[False] * len(anew), *unsure_after],
+    )
+
+
+def shown_bytes(tokenizer: Any, token_ids: Sequence[int]) -> bytes:
+    """Gives the bytes of an answer's tokens up to the first special one."""
+    return token_bytes(tokenizer).shown(token_ids)
+
+
 def _cut(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

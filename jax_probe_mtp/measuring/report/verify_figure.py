@@ -4,7 +4,7 @@ import numpy as np
 
 from jax_probe_mtp.measuring.report import figures
 from jax_probe_mtp.measuring.report.figures import Line, Panel
-from jax_probe_mtp.sameness.given_outputs import Examined
+from jax_probe_mtp.sameness.output import Examined
 
 _STYLE = {"color": "#0072B2", "linewidth": 1.6}
 _WIDTH = 8  # places of a text that make one point
@@ -44,9 +44,9 @@ class VerifyFigure:
         shares = [float(1 - count / total) for count in self._above]
         panels = [
             Panel(
-                f"tokens that are the model's best, by place ({_WIDTH} tokens a point)",
+                f"the model's best, by place: {_WIDTH} tokens a point",
                 [Line("outputs", rates, _STYLE)],
             ),
-            Panel("tokens within a gap, 1e-5 to 18 nats (4 points a power of ten)", [Line("outputs", shares, _STYLE)]),
+            Panel("within a gap: 1e-5 to 18 nats, 4 points a power of ten", [Line("outputs", shares, _STYLE)]),
         ]
         return figures.line_panels(panels, x_label="point", y_label="share of tokens")

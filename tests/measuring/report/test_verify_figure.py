@@ -8,7 +8,7 @@ import pytest
 from jax_probe_mtp.decoding.settings import Prompt
 from jax_probe_mtp.measuring.report import figures, verify_figure
 from jax_probe_mtp.measuring.report.verify_figure import VerifyFigure
-from jax_probe_mtp.sameness.given_outputs import Examined, Output
+from jax_probe_mtp.sameness.output import Examined, Output
 from jax_probe_mtp.sameness.own_choices import Choices
 from jax_probe_mtp.sameness.verdicts import Verdict
 
