@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from jax_probe_mtp.commands import draft_options, model_defaults, options
 from jax_probe_mtp.commands.flags import devices, penalties
 from jax_probe_mtp.commands.kept_costs import kept_costs
@@ -284,8 +286,8 @@ def _with_defaults(args: argparse.Namespace, opened: Any, settings: Settings) ->
 
 def _say_stats(args: argparse.Namespace, stats: Stats, source: DraftSource) -> None:
     if args.stats:
-        says = f"{source.num_rows} rows a call; host memory {peak_host_bytes() / 2**30:.2f} GiB at most"
-        print(f"{stats}; {says}", file=sys.stderr)
+        rows = f"{'at most ' * bool(source.sizes)}{source.num_rows} rows a call on {jax.devices()[0].device_kind}"
+        print(f"{stats}; {rows}; host memory {peak_host_bytes() / 2**30:.2f} GiB at most", file=sys.stderr)
 
 
 def _stats_file(

@@ -182,9 +182,12 @@ class Job:
             raise ValueError(f"{says}; give the same command to go on.")
         _logger.info("%d of %d records in %s%s", num, total, self._output, others)
         if num_errors:
-            way_out = "give --retry-errors to try them again" if self._copy.can_go_on else "mend them and begin anew"
+            again = "give --retry-errors to try them again" if self._copy.can_go_on else "begin anew"
             _logger.warning(
-                '%d records could not run; their "error" in %s says why: %s', num_errors, self._output, way_out
+                '%d records could not run; their "error" in %s says why: mend that and %s',
+                num_errors,
+                self._output,
+                again,
             )
             return EXIT_ERRORS
         return 0

@@ -163,7 +163,7 @@ def test_no_masks_are_plain_decoding(run, model):
     )
     assert code == 0
     assert err.startswith("tau 1.000, ")
-    assert "; 1 rows a call; host memory " in err
+    assert "; 1 rows a call on cpu; host memory " in err
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no system turn') }}", "{{ messages[9].x.y }}"])

@@ -176,21 +176,15 @@ BROKEN = {
     "too deep": (with_attributes(max_depth=1), "a depth is above max_depth 1"),
     "a kind that it does not name": (with_candidates(set_at("kind", 0, 1)), "a kind is none of 1"),
     "tokens of a wrong dtype": (
-        with_candidates(lambda c, text: c.replace(token_BP=c.token_BP.astype(jnp.float32))),
+        with_candidates(lambda c, text: c.replace(token_BP=c.token_BP + 0.5)),
         "propose gives token_BP: ",
     ),
     "scores of a wrong dtype": (
         with_candidates(lambda c, text: c.replace(score_BP=c.score_BP.astype(jnp.bfloat16))),
         "propose gives score_BP: ",
     ),
-    "fewer than it says": (
-        with_candidates(lambda c, text: jax.tree.map(lambda x: x[:, :2], c)),
-        "propose must give [B, num_candidates] = [3, 3] tokens, got (3, 2)",
-    ),
-    "an array": (
-        with_candidates(lambda c, text: c.token_BP),
-        "propose must give Candidates, such as chain(token_BP), got ",
-    ),
+    "too few": (with_candidates(lambda c, text: jax.tree.map(lambda x: x[:, :2], c)), "= [3, 3] tokens, got (3, 2)"),
+    "an array": (with_candidates(lambda c, text: c.token_BP), "propose must give Candidates, such as chain("),
     "a row that looks at its neighbour": (
         with_candidates(lambda c, text: c.replace(token_BP=jnp.roll(c.token_BP, 1, axis=0))),
         "a row depends on its neighbours",

@@ -104,7 +104,7 @@ def test_records_that_cannot_run_get_an_error_each_and_the_others_their_answer(g
     assert (code, out) == (3, "")
     assert err.splitlines() == [
         f"7 of 7 records in {output}",
-        f'5 records could not run; their "error" in {output} says why: give --retry-errors to try them again',
+        f'5 records could not run; their "error" in {output} says why: mend that and give --retry-errors to try them again',
     ]
     lines = read(output)
     assert ids_of(lines) == [record["id"] for record in ERRORS]
@@ -132,7 +132,7 @@ def test_records_that_cannot_run_get_an_error_each_and_the_others_their_answer(g
     assert (code, read(output)) == (3, lines)
     assert (
         err.splitlines()[-1]
-        == f'5 records could not run; their "error" in {output} says why: give --retry-errors to try them again'
+        == f'5 records could not run; their "error" in {output} says why: mend that and give --retry-errors to try them again'
     )
     output.write_text("".join(lines[:1] + lines[3:4]), encoding="utf-8")
     assert generate(*command)[0] == 3

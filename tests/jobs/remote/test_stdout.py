@@ -61,7 +61,7 @@ def test_errors_are_lines_too_and_nothing_that_cannot_be_given_is_advised(genera
     assert generate(*files(tmp_path, ERRORS), *SIZES)[0] == 3
     assert out == "".join(read(tmp_path / "answers.jsonl"))
     assert err.splitlines()[-1] == (
-        '5 records could not run; their "error" in stdout says why: mend them and begin anew'
+        '5 records could not run; their "error" in stdout says why: mend that and begin anew'
     )
 
 
