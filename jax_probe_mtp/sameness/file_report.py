@@ -58,14 +58,15 @@ class FileReport:
             pairs = zip(found, under_other, strict=True)
         del second  # which would keep every output
         for each, other in pairs:
-            self._add(each, other)
+            self.add(each, other)
             yield _with_text(self.checkpoint, each)
 
     def compare_with(self, baseline: "FileReport") -> None:
         """Takes a file of outputs that are known to be good, whose verdicts were read."""
         self._baseline = baseline
 
-    def _add(self, found: Examined, other: Examined | None) -> None:
+    def add(self, found: Examined, other: Examined | None = None) -> None:
+        """Adds what was found of an output, and of the same output under the other model."""
         if found.choices is None or found.choices.given is None:
             self.of_each(found)
             return
