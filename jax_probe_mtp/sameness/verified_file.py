@@ -1,5 +1,6 @@
 """Verifies a file of outputs: what `verify --outputs` does, as one function of Python and as the steps that it has."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from jax_probe_mtp.model.config import ModelConfig
 from jax_probe_mtp.sameness.file_report import FileReport
 from jax_probe_mtp.sameness.output import Output
 from jax_probe_mtp.sameness.outputs_in_tokens import outputs_of
+from jax_probe_mtp.sameness.token_table import TokenTable, check_table
 from jax_probe_mtp.sameness.verdicts import Verdict, summary
 
 
@@ -61,6 +63,8 @@ def verify_file(
     baseline: Path | str | None = None,
     unknown_seeds: bool = False,
     use_chat_template: bool = True,
+    against: Checkpoint | None = None,
+    tokens: Path | str | None = None,
 ) -> VerifiedFile:
     """Judges outputs of any framework, as `verify --outputs` does: did this model make them?
 
@@ -74,10 +78,12 @@ def verify_file(
       baseline: a file of outputs that are known to be good.
       unknown_seeds: True where nobody knows the seeds of draws in our own format; those of other tools are never known.
       use_chat_template: False takes prompts as plain text.
+      against: another model with the same tokenizer; the report then says which of the two explains the outputs.
+      tokens: a file that gets a row a token, JSON lines or, by its name, Parquet.
 
     Raises:
       ValueError: one line with the values and a way out.
-      OSError: if a file cannot be read.
+      OSError: if a file cannot be read or written.
     """
     if format not in NAMES:
         raise ValueError(f"format must be one of {', '.join(NAMES)}, got {format!r:.40}.")
@@ -97,8 +103,14 @@ def verify_file(
     )
     files.check(checkpoint.config, settings)
     encode = Encoder(checkpoint.tokenizer, use_chat_template=use_chat_template)
-    report = files.report(checkpoint, encode, settings)
-    verdicts = list(report.verdicts(files.outputs(checkpoint, encode, settings)))
+    if against is not None:
+        check_tokenizer(checkpoint, against, f"against, {against.name},")
+    report = files.report(checkpoint, encode, settings, other=None if against is None else (against.name, against))
+    with contextlib.ExitStack() as stack:
+        if tokens is not None:
+            check_table(Path(tokens))
+            report.of_each = stack.enter_context(TokenTable(Path(tokens))).add
+        verdicts = list(report.verdicts(files.outputs(checkpoint, encode, settings)))
     counts = summary(verdicts)
     return VerifiedFile(
         verdicts=verdicts,
@@ -112,6 +124,17 @@ def verify_file(
         says=files.says,
         status=report.status(counts),
     )
+
+
+def check_tokenizer(checkpoint: Checkpoint, other: Checkpoint, name: str) -> None:
+    """Raises ValueError where another model, called `name` in the message, has other tokens."""
+    mine, theirs = (each.tokenizer.get_vocab() for each in (checkpoint, other))
+    if mine != theirs:
+        differing = next(iter(sorted(mine.items() ^ theirs.items())), None)
+        raise ValueError(
+            f"{name} has another tokenizer ({differing} is in one of them alone), so ids mean other texts there; name a model "
+            "with the same tokenizer."
+        )
 
 
 class FilesToVerify:

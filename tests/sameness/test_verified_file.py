@@ -102,6 +102,25 @@ def test_draws_of_unknown_seeds_have_a_p_value(checkpoint, tmp_path):
     assert (found.status, found.counts["diverged"], found.counts["incomplete"]) == (1, 0, 0)
 
 
+def test_another_model_and_a_table_of_tokens(checkpoint, tmp_path):
+    other, settings = make_checkpoint(make_tiny(BASE, seed=9)), Settings(batch_size=20)
+    path, table = answers(checkpoint, "good", tmp_path, settings), tmp_path / "t.jsonl"
+    found = verify_file(checkpoint, path, settings=settings, max_new_tokens=LIMIT, against=other, tokens=table)
+    judged = found.report["against_model"]
+    assert (judged["favours_it"], judged["tokens"]) == (False, found.counts["compared_tokens"])
+    assert any(line.startswith("tiny explains the tokens, not tiny: ") for line in found.lines)
+    rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == found.counts["compared_tokens"]
+    assert {row["margin"] for row in rows} == {0}
+    reversed_ = verify_file(other, path, settings=settings, max_new_tokens=LIMIT, against=checkpoint)
+    assert reversed_.report["against_model"]["favours_it"]
+    strange = make_checkpoint(make_tiny(dataclasses.replace(BASE, vocab_size=62)))
+    with pytest.raises(
+        ValueError, match=r"against, tiny, has another tokenizer \(\('w61', 61\) is in one of them alone\)"
+    ):
+        verify_file(checkpoint, path, max_new_tokens=LIMIT, against=strange)
+
+
 def test_prompts_of_another_file_and_the_template(checkpoint, plain, tmp_path):
     prompts = write(tmp_path / "p.jsonl", [{"id": name, "prompt": words(*PROMPTS[name])} for name in "ab"])
     path = write(tmp_path / "o.jsonl", [{"id": name, "token_ids": plain[name]} for name in "ba"])

@@ -22,7 +22,7 @@ from jax_probe_mtp.sameness.file_report import FileReport
 from jax_probe_mtp.sameness.output import Examined
 from jax_probe_mtp.sameness.token_table import TokenTable, check_table
 from jax_probe_mtp.sameness.verdicts import UNCHECKED
-from jax_probe_mtp.sameness.verified_file import FilesToVerify
+from jax_probe_mtp.sameness.verified_file import FilesToVerify, check_tokenizer
 
 FLAGS = (
     "unknown_seeds",
@@ -178,11 +178,5 @@ def _other_model(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[str,
         "weights": args.against_weights,
     }
     other = options.load(argparse.Namespace(**vars(args) | asked))
-    mine, theirs = (each.tokenizer.get_vocab() for each in (checkpoint, other))
-    if mine != theirs:
-        differing = next(iter(sorted(mine.items() ^ theirs.items())), None)
-        raise ValueError(
-            f"--against-model {args.against_model} has another tokenizer ({differing} is in one of them alone), so ids mean "
-            "other texts there; name a model with the same tokenizer."
-        )
+    check_tokenizer(checkpoint, other, f"--against-model {args.against_model}")
     return _named(other), other
