@@ -26,6 +26,10 @@ def exit_status(run: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of stdout has gone: say nothing, and let nothing be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except FileNotFoundError as error:
+        what = one_line(error) if error.filename is None else f"{error.filename} is not there; look at its name"
+        print(f"error: {what}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

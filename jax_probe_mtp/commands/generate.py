@@ -205,7 +205,9 @@ def _generate_file(args: argparse.Namespace, copy: WorkingCopy) -> int:
     with processes.in_step():
         found = survey(prompts, opened.config, encode, settings)
         capacity = found.capacity
-        most = -(-prompts.num_records // data) * data  # more rows than prompts would be idle to the end
+        # More rows than prompts would be idle to the end. An exact job keeps its rows when it goes on without a limit.
+        num_wanted = prompts.num_records_of((not settings.is_exact and args.limit) or prompts.num_lines)
+        most = -(-num_wanted // data) * data
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, most), capacity=capacity)
         settings.check(opened.config, source, num_shards=data)
         draft_options.check_own(source, opened.config)

@@ -100,6 +100,21 @@ def test_a_limit_counts_lines(generate, tmp_path):
     assert sorted(named(answers_in(tmp_path / "answers.jsonl"))) == [("a", 0), ("a", 1), ("a", 2)]
 
 
+def test_there_are_no_more_rows_than_answers_are_wanted(generate, tmp_path):
+    def rows(*flags):
+        (tmp_path / "answers.jsonl").unlink(missing_ok=True)
+        (tmp_path / "answers.jsonl.run.json").unlink(missing_ok=True)
+        stats = tmp_path / "stats.json"
+        more = "--batch-size", "16", "--stats-json", stats, *flags
+        assert generate(*files(tmp_path, PROMPTS), *HOW, *more)[0] == 0
+        return json.loads(stats.read_text(encoding="utf-8"))["batch_size"]
+
+    assert rows("--limit", "1") == 3
+    wanted = rows()
+    assert 3 < wanted < 16
+    assert rows("--limit", "1", "--exact") == wanted  # so that the job can go on without the limit
+
+
 def test_samples_are_merged_in_the_order_of_the_prompts(run, generate, tmp_path):
     prompts = [{"id": "a", "prompt_ids": [5, 9, 2]}, {"prompt_ids": [7]}]
     output = tmp_path / "answers.jsonl"
