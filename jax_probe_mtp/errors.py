@@ -27,8 +27,7 @@ def exit_status(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except FileNotFoundError as error:
-        what = one_line(error) if error.filename is None else f"{error.filename} is not there; look at its name"
-        print(f"error: {what}", file=sys.stderr)
+        print(f"error: {_missing(error)}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -49,6 +48,14 @@ def exit_status(run: Callable[[], int]) -> int:
             print(f"error: {wrong}", file=sys.stderr)
             return 2
         raise
+
+
+def _missing(error: FileNotFoundError) -> str:
+    """Says which file or folder is not there."""
+    if not isinstance(error.filename, str):
+        return one_line(error)
+    path = Path(error.filename)
+    return f"{one_line(path if path.parent.exists() else path.parent)} is not there; look at its name"
 
 
 def _wrong_with_device() -> str | None:

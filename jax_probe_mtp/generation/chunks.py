@@ -191,7 +191,8 @@ class Chunks:
         place, params, prefix = self._programs.place, self._params, arrival.prefix
         args = place(arrival.prompt_AT), place(arrival.request), place(arrival.row_A)
         gives = REQUEST, self._programs.state
-        num_left, most = int(arrival.request.prompt_length_B[0]) - 1 - len(prefix), self._decode_cfg.prefill_chunk
+        num_left = int(arrival.request.prompt_length_B[0]) - 1 - len(prefix)
+        most = min(self._decode_cfg.prefill_chunk, DecodeConfig.prefill_chunk)  # of a rest: it is shorter than a prompt
         rest_chunk = min(SMALLEST_BUCKET if num_left <= SMALLEST_BUCKET else most, most)
         if not prefix or rest_chunk >= arrival.prompt_AT.shape[1]:  # then the rest's one piece is the whole prompt
             program = self._program(admit, *args, request, state, gives=gives, donate=(4, 5))

@@ -18,12 +18,11 @@ from jax_probe_mtp.generation.text_stream import TextStream
 from jax_probe_mtp.model.checkpoint import Checkpoint
 
 Top = list[tuple[int, float]]  # most likely tokens of a place, with their log-probabilities
-MOST_WEIGHTS = (
-    300_000_000  # of models so small that their prefill waits for a GPU's kernels to start, not for products:
-)
-TOGETHER = 4  # prompts of such a model enter in one program, on GPUs, where
+# A model of fewer weights is so small that its prefill waits for a GPU's kernels to start, not for products.
+MOST_WEIGHTS = 300_000_000
+TOGETHER = 4  # prompts of such a model that enter in one program, where
 LEAST_ROWS = 32  # rows are so many that several end at a time: with 8, empty places cost more than was saved
-LONG_PIECE = 1024  # tokens of a prompt enter such a model at a time, on GPUs, where
+LONG_PIECE = 1024  # tokens of a prompt that enter such a model at a time, where
 MOST_SLOTS = 8192  # rows have no more slots, with each of which a piece is multiplied
 
 

@@ -28,9 +28,9 @@ from jax.experimental.pallas import triton as plgpu
 
 from jax_probe_mtp.kernels.tiles import NUM_PROCESSORS
 
-MAX_ROWS = 64  # of more, XLA's products are faster, but with
-SMALL = 2**20  # numbers of a bfloat16 weight and fewer, for which they start more kernels
-MAX_SMALL_ROWS = 128
+MAX_ROWS = 64  # of more, XLA's products are faster
+SMALL = 2**20  # numbers of a bfloat16 weight, of which XLA splits the sum and starts a second kernel (SmolLM2's shapes)
+MAX_SMALL_ROWS = 128  # with such weights
 MAX_PARTS = 8
 LARGE = 2**23  # numbers of a float32 weight, which XLA reads faster for one row, and multiplies faster with many
 MAX_LARGE_ROWS = 32

@@ -80,7 +80,10 @@ class FileReport:
         self._causes.add(found, has_temperature)
         if other is not None and other.choices is not None and other.choices.given is not None:
             other_scores = other.choices.given
-            size = min(len(scores.margin), len(other_scores.margin))  # a model may have another end of text
+            # A model may have another end of text, and a text another cut.
+            pairs = zip(found.output.token_ids, other.output.token_ids, strict=False)
+            alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            size = min(len(scores.margin), len(other_scores.margin), alike)
             is_used = np.ones(size, np.bool_) if found.is_ambiguous is None else ~found.is_ambiguous[:size]
             for ratio, name in ((self._sharp, "stated"), (self._own, "own")):
                 one, two = (np.asarray(getattr(each, name).logprob)[:size] for each in (scores, other_scores))
@@ -161,21 +164,29 @@ class FileReport:
 
     def conclusion(self, totals: dict[str, Any]) -> str:
         """Says in one line whether the model made the file, as far as it was examined; `totals` of its verdicts."""
-        records, p_values = totals["records"], self.p_values
-        others = {name: p for name, p in p_values.items() if p < FALSE_ALARM}
+        records, is_drawn = totals["records"], self.drawn.tokens > 0
+        against = {name: p for name, p in self.p_values.items() if p < FALSE_ALARM}
         if totals[DIVERGED]:
-            causes = "; the causes say what may explain them" if self.causes else ""
-            return f"not this model's as stated: {totals[DIVERGED]} of {records} outputs differ by more than rounding{causes}"
-        if others:
-            name, p = min(others.items(), key=lambda other: other[1])
-            return f"not this model's as stated: p = {p:.2g} ({name.replace('_', ' ')})"
-        if totals[UNCHECKED] or not records:
+            more = "; the causes say what may explain them" if self.causes else ""
+            says = "hold tokens that the cuts leave out" if not self.greedy.tokens else "differ by more than a tie"
+            return f"not this model's as stated: {totals[DIVERGED]} of {records} outputs {says}{more}"
+        if "draws" in against:
+            return f"not draws of this model as stated: p = {against['draws']:.2g}"
+        if against:
+            return f"not made as the baseline was: p = {min(against.values()):.2g}"
+        if not records:
+            return "not known: the file holds no outputs"
+        if totals[UNCHECKED]:
             return f"not known: {totals[UNCHECKED]} of {records} outputs could not be checked"
-        if totals[INCOMPLETE]:
-            return f"what is there is this model's, but {totals[INCOMPLETE]} of {records} outputs are no whole answers"
-        if self.drawn.tokens:
-            says = f" (p = {p_values['draws']:.2g})" if "draws" in p_values else ""
-            return f"nothing speaks against this model{says}, which does not prove that it drew them"
+        if not self.greedy.tokens and not is_drawn:
+            return "not known: no token could be compared"
+        parts = f", but {totals[INCOMPLETE]} of {records} outputs are no whole answers" if totals[INCOMPLETE] else ""
+        if is_drawn:
+            p = self.p_values.get("draws")
+            says = "" if p is None else f" (p = {p:.2g})"
+            return f"nothing speaks against this model{says}, which does not prove that it drew them{parts}"
+        if parts:
+            return f"what is there is this model's{parts}"
         return "this model's: every token that was compared is its own choice, or ties with it"
 
     def status(self, totals: dict[str, Any]) -> int:

@@ -24,7 +24,7 @@ from jax_probe_mtp.sameness.own_choices import Choices, choices_of
 from jax_probe_mtp.sameness.token_scores import BORDER
 from jax_probe_mtp.sameness.verdicts import DIVERGED, INCOMPLETE, SCORED, UNCHECKED, Verdict, kind_of
 
-MOST_CUTS = 16  # places of a text that are cut anew, one after the other
+MOST_CUTS = 128  # places of a text that are cut anew, one after the other
 BATCHES_A_WINDOW = 32  # records are sorted by length within so many batches: a file is never in memory as a whole
 
 
@@ -71,6 +71,11 @@ def _examine(
         for n, each in newest.items():
             if _bytes_alike(checkpoint, each) > _bytes_alike(checkpoint, found[n]):
                 found[n] = each
+    else:  # of texts that have as many cuts, one that was not tried may be the model's
+        for n, each in newest.items():
+            if found[n].verdict.kind == DIVERGED and _in_the_models_cut(checkpoint, each) is not None:
+                more = f"; its text was cut in {MOST_CUTS} other ways, and there are more: ask for token ids"
+                found[n] = dataclasses.replace(found[n], verdict=dataclasses.replace(found[n].verdict, more=more))
     return found
 
 
@@ -98,9 +103,11 @@ def _in_the_models_cut(checkpoint: Checkpoint, found: Examined) -> Output | None
 
 
 def _bytes_alike(checkpoint: Checkpoint, found: Examined) -> float:
-    """Counts the bytes of a text before the first place that is not the model's."""
+    """Counts the bytes of a text before the place where it diverged: all there could be where it did not."""
     difference = found.verdict.difference
-    if difference is None:
+    if found.verdict.kind == UNCHECKED:  # in this cut it is longer than the model's context
+        return -1
+    if found.verdict.kind != DIVERGED or difference is None:
         return math.inf
     return len(shown_bytes(checkpoint.tokenizer, found.output.token_ids[: difference.position]))
 

@@ -52,7 +52,7 @@ def test_reports_of_outputs_one_of_which_diverged(verify, plain, tmp_path):
     assert (out.splitlines()[2], out.splitlines()[-1]) == (says, "1 same, 0 tie, 1 diverged, 1 incomplete")
     record = json.loads(reports[0].read_text())
     assert (record["summary"]["records"], record["summary"]["diverged"]) == (3, 1)
-    assert record["conclusion"].startswith("not this model's as stated: 1 of 3 outputs differ by more than rounding")
+    assert record["conclusion"].startswith("not this model's as stated: 1 of 3 outputs differ by more than a tie")
     assert f"verdict: {record['conclusion']}" in reports[1].read_text()
     assert re.fullmatch("[0-9a-f]{64}", record["run"]["outputs_sha256"])
     assert record["summary"]["by_category"]["y"]["incomplete"] == 1

@@ -220,7 +220,13 @@ def test_the_conclusion_is_one_line(models, answers):
     assert concluded([first, short]) == "what is there is this model's, but 1 of 2 outputs are no whole answers"
     unreadable = dataclasses.replace(first, token_ids=[10**6])
     assert concluded([first, unreadable]) == "not known: 1 of 2 outputs could not be checked"
-    assert concluded([]) == "not known: 0 of 0 outputs could not be checked"
+    assert concluded([]) == "not known: the file holds no outputs"
+    nothing_sure = dataclasses.replace(first, is_from_text=True, is_ambiguous=[True] * len(first.token_ids))
+    assert concluded([nothing_sure]) == "not known: no token could be compared"
+    [draw] = outputs(drawn[:1])
+    endless = concluded([dataclasses.replace(draw, token_ids=draw.token_ids[:5], limit=None)], **drawn_as(**DRAW))
+    assert endless.startswith("nothing speaks against this model")
+    assert endless.endswith("1 of 1 outputs are no whole answers")
     right, wrong = (concluded(outputs(drawn), model, **drawn_as(**DRAW)) for model in "AB")
     assert re.fullmatch(
         r"nothing speaks against this model \(p = 0?\.\d+\), which does not prove that it drew them", right

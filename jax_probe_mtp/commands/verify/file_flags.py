@@ -135,6 +135,14 @@ class WholeFile:
         """Gives it as a report holds it."""
         return self.report.as_json()
 
+    def conclusion(self, totals: dict[str, Any]) -> str:
+        """Says in one line what follows: with --fail-below whether the match rate is high enough."""
+        least, rate = self.args.fail_below, self.report.match_rate
+        if least is None or math.isnan(rate) or totals[UNCHECKED]:
+            return self.report.conclusion(totals)
+        says, where = ("failed", "below") if rate < least else ("passed", "at least")
+        return f"{says}: {rate:.4f} of the tokens are the model's best, {where} {least:g}"
+
     def status(self, totals: dict[str, Any]) -> int:
         """Gives the exit status: with --fail-below that of the match rate, else the verdicts' or, where worse, the tests'."""
         if self.args.fail_below is None:

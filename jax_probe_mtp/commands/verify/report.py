@@ -50,7 +50,7 @@ def report(
             yield verdict
 
     totals = verdicts.summary(shown())
-    of_file = {"conclusion": whole.report.conclusion(totals), "file": whole.as_json()} if whole else {}
+    of_file = {"conclusion": whole.conclusion(totals), "file": whole.as_json()} if whole else {}
     lines = [*whole.lines(), f"verdict: {of_file['conclusion']}"] if whole else []
     for line in [*lines, verdicts.counts_line(totals)]:
         print(line, flush=True)

@@ -104,7 +104,9 @@ def cut_with(tokenizer: Any, found: TextIds, place: int, other: int) -> TextIds 
     if not is_other_cut(tokenizer, found.token_ids, place, other):
         return None
     known = token_bytes(tokenizer)
-    rest, data = known.shown(found.token_ids[place:]), known.of(other)
+    last = next((i for i in range(place, len(found.token_ids)) if found.token_ids[i] in known.specials), None)
+    old, data = found.token_ids[place:last], known.of(other)
+    rest = b"".join(map(known.of, old))
     if not rest.startswith(data):
         return None
     behind = rest[len(data) :]
@@ -113,12 +115,17 @@ def cut_with(tokenizer: Any, found: TextIds, place: int, other: int) -> TextIds 
     begun, whole = known.spelled(behind[:size]), _behind_something(tokenizer, known, text) if text else []
     if begun is None or whole is None:
         return None
-    end = next((i for i in range(place, len(found.token_ids)) if found.token_ids[i] in known.specials), None)
-    ids_after, unsure_after = ([], []) if end is None else (found.token_ids[end:], found.is_ambiguous[end:])
     anew = [other, *begun, *whole]
+    # What was unsure stays so, byte by byte.
+    unsure = b"".join(
+        bytes([was]) * len(known.of(token)) for token, was in zip(old, found.is_ambiguous[place:last], strict=True)
+    )
+    ends = list(itertools.accumulate(len(known.of(token)) for token in anew))
+    marks = [any(unsure[start:end]) for start, end in itertools.pairwise([0, *ends])]
+    after = slice(len(found.token_ids) if last is None else last, None)
     return TextIds(
-        [*found.token_ids[:place], *anew, *ids_after],
-        [*found.is_ambiguous[:place], *[False] * len(anew), *unsure_after],
+        [*found.token_ids[:place], *anew, *found.token_ids[after]],
+        [*found.is_ambiguous[:place], *marks, *found.is_ambiguous[after]],
     )
 
 

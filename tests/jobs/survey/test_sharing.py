@@ -1,5 +1,6 @@
 """Prompts that begin alike are read once: the answers, the calls and, whoever came first, the bits are the same."""
 
+import dataclasses
 import functools
 import json
 import random
@@ -13,7 +14,7 @@ from support.commands import read_lines, write
 from jax_probe_mtp import Prompt, Settings
 from jax_probe_mtp.drafting import Merged, Ngram, Plain, Probe, Recycle
 from jax_probe_mtp.files.records.record import Record
-from jax_probe_mtp.generation import chunks
+from jax_probe_mtp.generation import chunks, scheduler
 from jax_probe_mtp.generation.answers import Stats
 from jax_probe_mtp.generation.groups import Groups
 from jax_probe_mtp.jobs import survey
@@ -81,6 +82,23 @@ def test_a_prefix_may_be_all_but_one_token_and_longer_than_a_piece(tiny):
         items = enumerate([Prompt(token_ids=ids, num_shared=num_shared)] * 2)
         outs.append([a.token_ids for update in decoder.run(items) for _, a in update.finished])
     assert outs[1:] == outs[:1] * 3
+
+
+def test_where_pieces_are_long_a_rest_is_still_read_alone(tiny, monkeypatch):
+    def in_long_pieces(checkpoint, settings, capacity):
+        return dataclasses.replace(settings.decode_config(capacity), prefill_chunk=1024)
+
+    prompts = [[*SYSTEM[:300], *drawn(i, 80)] for i in range(2)]
+    outs = []
+    for _ in range(2):
+        groups, stats = Groups(make_checkpoint(tiny), Plain()), Stats()
+        settings = Settings(max_new_tokens=5, batch_size=1)
+        decoder = groups.stream(settings, stats=stats, shared=groups.begin_shared(), capacity=512, is_sampled=False)
+        items = enumerate([Prompt(token_ids=ids, num_shared=300) for ids in prompts])
+        outs.append([a.token_ids for update in decoder.run(items) for _, a in update.finished])
+        assert stats.prefix_tokens == 300
+        monkeypatch.setattr(scheduler, "decode_config", in_long_pieces)
+    assert outs[0] == outs[1]
 
 
 def test_a_prefix_is_read_once_and_few_are_kept(tiny, monkeypatch):
