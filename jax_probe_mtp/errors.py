@@ -54,8 +54,8 @@ def _missing(error: FileNotFoundError) -> str:
     """Says which file or folder is not there."""
     if not isinstance(error.filename, str):
         return one_line(error)
-    path = Path(error.filename)
-    return f"{one_line(path if path.parent.exists() else path.parent)} is not there; look at its name"
+    folder = "" if Path(error.filename).parent.exists() else ", nor is its folder"
+    return f"{one_line(error.filename)} is not there{folder}; look at its name"
 
 
 def _wrong_with_device() -> str | None:

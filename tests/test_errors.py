@@ -22,7 +22,11 @@ def raising(error):
         (ValueError("a 3\nis no b; give 2."), 2, "error: a 3 is no b; give 2."),
         (OSError("gone"), 2, "error: gone"),
         (FileNotFoundError(2, "No such file", "a.jsonl"), 2, "error: a.jsonl is not there; look at its name"),
-        (FileNotFoundError(2, "No such file", "no/b/c.json"), 2, "error: no/b is not there; look at its name"),
+        (
+            FileNotFoundError(2, "No such file", "no/b/c.json"),
+            2,
+            "error: no/b/c.json is not there, nor is its folder; look at its name",
+        ),
         (FileNotFoundError("no store"), 2, "error: no store"),
         (MemoryError("9 TiB"), 2, "error: out of memory (9 TiB); try a smaller --batch-size"),
         (

@@ -150,10 +150,10 @@ def test_a_gpu_gets_the_attention_of_the_mode(is_exact, kernel):
     assert [name for name in ("_visible_kernel", "_anchored_kernel") if f'"{name}"' in program] == [kernel]
 
 
-@pytest.mark.parametrize(("rows", "products"), [(64, PRODUCTS), (66, 0)])
+@pytest.mark.parametrize(("rows", "products"), [(64, PRODUCTS), (128, PRODUCTS), (130, 0)])
 def test_few_rows_get_kernels_for_their_products(rows, products):
-    """Widths that tiles divide; of more rows, or of widths they do not divide as above, XLA makes the products."""
-    wide = dataclasses.replace(CFG, width=64, head_dim=32, mlp_width=128)
+    """Small weights that tiles divide; of more rows, or of widths they do not divide as above, XLA makes the products."""
+    wide = dataclasses.replace(CFG, width=64, head_dim=32, mlp_width=128, vocab_size=128)
     source = Probe(widths=(rows // 2 - 1,))
     assert num_kernels(wide, source, "auto") == OF_A_LAYER + products + 1
 
