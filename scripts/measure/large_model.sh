@@ -6,7 +6,8 @@
 #
 # On eight CPU devices, to see that it works:
 #
-#     JAX_NUM_CPU_DEVICES=8 JAX_PLATFORMS=cpu bash scripts/measure/large_model.sh FOLDER --layers 1 --calls 2 --repeats 1 --bandwidth-gb 0.1
+#     SHAPE=llama-3.2-3b JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+#       bash scripts/measure/large_model.sh FOLDER --layers 1 --calls 2 --repeats 1 --bandwidth-gb 0.1 --rows 1 30 --batch 8
 #
 # Flags behind FOLDER go to bench_step.py. SHAPE, DTYPE and MESHES name others than llama-3-70b, bfloat16 and "4 8".
 set -euo pipefail
