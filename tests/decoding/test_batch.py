@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from conftest import BASE
 from support.decoding.batches import batch_of
 
-from jax_probe_mtp import Prompt, Settings, make_batch
+from jax_probe_mtp import Prompt, Settings, decode, make_batch
 from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.drafting import DynamicProbe, Plain, Probe, Recycle
 
@@ -221,3 +223,32 @@ def test_columns_never_pass_the_capacity_that_was_given():
 @pytest.mark.parametrize(("size", "holds"), [(1, 64), (64, 64), (65, 128), (128, 128), (129, 256), (4097, 8192)])
 def test_bucket(size, holds):
     assert bucket(size) == holds
+
+
+@pytest.mark.parametrize("over", ["one after the other", "scan", "vmap"])
+def test_batches_of_other_lengths_are_one_program_and_go_through_jaxs_transformations(tiny, over):
+    """Where capacity and prompt slots are given. Each row has the reference's tokens."""
+    source, traces = Probe(widths=(4,)), []
+    settings = Settings(max_new_tokens=6, capacity=32, prompt_slots=16)
+    prompts = [[[5, 9, 2, 44], [7, 3]], [[11, 8, 30, 4, 17, 6], [2]]]
+    batches = [make_batch(tiny.cfg, source, ids, settings, eos_token_ids=()) for ids in prompts]
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+    def answer(batch):
+        traces.append(batch)
+        return decode(tiny.params, batch, tiny.cfg, source).token_BT
+
+    if over == "vmap":
+        token_NBT = jax.jit(jax.vmap(answer))(together)
+    elif over == "scan":
+        token_NBT = jax.jit(lambda some: jax.lax.scan(lambda carry, batch: (carry, answer(batch)), None, some)[1])(
+            together
+        )
+    else:
+        token_NBT = np.stack([*map(jax.jit(answer), batches)])
+        assert len(traces) == 1
+    for n, b in np.ndindex(2, 2):
+        ids = prompts[n][b]
+        expected, gap = reference.plain_decode(tiny.reference, ids, max_new_tokens=6)
+        assert gap > 1e-4, "choose another prompt"
+        assert token_NBT[n, b, len(ids) : len(ids) + 6].tolist() == expected
