@@ -79,3 +79,12 @@ class TestEveryDeviceKnows:
         )
         taken = np.take_along_axis(logits_BRV, row[..., None], axis=1)
         np.testing.assert_array_equal(got, taken * np.asarray([2, 1])[:, None, None])
+
+
+@pytest.mark.parametrize("question", [Logits.argmax, lambda logits: logits.top_k(2), Logits.logsumexp])
+def test_what_is_asked_travels_in_one_collective(question):
+    def ask(part_Xv):
+        return question(Logits.of_part(part_Xv, vocab_size=VOCAB))
+
+    jaxpr = str(jax.make_jaxpr(ask, axis_env=[(TENSOR, 4)])(jnp.zeros((2, 4))))
+    assert sum(jaxpr.count(f"{name}[") for name in ("all_gather", "psum", "pmax", "all_reduce")) == 1, jaxpr
