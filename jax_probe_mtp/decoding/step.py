@@ -62,13 +62,7 @@ def step_and_call(
     tree = draft_tree(request, state, source)
     owner_BO = None if source.num_owners is None else source.owners(state.source, tree)
     logits, cache = run_block(params, cfg, tree, owner_BO, state, source, decode_cfg)
-    accepted = verify.walk(
-        tree,
-        _chooser(logits, tree, state, request, is_exact=decode_cfg.is_exact),
-        max_depth=source.max_depth,
-        max_accept=request.max_accept,
-        is_looped=decode_cfg.is_exact and not _is_by_argmax(request),
-    )
+    accepted = _verify(logits, tree, state, request, source.max_depth, is_exact=decode_cfg.is_exact)
     if source.num_rows > 1:
         cache = kv.keep_path(cache, accepted.node_BP, state.length_B)
     logprobs = None
@@ -129,18 +123,21 @@ def run_block(
     return transformer.split_logits(params, cfg, hidden_BRD, head), cache
 
 
-def _is_by_argmax(request: Request) -> bool:
-    """Says whether the model's own next token is that of its largest logit, whatever the text."""
-    return request.draw is None and request.penalties is None
+def _verify(
+    logits: Logits, tree: Tree, state: DecodeState, request: Request, max_depth: int, *, is_exact: bool
+) -> verify.Accepted:
+    """Finds the drafts that the model would have chosen, and the token after them."""
+    if request.draw is None and request.penalties is None:
+        greedy_BN = logits.first(tree.token_BN.shape[1]).argmax()  # of all nodes: it is cheap
+        return verify.follow(tree, greedy_BN, max_depth=max_depth, max_accept=request.max_accept)
+    choose = _chooser(logits, state, request, is_exact=is_exact)
+    return verify.walk(tree, choose, max_depth=max_depth, max_accept=request.max_accept, is_looped=is_exact)
 
 
 def _chooser(
-    logits: Logits, tree: Tree, state: DecodeState, request: Request, *, is_exact: bool
+    logits: Logits, state: DecodeState, request: Request, *, is_exact: bool
 ) -> Callable[[jax.Array, jax.Array | int, jax.Array], jax.Array]:
     """Makes the function by which `verify.walk` asks for the model's own next token after a node of the tree."""
-    if _is_by_argmax(request):  # all nodes at once: an argmax is cheap, and it is one kernel
-        greedy_BN = logits.first(tree.token_BN.shape[1]).argmax()
-        return lambda node_B, depth, chosen_BD: jnp.take_along_axis(greedy_BN, node_B[:, None], axis=1)[:, 0]
     length_B, change = state.length_B, _penalizer(state, request, logits.vocab_size)
 
     def choose(

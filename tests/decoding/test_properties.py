@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from support.drafting.trees import make_tree
 
 from jax_probe_mtp.decoding.batch import bucket
 from jax_probe_mtp.decoding.block import block_can_attend, block_positions, block_visible
-from jax_probe_mtp.decoding.verify import walk
+from jax_probe_mtp.decoding.verify import follow, walk
 from jax_probe_mtp.drafting import Plain
 from jax_probe_mtp.drafting.candidates import NO_TOKEN
 from jax_probe_mtp.drafting.tree import ancestors_or_self
@@ -117,6 +118,9 @@ def _walk(tree, own_BND):
     return walk(tree, lambda node_B, depth, chosen_BD: own_BND[row_B, node_B, depth], max_depth=MAX_DEPTH)
 
 
+_follow = jax.jit(functools.partial(follow, max_depth=MAX_DEPTH))
+
+
 @several(max_examples=300)
 @given(rows_of(drafted()))
 def test_the_walk_accepts_what_plain_decoding_gives(drafted_B):
@@ -132,6 +136,9 @@ def test_the_walk_accepts_what_plain_decoding_gives(drafted_B):
         [[depth(parent, node) for node in range(N)] for parent, *_ in drafted_B],
     )
     accepted = _walk(tree, own_BND)
+    places = [[depth(parent, node) for node in range(N)] for parent, *_ in drafted_B]
+    own_BN = np.take_along_axis(own_BND, np.asarray(places)[..., None], axis=2)[..., 0]
+    chex.assert_trees_all_equal(_follow(tree, own_BN), accepted)
     for b, (parent, token, next_after, _) in enumerate(drafted_B):
         nodes, tokens = walked(parent, token, next_after)
         count = int(accepted.num_accepted_B[b])

@@ -1,9 +1,11 @@
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.drafting.trees import make_tree
 
-from jax_probe_mtp.decoding.verify import walk
+from jax_probe_mtp.decoding.verify import follow, walk
 from jax_probe_mtp.drafting.candidates import NO_PARENT
 
 # 0:10 ── 1:20 ── 3:40 ── 5:60        one tree for every row
@@ -13,17 +15,23 @@ PARENTS = [NO_PARENT, 0, 0, 1, 1, 3]
 DEPTHS = [0, 1, 1, 2, 2, 3]
 
 
-def walk_along(next_after, **how):
+def step_by_step(tree, table, **how):
+    def look_up(node_B, depth, chosen_BD):
+        return jnp.take_along_axis(table, node_B[:, None], axis=1)[:, 0]
+
+    return walk(tree, look_up, **how)
+
+
+WAYS = {"walk": step_by_step, "walk, looped": functools.partial(step_by_step, is_looped=True), "follow": follow}
+every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+
+
+def walk_along(next_after, way=step_by_step, **how):
     """Walks one row a dict {token: the model's next token}."""
     B = len(next_after)
     tree = make_tree([TOKENS] * B, [PARENTS] * B, [DEPTHS] * B)
     table = jnp.asarray([[row.get(token, -5) for token in TOKENS] for row in next_after])
-    return walk(
-        tree,
-        lambda node_B, depth, chosen_BD: jnp.take_along_axis(table, node_B[:, None], axis=1)[:, 0],
-        max_depth=3,
-        **how,
-    )
+    return way(tree, table, max_depth=3, **how)
 
 
 EACH_DEPTH = [
@@ -34,9 +42,9 @@ EACH_DEPTH = [
 ]
 
 
-@pytest.mark.parametrize("is_looped", [False, True])
-def test_rows_built_to_accept_each_depth(is_looped):
-    accepted = walk_along(EACH_DEPTH, is_looped=is_looped)
+@every_way
+def test_rows_built_to_accept_each_depth(way):
+    accepted = walk_along(EACH_DEPTH, way)
     assert accepted.num_accepted_B.tolist() == [0, 1, 2, 3]
     assert [row[: n + 1] for row, n in zip(accepted.token_BP.tolist(), [0, 1, 2, 3], strict=True)] == [
         [99],
@@ -47,11 +55,11 @@ def test_rows_built_to_accept_each_depth(is_looped):
     assert accepted.node_BP.tolist() == [[0, 0, 0, 0], [0, 2, 2, 2], [0, 1, 4, 4], [0, 1, 3, 5]]
 
 
-@pytest.mark.parametrize("is_looped", [False, True])
+@every_way
 @pytest.mark.parametrize("most", [0, 1, 2, 5])
-def test_no_more_drafts_are_accepted_than_the_limit_allows(most, is_looped):
+def test_no_more_drafts_are_accepted_than_the_limit_allows(most, way):
     """The bonus is then the model's own token at the last node, though the tree holds it."""
-    accepted = walk_along(EACH_DEPTH, max_accept=jnp.int32(most), is_looped=is_looped)
+    accepted = walk_along(EACH_DEPTH, way, max_accept=jnp.int32(most))
     free = walk_along(EACH_DEPTH)
     counts = [min(count, most) for count in [0, 1, 2, 3]]
     assert accepted.num_accepted_B.tolist() == counts
@@ -60,10 +68,32 @@ def test_no_more_drafts_are_accepted_than_the_limit_allows(most, is_looped):
         assert accepted.node_BP[row, count:].tolist() == [int(free.node_BP[row, count])] * (4 - count)
 
 
-def test_a_token_of_a_deeper_node_is_not_accepted_early():
-    accepted = walk_along([{10: 40}])
+@every_way
+def test_a_token_of_a_deeper_node_is_not_accepted_early(way):
+    accepted = walk_along([{10: 40}], way)
     assert accepted.num_accepted_B.tolist() == [0]
     assert accepted.token_BP[0, 0] == 40
+
+
+@every_way
+def test_of_equal_siblings_the_first_is_taken(way):
+    """0:10 ─┬─ 1:20, and 2:20 ── 3:30, which is right but hangs under the other one."""
+    tree = make_tree([[10, 20, 20, 30]], [[NO_PARENT, 0, 0, 2]], [[0, 1, 1, 2]])
+    accepted = way(tree, jnp.asarray([[20, 30, 30, 40]]), max_depth=2)
+    assert accepted.node_BP.tolist() == [[0, 1, 1]]
+    assert accepted.token_BP.tolist() == [[20, 30, 30]]
+    assert accepted.num_accepted_B.tolist() == [1]
+
+
+@every_way
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_tree_of_a_root_and_its_children(way, depth):
+    tree = make_tree(
+        [[10, 20, 30][: 1 + 2 * depth]], [[NO_PARENT, 0, 0][: 1 + 2 * depth]], [[0, 1, 1][: 1 + 2 * depth]]
+    )
+    accepted = way(tree, jnp.asarray([[30, 40, 50][: 1 + 2 * depth]]), max_depth=depth)
+    assert accepted.token_BP.tolist() == [[30, 50][: 1 + depth]]
+    assert accepted.num_accepted_B.tolist() == [depth]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
