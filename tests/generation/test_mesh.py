@@ -52,7 +52,7 @@ def test_a_mesh_gives_the_tokens_of_plain_decoding_in_as_many_calls_as_one_devic
     # Of each group: an empty batch, a prompt of up to 64 tokens, the decode calls, and a look at log-probabilities of prompts.
     assert case["programs"] == [3 + (name == "probe")] * data
     own = case["own program"]
-    assert own["summed between"] == ([] if tensor == 1 else ["{{0,1}}"])  # of the group alone
+    assert own["summed between"] == ([] if tensor == 1 else [[[0, 1]]])  # of the group alone
     assert bool(own["all-gather"]) == bool(own["all-reduce"]) == (tensor > 1)
     assert own["others"] == []
 
@@ -88,13 +88,15 @@ def test_no_program_of_a_mesh_has_a_constant_without_elements(measured):
 
 def test_a_decode_call_sums_and_gathers_no_weights(measured):
     program = measured["program"]
-    assert program["summed between"] == ["{{0,1},{2,3},{4,5},{6,7}}"]  # no group waits for another
+    assert program["summed between"] == [[[0, 1], [2, 3], [4, 5], [6, 7]]]  # no group waits for another
     # One row a device, 33 rows a call of 11 nodes with 2 masks each, 24 wide; at most 3 tokens a call.
     assert program["all-gather"] == sorted(
         [
             *["f32[1,1,62]"]
             * 3,  # whole logits of a node that the walk visits, for a draw: two devices have 31 tokens each
             "f32[1,2,62]",  # and of its two masks, which are ranked with noise
+            "s32[2,2,1,3,1]",  # for log-probabilities: the largest and the sum of all on both devices, of the new tokens
+            "s32[2,2,1,2,1]",  # and of both masks
             "s32[4,8]",  # the report: lengths after each of 8 calls
             "s32[4,24]",  # its tokens
             "f32[4,24]",  # their log-probabilities
@@ -104,8 +106,8 @@ def test_a_decode_call_sums_and_gathers_no_weights(measured):
         ]
     )
     # Attention's and the MLP's output; embeddings of the nodes, and of the tokens that the masks learn from; the loop's end;
-    # logits of those tokens and the largest and the sum of all; of both masks the same, and the logits of their 8 best.
-    summed = ["f32[1,33,24]", "f32[1,11,24]", "f32[1,3,24]", "s32[]", "f32[1,3,1]", "f32[1,2,1]", "f32[1,2,8]"]
+    # logits of those tokens, and of the 8 best of both masks.
+    summed = ["f32[1,33,24]", "f32[1,11,24]", "f32[1,3,24]", "s32[]", "f32[1,3,1]", "f32[1,2,8]"]
     assert program["all-reduce"] == sorted(summed)
     assert program["others"] == []
     slots = 64 + 33  # capacity and scratch

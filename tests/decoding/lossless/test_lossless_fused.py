@@ -158,7 +158,11 @@ def test_few_rows_get_kernels_for_their_products(rows, products):
     assert num_kernels(wide, source, "auto") == OF_A_LAYER + products + 1
 
 
-@pytest.mark.parametrize(("rows", "products"), [(128, PRODUCTS + 1), (130, 0)])
+# JAX 0.12 refuses the kernels of Hopper, and Triton's take 32 rows.
+EIGHT_BITS_ROWS = 128 if jax.__version_info__ < (0, 12) else 32
+
+
+@pytest.mark.parametrize(("rows", "products"), [(EIGHT_BITS_ROWS, PRODUCTS + 1), (130, 0)])
 def test_few_rows_get_kernels_for_products_with_eight_bits(rows, products):
     """Those of a layer, and the head's. A vocabulary of 128, since that of 61 has no tiles."""
     wide = dataclasses.replace(CFG, width=64, head_dim=32, mlp_width=128, vocab_size=128)
@@ -166,6 +170,7 @@ def test_few_rows_get_kernels_for_products_with_eight_bits(rows, products):
     assert num_kernels(wide, source, "auto", weights="int8") == OF_A_LAYER + products + 1
 
 
+@pytest.mark.skipif(EIGHT_BITS_ROWS < 100, reason="Triton's kernels take all numbers of rows as they are")
 def test_more_rows_than_the_kernels_take_are_not_rounded_up():
     """To a multiple of 8, which XLA's products would compute for nothing."""
     wide = dataclasses.replace(CFG, width=64, head_dim=32, mlp_width=128, vocab_size=128)

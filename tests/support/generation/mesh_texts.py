@@ -22,10 +22,23 @@ def read_program(programs):
     return {
         "all-gather": sorted(re.findall(r" = (\S+?\])\S* all-gather\(", text)),
         "all-reduce": sorted({shape for line in summed for shape in re.findall(r"\w+\[[\d,]*\]", line)}),
-        "summed between": sorted(set(re.findall(r" all-reduce\(.*?replica_groups=(\S+?),? ", text))),
+        "summed between": sorted({groups(line) for line in text.splitlines() if " all-reduce(" in line}),
         "others": re.findall(r" (all-to-all|collective-permute|reduce-scatter)\S*\(", text),
         "shapes": sorted(set(re.findall(r"\b\w+\[[\d,]*\]", text))),
     }
+
+
+def groups(line):
+    """Reads which devices an exchange is between: {{0,1},{2,3}}, or since JAX 0.12 mesh['data'=2,'tensor'=2] {'tensor'}."""
+    listed, sizes, axes = re.search(r"replica_groups=(?:\{(\{.*?\})\}|mesh\[(.*?)\] \{(.*?)\})", line).groups()
+    if listed:
+        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{(.*?)\}", listed))
+    names, sizes = zip(*re.findall(r"'(\w+)'=(\d+)", sizes), strict=True)
+    number = np.arange(np.prod([int(size) for size in sizes])).reshape([int(size) for size in sizes])
+    summed = [names.index(axis) for axis in re.findall(r"'(\w+)'", axes)]
+    rest = [axis for axis in range(number.ndim) if axis not in summed]
+    together = number.transpose(*rest, *summed).reshape(-1, np.prod([number.shape[axis] for axis in summed]))
+    return tuple(map(tuple, together.tolist()))
 
 
 def count_empty(text):
