@@ -13,23 +13,26 @@ import numpy as np
 from jax_probe_mtp.decoding.settings import Settings
 from jax_probe_mtp.model.checkpoint import Checkpoint
 from jax_probe_mtp.sameness.first_difference import MANTISSA_BITS
-from jax_probe_mtp.sameness.output import Examined
+from jax_probe_mtp.sameness.output import FITS, Examined, best_fits
 from jax_probe_mtp.sameness.own_choices import choices_of
 from jax_probe_mtp.sameness.verdicts import DIVERGED
 
 KEPT = 24  # answers that other prompts and temperatures are tried on
 TRIED = 3  # of them, answers that each other prompt is tried on
-TRIED_TOKENS = 32  # of an answer, where many prompts are tried
+# Those that prompts of other records are tried on where the first ones fit none: the record that an answer belongs to may be
+# missing from the file.
+TRIED_ON_RECORDS = 15
 # Measured (docs/verify.md): under another prompt the first tokens differ three times as often as those behind the sixteenth, or
 # more often, since a text goes on from itself; under other weights at most 1.7 times, under temperatures 1.2 times.
 OPENING, LATER, OPENING_RATIO = 2, 16, 2.5
+LEAST_GAP = 0.15  # nats, the median under another prompt; eight bits and bfloat16 have 0.1 and less
 # Draws at lower temperatures and greedy text of weights with few bits have the same statistics, but for cuts.
 LEAST_TEMPERATURE = 0.65
-FITS = 0.9  # share of tokens that are the model's best where a prompt is the one that was used
 MISFITS = 0.8  # share below which a greedy answer has another prompt, or is none of this model
 LEAST_OF_PROMPT = 4  # tokens, which an answer may well begin with by itself
 LEAST_OF_ANSWER = 8  # tokens, below which an answer alone tells nothing
 MOST_PROMPTS, MOST_ALIKE = 500, 8  # prompts that are kept, and those that are tried on an answer
+LEAST_DIFFERENCES = 10  # that say something of weights
 MOST_OF_NEIGHBOURS = 4  # standard deviations
 LEAST_TOKENS = 100  # compared ones, below which no cause of differences is named
 TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3)
@@ -159,7 +162,7 @@ class Causes:
     def _opens_otherwise(self) -> bool:
         """Says whether answers differ above all where they begin."""
         (tokens, first), (later_tokens, later) = self.openings.tolist(), self.laters.tolist()
-        if first < 5 or not later_tokens:
+        if first < 5 or not later_tokens or float(np.median(self._gaps)) < LEAST_GAP:
             return False
         return bool(first / tokens >= OPENING_RATIO * later / later_tokens)
 
@@ -193,7 +196,7 @@ class Causes:
         if n >= 5 and self.within_bfloat16 >= 0.8 * n:
             says = f"{self.within_bfloat16} of {n} gaps are within a step of bfloat16"
             return [f"rounding, as of bfloat16: {says}, {1000 * (1 - rate):.1f} differences for every 1,000 tokens"]
-        if n >= 20:
+        if n >= LEAST_DIFFERENCES:
             says = f"{1000 * (1 - rate):.1f} differences for every 1,000 tokens, with a median gap of {median:.2f} nats"
             return [f"weights that differ a little everywhere, as quantized ones do: {says}"]
         return []
@@ -207,28 +210,24 @@ class Causes:
 
     def _of_prompt(self, checkpoint: Checkpoint, batch_size: int) -> str | None:
         """Tries other prompts on some answers, and names what fits; None where nothing does."""
-        tried = (self._misfitting or self._kept)[:TRIED]
-        asked: list[tuple[int, str, Sequence[int]]] = []
-        for n, each in enumerate(tried):
-            asked += [(n, f"the prompt {name}", ids) for name, ids in each.output.other_prompts().items()]
-            asked += [(n, f"the prompt of record {name!r}", ids) for name, ids in self._alike(each)]
-        texts = [(list(ids), list(tried[n].output.token_ids[:TRIED_TOKENS])) for n, _, ids in asked]
-        best: dict[int, tuple[float, str]] = {}
-        for place, choices in choices_of(checkpoint, texts, None, batch_size):
-            n, name, _ = asked[place]
-            rate = float(np.mean(choices.best_BA == np.asarray(texts[place][1])))
-            best[n] = max(best.get(n, (0.0, "")), (rate, name))
-        fitting = [(rate, name, tried[n].output.prompt.id) for n, (rate, name) in sorted(best.items()) if rate >= FITS]
-        if len(fitting) * 2 < len(tried) or not fitting:
+        answers = (self._misfitting or self._kept)[:TRIED_ON_RECORDS]
+        first, rest = answers[:TRIED], answers[TRIED:]
+        fits = best_fits(checkpoint, first, lambda each: each.output.other_prompts().items(), batch_size)
+        if fits and len(fits) * 2 >= len(first):
+            rate, name, own = fits[0]
+            says = f"the prompt {name} fits, {rate:.0%} of record {own!r}'s tokens are then the model's best"
+            return f"another prompt or template: {says}"
+        fits, tried = best_fits(checkpoint, first, self._alike, batch_size), first
+        if len(fits) * 2 < len(tried):
+            fits, tried = fits + best_fits(checkpoint, rest, self._alike, batch_size), answers
+        if not fits or len(fits) < min(2, len(tried)):  # one may fit by chance
             return None
-        if all("of record" in name for _, name, _ in fitting):
-            pairs = ", ".join(f"{own!r} fits {name} ({rate:.0%})" for rate, name, own in fitting)
-            pairs += f", of {len(tried)} tried" if len(tried) < self.misfits else ""
-            return f"outputs were swapped between records: {pairs}"
-        rate, name, own = next(one for one in fitting if "of record" not in one[1])
-        return (
-            f"another prompt or template: {name} fits, {rate:.0%} of record {own!r}'s tokens are then the model's best"
+        pairs = ", ".join(
+            f"{own!r} fits the prompt of record {name!r} ({rate:.0%})" for rate, name, own in fits[:TRIED]
         )
+        if len(fits[:TRIED]) < max(self.misfits, len(tried)):
+            pairs += f"; {len(fits)} of {len(tried)} tried fit another's"
+        return f"outputs were swapped between records: {pairs}"
 
     def _alike(self, found: Examined) -> list[tuple[str | int, Sequence[int]]]:
         """Gives the prompts of other records that share the most with an answer: each token counts as much as it is rare."""

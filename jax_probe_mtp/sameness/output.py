@@ -1,15 +1,19 @@
 """An output of any framework, and what was found of it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.generation.text_stream import TextStream
 from jax_probe_mtp.model.checkpoint import Checkpoint
-from jax_probe_mtp.sameness.own_choices import Choices
+from jax_probe_mtp.sameness.own_choices import Choices, choices_of
 from jax_probe_mtp.sameness.verdicts import Verdict
+
+FITS = 0.9  # share of tokens that are the model's best where a prompt is the one that was used
+TRIED_TOKENS = 32  # of an output, where many prompts are tried
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,42 @@ class Examined:
     choices: Choices | None = None
     is_ambiguous: np.ndarray | None = None
     next_token: int | None = None
+
+
+def best_fits(
+    checkpoint: Checkpoint,
+    found: Sequence[Examined],
+    prompts_of: Callable[[Examined], Iterable[tuple[str | int, Sequence[int]]]],
+    batch_size: int,
+) -> list[tuple[float, str | int, str | int]]:
+    """Finds the prompts that fit outputs, where one fits, and better than the output's own.
+
+    Args:
+      checkpoint: the model.
+      found: the outputs.
+      prompts_of: gives the prompts that are tried on an output, by name.
+      batch_size: texts that are tried at a time.
+
+    Returns:
+      For each such output the share of its first tokens that are the model's best, the prompt's name, and the record's.
+    """
+    asked = [(n, name, ids) for n, each in enumerate(found) for name, ids in prompts_of(each)]
+    texts = [(list(ids), list(found[n].output.token_ids[:TRIED_TOKENS])) for n, _, ids in asked]
+    best: dict[int, tuple[float, int]] = {}
+    for place, choices in choices_of(checkpoint, texts, None, batch_size) if texts else []:
+        n, rate = asked[place][0], _rate(choices.best_BA, texts[place][1])
+        best[n] = max(best.get(n, (0.0, 0)), (rate, -place))  # of equal ones the first
+    fits = []
+    for n, (rate, place) in sorted(best.items()):
+        own = found[n].choices
+        assert own is not None
+        if rate >= FITS and rate > _rate(own.best_BA[:TRIED_TOKENS], found[n].output.token_ids):
+            fits.append((rate, asked[-place][1], found[n].output.prompt.id))
+    return fits
+
+
+def _rate(best_A: Any, given: Sequence[int]) -> float:
+    return float(np.mean(np.asarray(best_A) == np.asarray(given[: len(best_A)])))
 
 
 def whole_part(checkpoint: Checkpoint, output: Output, settings: Settings) -> tuple[int, str | None]:

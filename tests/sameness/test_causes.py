@@ -13,9 +13,11 @@ from conftest import BASE, make_tiny
 from jax_probe_mtp.decoding.settings import Prompt, Settings
 from jax_probe_mtp.drafting import Plain
 from jax_probe_mtp.generation.decoder import Decoder
-from jax_probe_mtp.sameness.causes import TEMPERATURES
+from jax_probe_mtp.sameness.causes import TEMPERATURES, Causes
 from jax_probe_mtp.sameness.file_report import FileReport
-from jax_probe_mtp.sameness.output import Output
+from jax_probe_mtp.sameness.output import Examined, Output
+from jax_probe_mtp.sameness.own_choices import Choices
+from jax_probe_mtp.sameness.verdicts import DIVERGED, Verdict
 
 LIMIT = 60
 SETTINGS = Settings(batch_size=24, max_new_tokens=LIMIT)
@@ -147,6 +149,33 @@ def test_two_swapped_records_of_many_are_no_fault_of_the_weights(model):
     assert found.startswith("outputs were swapped between records: ")
 
 
+def test_swapped_records_are_named_where_half_of_the_prompts_are_missing(model):
+    """Every second answer is the next record's; of the first three that are asked one at most fits a prompt of the file."""
+    answers = model.answers()
+    moved = answers[1:] + answers[:1]
+    there = [n for n in range(24) if n % 4 in (0, 1)]  # those of n = 1, 5, ... have no prompt here
+    outputs = [
+        Output(prompt=Prompt(id=f"r{n}", token_ids=PROMPTS[n]), token_ids=moved[n], limit=LIMIT)
+        for n in sorted(there, key=lambda n: n % 4 == 0)
+    ]
+    report = FileReport(model.checkpoint, SETTINGS, True)
+    list(report.verdicts(outputs))
+    [found] = report.causes
+    assert found.startswith("outputs were swapped between records: ")
+    assert "'r0' fits the prompt of record 'r1'" in found
+    assert "'r1' fits" not in found
+
+
+def test_answers_to_prompts_that_are_not_there_are_not_said_to_be_swapped(model):
+    answers, half = model.answers(), range(0, 24, 2)
+    outputs = [
+        Output(prompt=Prompt(id=f"r{n}", token_ids=PROMPTS[n]), token_ids=answers[n + 1], limit=LIMIT) for n in half
+    ]
+    report = FileReport(model.checkpoint, SETTINGS, True)
+    list(report.verdicts(outputs))
+    assert not any("swapped" in line for line in report.causes)
+
+
 @pytest.mark.parametrize("scale", [1, 3])
 def test_another_prompt_is_named_where_it_is_tried(models, scale):
     asked = models[scale].answers([[*SYSTEM, *ids] for ids in PROMPTS])
@@ -201,3 +230,27 @@ def test_few_tokens_have_no_cause(model):
     found = model.causes(answers)
     assert len(found) <= 1
     assert all("cut off" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("gap", "number", "named"),
+    [
+        (0.5, 12, "another prompt, template"),
+        (0.05, 12, "weights that differ a little everywhere"),  # eight bits where two tokens nearly tie
+        (0.05, 6, None),  # too few to tell
+    ],
+)
+def test_answers_that_open_otherwise_by_a_hair_have_no_other_prompt(model, gap, number, named):
+    """Of 12 answers some have another first token than the model's best, and all others are its best."""
+    causes = Causes(end_ids=(EOS,), settings=SETTINGS)
+    best = np.full(50, 7)
+    for n in range(12):
+        given = np.where((np.arange(50) == 0) & (n < number), 8, 7)
+        choices = Choices(best_BA=best, best_score_BA=np.ones(50), given_score_BA=np.where(given == 7, 1, 1 - gap))
+        output = Output(prompt=Prompt(id=n, token_ids=[n + 1, 3]), token_ids=given.tolist(), limit=50)
+        causes.add(
+            Examined(output=output, verdict=Verdict(id=n, kind=DIVERGED, num_tokens=50), choices=choices),
+            is_drawn=False,
+        )
+    found = causes.lines(model.checkpoint, 4)
+    assert (found[0].startswith(named) and len(found) == 1) if named else not found
