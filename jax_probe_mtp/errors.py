@@ -1,13 +1,14 @@
 """How the commands say that something is wrong, and read arguments: one line on stderr, exit status 2."""
 
 import argparse
+import difflib
 import importlib.metadata
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 
@@ -72,6 +73,18 @@ def _wrong_with_device() -> str | None:
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, without the usage text around it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses a flag that there is not, before one that is missing for it, and names the one that was meant."""
+        flags = list(self._option_string_actions)
+        for arg in sys.argv[1:] if args is None else args:
+            name = arg.partition("=")[0]
+            if arg == "--" or (self._subparsers and not arg.startswith("-")):  # what follows is a command's
+                break
+            if name.startswith("--") and not any(flag.startswith(name) for flag in flags):
+                near = difflib.get_close_matches(name, flags, 1)
+                self.error(f"there is no flag {name}{f'; did you mean {near[0]}?' if near else ''}")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")

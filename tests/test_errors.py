@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from jax_probe_mtp.errors import exit_status
+from jax_probe_mtp.errors import Parser, exit_status
 
 
 def raising(error):
@@ -70,3 +70,36 @@ def test_a_reader_that_has_gone_is_no_error():
         run.stdout.close()
         assert run.stderr.read() == b""
         assert run.wait() == 141
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--modle", "x"], "there is no flag --modle; did you mean --model?"),  # not that --model is missing
+        (["--model", "x", "--batch-sise=4"], "there is no flag --batch-sise; did you mean --batch-size?"),
+        (["--model", "x", "--zzz"], "there is no flag --zzz"),
+        (["command", "--quiett"], "there is no flag --quiett; did you mean --quiet?"),
+    ],
+)
+def test_a_flag_that_there_is_not_is_named_with_the_one_that_was_meant(capsys, args, says):
+    parser = Parser(prog="p")
+    if args[0] == "command":
+        command = parser.add_subparsers(parser_class=Parser).add_parser("command")
+        command.add_argument("--quiet", action="store_true")
+    else:
+        parser.add_argument("--model", required=True)
+        parser.add_argument("--batch-size")
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(args)
+    assert end.value.code == 2
+    prog = "p command" if args[0] == "command" else "p"
+    assert capsys.readouterr().err == f"error: {says} (see {prog} --help)\n"
+
+
+def test_flags_may_be_shortened_and_values_look_like_anything():
+    parser = Parser(prog="p")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--top", type=int)
+    parser.add_argument("rest", nargs="*")
+    args = parser.parse_args(["--mod=--zzz", "--top", "-1", "--", "--yyy"])
+    assert (args.model, args.top, args.rest) == ("--zzz", -1, ["--yyy"])
