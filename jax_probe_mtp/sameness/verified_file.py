@@ -126,8 +126,8 @@ def verify_file(
     )
 
 
-def check_tokenizer(checkpoint: Checkpoint, other: Checkpoint, name: str) -> None:
-    """Raises ValueError where another model, called `name` in the message, has other tokens."""
+def check_tokenizer(checkpoint: Any, other: Any, name: str) -> None:
+    """Raises ValueError where another model, called `name` in the message, has other tokens; both may yet have no weights."""
     mine, theirs = (each.tokenizer.get_vocab() for each in (checkpoint, other))
     if mine != theirs:
         differing = next(iter(sorted(mine.items() ^ theirs.items())), None)

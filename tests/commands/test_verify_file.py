@@ -1,5 +1,6 @@
 """`verify --outputs`, what it says of a file as a whole: flags, tests with an error rate, tables, exit statuses."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from checkpoints import make_checkpoint, write_folder
 from conftest import BASE, make_tiny
 from support.commands import assert_refused, write
+
+from checkpoints_convert.load import OpenedCheckpoint
 
 LIMIT, RECORDS = 40, 60
 PROMPT_IDS = np.random.default_rng(3).integers(0, 57, (RECORDS, 6)).tolist()
@@ -94,6 +97,16 @@ def test_the_model_that_made_the_outputs_explains_them(answers, verify, other, t
     found = json.loads((tmp_path / "r.json").read_text())["file"]["against_model"]
     assert found["log_likelihood_ratio"] < -100
     assert found["decided_after_tokens"] < 40
+
+
+def test_a_model_with_other_tokens_is_refused_before_weights_are_read(answers, run, model, tmp_path, monkeypatch):
+    made, strange = answers("o.jsonl"), make_checkpoint(make_tiny(dataclasses.replace(BASE, vocab_size=62)))
+    folder = str(write_folder(tmp_path / "strange", strange))
+    monkeypatch.setattr(OpenedCheckpoint, "load", lambda *_: pytest.fail("weights were read"))
+    flags = ["--outputs", made, "--max-new-tokens", LIMIT, "--against-model", folder]
+    assert_refused(
+        run("verify", "--model", model, *map(str, flags)), f"{folder} has another tokenizer (('w61', 61) is in"
+    )
 
 
 def test_a_table_a_figure_and_a_share_for_ci(answers, verify, tmp_path):

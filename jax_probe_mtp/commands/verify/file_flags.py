@@ -157,7 +157,12 @@ class WholeFile:
 
 
 def whole_file(
-    args: argparse.Namespace, files: FilesToVerify, checkpoint: Checkpoint, encode: Encoder, settings: Settings
+    args: argparse.Namespace,
+    files: FilesToVerify,
+    checkpoint: Checkpoint,
+    encode: Encoder,
+    settings: Settings,
+    other: Any = None,
 ) -> WholeFile:
     """Makes the report on a file; the baseline, if there is one, is examined here.
 
@@ -167,8 +172,10 @@ def whole_file(
       checkpoint: the model.
       encode: turns records into tokens.
       settings: those of outputs that have none of their own.
+      other: what `open_other` gave.
     """
-    report = files.report(checkpoint, encode, settings, other=_other_model(args, checkpoint))
+    loaded = None if other is None else other.load()
+    report = files.report(checkpoint, encode, settings, other=loaded and (_named(loaded), loaded))
     return WholeFile(report, _named(checkpoint), args)
 
 
@@ -176,7 +183,8 @@ def _named(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.name} ({checkpoint.number_format})"
 
 
-def _other_model(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[str, Checkpoint] | None:
+def open_other(args: argparse.Namespace, opened: Any) -> Any:
+    """Opens the model of --against-model, None without one; refuses one with other tokens than the opened one has."""
     if args.against_model is None:
         return None
     asked = {
@@ -185,6 +193,6 @@ def _other_model(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[str,
         "dtype": args.against_dtype or args.dtype,
         "weights": args.against_weights,
     }
-    other = options.load(argparse.Namespace(**vars(args) | asked))
-    check_tokenizer(checkpoint, other, f"--against-model {args.against_model}")
-    return _named(other), other
+    other = options.open_model(argparse.Namespace(**vars(args) | asked))
+    check_tokenizer(opened, other, f"--against-model {args.against_model}")
+    return other

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from jax_probe_mtp.commands import draft_options, model_defaults, options
-from jax_probe_mtp.commands.verify.file_flags import whole_file
+from jax_probe_mtp.commands.verify.file_flags import open_other, whole_file
 from jax_probe_mtp.commands.verify.report import described_run, report
 from jax_probe_mtp.files.formats.known import AUTO
 from jax_probe_mtp.sameness.frequencies import judge_frequencies
@@ -56,13 +56,14 @@ def verify_outputs(args: argparse.Namespace) -> int:
     opened = options.open_model(args)
     settings = model_defaults.settings_of(args, opened.generation_defaults, settings)
     files.check(opened.config, settings)
+    other = open_other(args, opened)
     checkpoint = opened.load()
     encode = options.encoder(args, opened.tokenizer)
     run = described_run(args, checkpoint, settings) | {"outputs": args.outputs.name, **_seen(args.outputs)}
     if args.frequencies:
         found = judge_frequencies(checkpoint, files.outputs(checkpoint, encode, settings), settings)
         return report(found, f"First tokens of {args.outputs.name}", run, args)
-    whole = whole_file(args, files, checkpoint, encode, settings)
+    whole = whole_file(args, files, checkpoint, encode, settings, other)
     asked = {"baseline": args.baseline.name if args.baseline else None, "against_model": args.against_model}
     run |= {"format": files.format, "knows_seeds": files.knows_seeds, **asked}
     with whole.asked():
