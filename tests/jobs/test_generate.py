@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,10 @@ def test_logprobs_and_stats(generate, tiny, tmp_path):
     assert stats["tokens_per_second"] == pytest.approx(tokens / stats["seconds"])
     assert 5 * 10**7 < stats["peak_host_bytes"] < 10**11
     assert (stats["rows_per_call"], stats["mesh"]) == (33, None)
+    page = (Path(__file__).parents[2] / "docs" / "batch.md").read_text(encoding="utf-8")
+    rows = page.partition("### Statistics")[2].partition("## ")[0].splitlines()
+    named = re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows if row.startswith("| `")))
+    assert sorted(named) == sorted(stats)
     assert stats["run"] == json.loads((tmp_path / "answers.jsonl.run.json").read_text())
     own = {"draft": "probe:7+3", "logprobs": True, "top_logprobs": 4, "prompt_logprobs": True, "stop": []}
     assert stats["run"]["settings"] | own == stats["run"]["settings"]
