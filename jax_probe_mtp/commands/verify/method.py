@@ -28,8 +28,6 @@ def verify_method(args: argparse.Namespace) -> int:
     records = options.read_records(args)  # before anything slow starts
     category_of = categories(args.input) if args.input else {}
     if args.against == "torch":
-        if importlib.util.find_spec("torch") is None:
-            raise ValueError("--against torch needs torch: pip install '.[torch]' from a checkout installs it.")
         if args.exact or max([settings.temperature, *(record.temperature or 0 for record in records)]) > 0:
             raise ValueError(
                 "--against torch compares greedy tokens of the ordinary mode; leave --exact and temperatures out."
@@ -39,6 +37,8 @@ def verify_method(args: argparse.Namespace) -> int:
         if args.use_generation_config or settings.is_penalized or any(record.is_penalized for record in records):
             asked = f"{', '.join(PENALTIES)} and --use-generation-config"
             raise ValueError(f"--against torch compares greedy tokens without {asked}; leave them out.")
+        if importlib.util.find_spec("torch") is None:
+            raise ValueError("--against torch needs torch: pip install '.[torch]' from a checkout installs it.")
     opened = options.open_model(args)
     settings = model_defaults.settings_of(args, opened.generation_defaults, settings)
     for record in records:
