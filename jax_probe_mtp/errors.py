@@ -81,7 +81,10 @@ class Parser(argparse.ArgumentParser):
             name = arg.partition("=")[0]
             if arg == "--" or (self._subparsers and not arg.startswith("-")):  # what follows is a command's
                 break
-            if name.startswith("--") and not any(flag.startswith(name) for flag in flags):
+            is_known = name in flags or (self.allow_abbrev and any(flag.startswith(name) for flag in flags))
+            if (
+                name.startswith("--") and " " not in arg and not is_known
+            ):  # what has a space is a value, as argparse has it
                 near = difflib.get_close_matches(name, flags, 1)
                 self.error(f"there is no flag {name}{f'; did you mean {near[0]}?' if near else ''}")
         return super().parse_known_args(args, namespace)

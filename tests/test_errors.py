@@ -103,3 +103,12 @@ def test_flags_may_be_shortened_and_values_look_like_anything():
     parser.add_argument("rest", nargs="*")
     args = parser.parse_args(["--mod=--zzz", "--top", "-1", "--", "--yyy"])
     assert (args.model, args.top, args.rest) == ("--zzz", -1, ["--yyy"])
+    assert parser.parse_args(["--model", "--- a title\nand more"]).model == "--- a title\nand more"
+
+
+def test_where_flags_may_not_be_shortened_a_short_one_is_named(capsys):
+    parser = Parser(prog="p", allow_abbrev=False)
+    parser.add_argument("--model", required=True)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--mod", "x"])
+    assert capsys.readouterr().err == "error: there is no flag --mod; did you mean --model? (see p --help)\n"

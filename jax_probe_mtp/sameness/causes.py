@@ -19,7 +19,7 @@ from jax_probe_mtp.sameness.verdicts import DIVERGED
 
 KEPT = 24  # answers that other prompts and temperatures are tried on
 TRIED = 3  # of them, answers that each other prompt is tried on
-# Those that prompts of other records are tried on where the first ones fit none: the record that an answer belongs to may be
+# Those that prompts of other records are tried on where few of the first ones fit: the record that an answer belongs to may be
 # missing from the file.
 TRIED_ON_RECORDS = 15
 # Measured (docs/verify.md): under another prompt the first tokens differ three times as often as those behind the sixteenth, or
@@ -220,7 +220,8 @@ class Causes:
         fits, tried = best_fits(checkpoint, first, self._alike, batch_size), first
         if len(fits) * 2 < len(tried):
             fits, tried = fits + best_fits(checkpoint, rest, self._alike, batch_size), answers
-        if not fits or len(fits) < min(2, len(tried)):  # one may fit by chance
+        # One may fit by chance, and one prompt that fits several answers is no swapped record's.
+        if not fits or len({name for _, name, _ in fits}) < min(2, len(tried)):
             return None
         pairs = ", ".join(
             f"{own!r} fits the prompt of record {name!r} ({rate:.0%})" for rate, name, own in fits[:TRIED]
@@ -230,7 +231,12 @@ class Causes:
         return f"outputs were swapped between records: {pairs}"
 
     def _alike(self, found: Examined) -> list[tuple[str | int, Sequence[int]]]:
-        """Gives the prompts of other records that share the most with an answer: each token counts as much as it is rare."""
+        """Gives the prompts of other records that share the most with an answer: each token counts as much as it is rare.
+
+        None for a short answer, such as a label, which fits many.
+        """
+        if len(found.output.token_ids) < LEAST_OF_ANSWER:
+            return []
         prompts = {key: set(ids) for key, ids in self._prompts.items()}
         count_of = Counter(token for tokens in prompts.values() for token in tokens)
         own, answer = (found.output.prompt.id, found.output.prompt.sample), set(found.output.token_ids)

@@ -176,6 +176,27 @@ def test_answers_to_prompts_that_are_not_there_are_not_said_to_be_swapped(model)
     assert not any("swapped" in line for line in report.causes)
 
 
+def test_one_answer_in_several_places_is_no_swap(model):
+    """That of r1 stands under r0 and r5, where two of fifteen fit a prompt, and noise under all others."""
+    draw = np.random.default_rng(4)
+    given = [draw.integers(3, 61, LIMIT).tolist() for _ in PROMPTS]
+    given[0] = given[5] = model.answers()[1]
+    assert not any("swapped" in line for line in model.causes(given))
+
+
+def test_short_answers_are_not_said_to_be_swapped(model):
+    """Labels fit many prompts: two tokens, even where they are swapped, tell nothing."""
+    prompts = [ids.tolist() for ids in np.random.default_rng(5).integers(0, 61, (60, 6))]
+    answers = [answer[:2] for answer in model.answers(prompts)]
+    outputs = [
+        Output(prompt=Prompt(id=n, token_ids=ids), token_ids=answers[n - 1], limit=2) for n, ids in enumerate(prompts)
+    ]
+    report = FileReport(model.checkpoint, SETTINGS, True)
+    list(report.verdicts(outputs))
+    assert report.causes
+    assert not any("swapped" in line for line in report.causes)
+
+
 @pytest.mark.parametrize("scale", [1, 3])
 def test_another_prompt_is_named_where_it_is_tried(models, scale):
     asked = models[scale].answers([[*SYSTEM, *ids] for ids in PROMPTS])
