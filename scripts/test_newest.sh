@@ -8,6 +8,7 @@ for PYTHON in python3.14 python3.13 python3.12 "${PYENV_ROOT:-$HOME/.pyenv}"/ver
 done
 [ "$PYTHON" != none ] || { echo "no Python 3.12 or later: the newest JAX is not tested" >&2; exit 0; }
 VENV=.venv-newest
+rm -rf "$VENV"  # its packages are to be today's
 source scripts/setup.sh
 setup "[test]"
 "$VENV/bin/python" -c 'import sys, jax; print(f"Python {sys.version.split()[0]}, JAX {jax.__version__}", file=sys.stderr)'

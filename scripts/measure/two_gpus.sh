@@ -15,7 +15,6 @@ set -uo pipefail
 folder=$1 model=$2 small=$3 questions=$4
 here=$(dirname "$0")
 mkdir -p "$folder"
-export XLA_PYTHON_CLIENT_PREALLOCATE=false  # each process of a comparison takes a little
 failed=()
 run() { # name, command...
   echo "== $1" >&2
@@ -23,7 +22,10 @@ run() { # name, command...
 }
 
 # Which tokens: random weights in all ways, then a checkpoint, then its exact mode against plain decoding at one row.
-meshes() { run "$1" python "$here/../stress/meshes.py" --processes "${PROCESSES:-4}" --output "$folder/$1.json" "${@:2}"; }
+meshes() { # several processes on the same GPUs, each of which takes a little memory
+  run "$1" env XLA_PYTHON_CLIENT_PREALLOCATE=false \
+    python "$here/../stress/meshes.py" --processes "${PROCESSES:-4}" --output "$folder/$1.json" "${@:2}"
+}
 meshes tokens-random --shape "${SHAPE:-qwen2.5-0.5b}" --layers "${LAYERS:-4}"
 meshes tokens --model "$model" --input "$questions" --limit "${LIMIT:-12}" --max-new-tokens 64
 meshes tokens-exact --model "$model" --input "$questions" --limit "${LIMIT:-12}" --max-new-tokens 64 --exact --meshes tensor=2 data=2
