@@ -36,6 +36,22 @@ DECODING = (
         tests=("tests/decoding/test_verify.py",),
     ),
     Fault(
+        name="greedy-walk-takes-another-branch",
+        breaks="where all own tokens are known, the walk goes to a node of the right depth and token under another parent",
+        file="jax_probe_mtp/decoding/verify.py",
+        old="is_next_BNN = tree.parent_BN[:, None] == number_N[None, :, None]",
+        new="is_next_BNN = tree.depth_BN[:, None] == tree.depth_BN[..., None] + 1",
+        tests=("tests/decoding/test_verify.py",),
+    ),
+    Fault(
+        name="greedy-walk-goes-past-its-end",
+        breaks="where all own tokens are known, a walk that has ended goes on from the root, and its drafts are counted",
+        file="jax_probe_mtp/decoding/verify.py",
+        old="jnp.where(next_BN < number_N.size, next_BN, number_N[None])",
+        new="jnp.where(next_BN < number_N.size, next_BN, 0)",
+        tests=("tests/decoding/test_verify.py",),
+    ),
+    Fault(
         name="mask-at-its-owners-position",
         breaks="masks sit one position too early, the first where its owner does",
         file="jax_probe_mtp/decoding/block.py",
