@@ -81,10 +81,9 @@ class Parser(argparse.ArgumentParser):
             name = arg.partition("=")[0]
             if arg == "--" or (self._subparsers and not arg.startswith("-")):  # what follows is a command's
                 break
-            is_known = name in flags or (self.allow_abbrev and any(flag.startswith(name) for flag in flags))
-            if (
-                name.startswith("--") and " " not in arg and not is_known
-            ):  # what has a space is a value, as argparse has it
+            if not name.startswith("--") or " " in arg:  # a value: argparse, too, takes what has a space for one
+                continue
+            if name not in flags and not (self.allow_abbrev and any(flag.startswith(name) for flag in flags)):
                 near = difflib.get_close_matches(name, flags, 1)
                 self.error(f"there is no flag {name}{f'; did you mean {near[0]}?' if near else ''}")
         return super().parse_known_args(args, namespace)

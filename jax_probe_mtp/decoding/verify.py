@@ -83,7 +83,9 @@ def walk(
 
 
 def follow(tree: Tree, own_BN: jax.Array, *, max_depth: int, max_accept: jax.Array | int | None = None) -> Accepted:
-    """Does what `walk` does where every node's own next token is known: a walk through numbers, a few kernels in all.
+    """Does what `walk` does where every node's own next token is known: finds the right child of each node, then walks.
+
+    So a GPU runs a few kernels in all, not some for each depth.
 
     Args:
       tree: the drafts that were in the call.
@@ -91,8 +93,11 @@ def follow(tree: Tree, own_BN: jax.Array, *, max_depth: int, max_accept: jax.Arr
       max_depth: edges from the root to the deepest node; static.
       max_accept: int32 scalar, drafts accepted at most. None is no limit.
     """
-    if max_depth <= 1:  # fewer kernels still
-        own = lambda node_B, depth, chosen_BD: jnp.take_along_axis(own_BN, node_B[:, None], axis=1)[:, 0]  # noqa: E731
+    if max_depth <= 1:  # looking at one depth takes fewer kernels still
+
+        def own(node_B: jax.Array, depth: jax.Array | int, chosen_BD: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(own_BN, node_B[:, None], axis=1)[:, 0]
+
         return walk(tree, own, max_depth=max_depth, max_accept=max_accept)
     number_N = jnp.arange(tree.token_BN.shape[1], dtype=jnp.int32)
     is_next_BNN = tree.parent_BN[:, None] == number_N[None, :, None]  # [b, i, j]: j is i's child

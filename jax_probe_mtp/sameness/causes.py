@@ -233,7 +233,7 @@ class Causes:
     def _alike(self, found: Examined) -> list[tuple[str | int, Sequence[int]]]:
         """Gives the prompts of other records that share the most with an answer: each token counts as much as it is rare.
 
-        None for a short answer, such as a label, which fits many.
+        None at all for a short answer, such as a label, which fits many.
         """
         if len(found.output.token_ids) < LEAST_OF_ANSWER:
             return []

@@ -1,6 +1,6 @@
 """Plants faults in copies of the product's code, one at a time, and says which tests catch each.
 
-    python scripts/stress/planted_faults.py --json R.json --page P.md       # all, five minutes on two cores
+    python scripts/stress/planted_faults.py --json R.json --page P.md       # all, six minutes on two cores
     python scripts/stress/planted_faults.py --only walk-never-accepts       # one; --list names them
 
 A fault is a mistake of meaning that somebody could make (`faults/`), with the test files that ought to catch it. It is
